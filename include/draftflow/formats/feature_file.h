@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Files of captured features as users have them: torch .ckpt, .ckpt.gz and .safetensors. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+#include "draftflow/formats/tensor.h"
+
+namespace draftflow {
+
+// A .ckpt.gz that grows past this many bytes when unpacked is refused (InvalidArgument): a small file cannot fill memory.
+constexpr std::uint64_t kMaxUnpackedBytes = 16ULL << 30;
+
+// Every feature file below the folder, sorted by absolute path (byte order). Symbolic links to files are followed, links
+// to folders are not. NotFound if the folder does not exist.
+std::vector<std::filesystem::path> list_feature_files(const std::filesystem::path& folder);
+
+// The tensors of one file, whatever its kind; the kind is told by the ending. A top-level value that is no tensor is
+// InvalidArgument, naming it. Files are read whole (not mapped), so a file cut short meanwhile is Corrupt, not a SIGBUS.
+TensorMap load_feature_file(const std::filesystem::path& path);
+
+}  // namespace draftflow
