@@ -52,8 +52,4 @@ using CaptureCallback = std::function<void(const CaptureProgress&)>;
 // Returns when every prompt is captured or failed, or soon after `stop` is set (its leases are given back first).
 CaptureProgress run_capture(const CaptureOptions& options, const CaptureCallback& on_progress, const std::atomic<bool>& stop);
 
-// The default layers for a target of this depth: {1, L/2 - 1, L - 4}; InvalidArgument below 7 layers, where the formula
-// repeats itself and layers must be named.
-std::vector<int> default_capture_layers(int num_layers);
-
 }  // namespace draftflow

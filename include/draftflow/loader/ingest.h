@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Offline entry: a folder of feature files, as users have them, becomes committed file:// refs in a ledger. Each file is
-// read and checked once; a bad one is reported and left out, and never stops the rest. Idempotent. Needs no libtorch.
+// read and checked once; a bad one is reported and left out, and never stops the rest. Idempotent: a file that is committed is
+// not read again. Needs no libtorch. The n-th file, by absolute path, is sample {run_id}:{n:08d}; the ledger is declared
+// kind=offline, and its prompts need no closing, since an offline set ends with its last ref. Disk full and the other errors
+// of the ledger are thrown; what is committed by then stays.
 #pragma once
 
 #include <atomic>
@@ -27,8 +30,9 @@ struct IngestFailure {
 };
 
 struct IngestReport {
-  std::int64_t files = 0, committed = 0, already = 0, tokens = 0;
-  std::uint64_t bytes = 0;
+  std::int64_t files = 0, committed = 0, already = 0;  // files: looked at
+  std::int64_t tokens = 0;                             // of the files newly committed, whatever their loss mask
+  std::uint64_t bytes = 0;                             // their tensor bytes
   std::vector<IngestFailure> failed;
 };
 

@@ -57,7 +57,8 @@ class FeatureStore {
   virtual SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) = 0;
 
   // Exactly the ref's generation, copied into memory of the caller's; only the named tensors (empty: all) are read.
-  // NotFound: freed, superseded, never written, or another incarnation. Corrupt: bytes, dtype or shape differ.
+  // They come in the ref's order. NotFound: freed, superseded, never written, another incarnation or store, or a name that
+  // the ref lacks. Corrupt: bytes, dtype or shape differ.
   virtual TensorMap get(const SampleRef& ref, const std::vector<std::string>& names = {}) = 0;
 
   // That generation is at once not gettable. Idempotent; an unknown ref is fine. True if it was there.
@@ -66,6 +67,8 @@ class FeatureStore {
   // Clears the temporaries of writers that died and retires superseded generations. Touches nothing a reader holds.
   virtual GcReport gc() = 0;
 
+  // The shared directory walks its samples for this and for gc: ask now and then, not per sample. Backpressure reads the
+  // ledger's figure instead.
   virtual StoreHealth health() = 0;
 };
 

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "draftflow/capture/worker.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/random.h"
+#include "draftflow/flow/backpressure.h"
+#include "draftflow/ledger/ledger.h"
+#include "draftflow/model/bridge.h"
+#include "draftflow/model/capture_layers.h"
+#include "draftflow/model/llama.h"
+#include "draftflow/model/prompts.h"
+#include "draftflow/store/feature_store.h"
+
+namespace draftflow {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::json;
+constexpr std::size_t kIngestBatch = 256;    // prompts a transaction
+constexpr auto kPoll = std::chrono::milliseconds(50);
+constexpr double kFullDiskSeconds = 60;      // how long a put waits for room before the worker gives up
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+std::vector<TokenCount> count_tokens(const Prompt& prompt) {
+  std::map<std::int64_t, std::int64_t> counts;
+  for (std::size_t i = 0; i < prompt.input_ids.size(); ++i) {
+    if (prompt.loss_mask[i] == 1) ++counts[prompt.input_ids[i]];
+  }
+  std::vector<TokenCount> list;
+  for (const auto& [token, count] : counts) list.push_back({token, count, 0});  // the ledger knows the row
+  return list;
+}
+
+PromptTask make_task(const Prompt& prompt, std::size_t index, const CaptureOptions& options) {
+  PromptTask task{.task_id = TaskId(fmt::format("{}:{:08}", options.run_id, index)), .run_id = RunId(options.run_id)};
+  task.source_id = fmt::format("{}:{}", options.prompts.filename().string(), prompt.line);
+  Json payload = Json::object();
+  if (prompt.error) {
+    payload["error"] = *prompt.error;
+  } else {
+    payload["input_ids"] = prompt.input_ids;
+    payload["loss_mask"] = prompt.loss_mask;
+  }
+  task.payload = payload.dump();
+  task.max_length = options.max_length;
+  return task;
+}
+
+class Worker {
+ public:
+  Worker(const CaptureOptions& options, const CaptureCallback& on_progress, const std::atomic<bool>& stop)
+      : options_(options),
+        on_progress_(on_progress),
+        stop_(stop),
+        holder_(random_hex128()),
+        ledger_(open_sqlite_ledger(options.ledger)),
+        folder_(options.target),
+        config_(parse_llama_config(folder_.config_json(), (options.target / "config.json").string())),
+        layers_(options.layers.empty() ? default_capture_layers(static_cast<int>(config_.num_hidden_layers)) : options.layers) {
+    check_capture_layers(layers_, static_cast<int>(config_.num_hidden_layers));
+    ledger_->declare("kind", "stream");
+    ledger_->declare("capture_layers", Json(layers_).dump());
+  }
+
+  CaptureProgress run() {
+    if (!options_.prompts.empty()) ingest();
+    if (!options_.ingest_only) capture_all();
+    report(false);
+    return progress_;
+  }
+
+ private:
+  void ingest() {
+    const std::int64_t context = config_.max_position_embeddings;
+    const std::int64_t longest = options_.max_length > 0 ? std::min(options_.max_length, context) : context;
+    const Tokenizer tokenizer(options_.tokenizer.empty() ? options_.target / "tokenizer.model" : options_.tokenizer);
+    const std::vector<Prompt> prompts = read_prompts(options_.prompts, tokenizer, longest, config_.vocab_size);
+    for (std::size_t begin = 0; begin < prompts.size(); begin += kIngestBatch) {
+      std::vector<PromptTask> tasks;
+      std::vector<std::vector<TokenCount>> counts;
+      for (std::size_t i = begin; i < std::min(prompts.size(), begin + kIngestBatch); ++i) {
+        tasks.push_back(make_task(prompts[i], i, options_));
+        counts.push_back(prompts[i].error ? std::vector<TokenCount>{} : count_tokens(prompts[i]));
+      }
+      ledger_->ingest_prompts(tasks, counts);
+    }
+    if (!options_.keep_open) ledger_->close_prompts();
+  }
+
+  void capture_all() {
+    const Llama target = Llama::load(folder_, at::kFloat);
+    const auto store = create_shared_dir_store(options_.store.parent_path(), StoreId(options_.store.filename().string()),
+                                               {.durable = options_.durable});
+    Backpressure backpressure({.high_bytes = options_.high_watermark_bytes, .low_bytes = options_.low_watermark_bytes});
+    while (!stop_.load()) {
+      if (backpressure.update(ledger_->status().resident_bytes)) {
+        pause();
+        continue;
+      }
+      const PromptAnswer answer = ledger_->lease_prompts(holder_, options_.lease_tasks, options_.lease_ms);
+      if (answer.finished) break;
+      if (answer.leases.empty()) std::this_thread::sleep_for(kPoll);
+      for (const PromptLease& lease : answer.leases) {
+        if (stop_.load()) break;
+        const auto start = Clock::now();
+        capture_one(target, *store, lease);
+        progress_.busy_seconds += seconds_since(start);
+        report(false);
+      }
+    }
+    ledger_->return_leases(holder_);
+  }
+
+  void pause() {
+    const auto start = Clock::now();
+    std::this_thread::sleep_for(kPoll);
+    progress_.paused_seconds += seconds_since(start);
+    report(true);
+  }
+
+  // One prompt: whatever goes wrong with it is written beside its name, and the next one is taken.
+  void capture_one(const Llama& target, FeatureStore& store, const PromptLease& lease) {
+    const std::string& name = lease.task.task_id.str();
+    try {
+      const TensorMap features = prefill(target, lease);
+      put_and_commit(store, lease, features);
+      ++progress_.captured;
+      progress_.tokens += features[0].second.shape[0];
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kConflict) return;  // the lease was lost: the prompt is another worker's now
+      if (error.kind() != ErrorKind::kInvalidArgument && error.kind() != ErrorKind::kCorrupt) {
+        ledger_->return_leases(holder_);  // the machine's trouble, not the prompt's
+        throw;
+      }
+      ledger_->fail_prompt(lease, fmt::format("prompt {}: {}", name, error.what()), /*retryable=*/false, options_.max_attempts);
+      ++progress_.failed;
+    }
+  }
+
+  TensorMap prefill(const Llama& target, const PromptLease& lease) const {
+    const at::NoGradGuard no_grad;
+    const Json payload = Json::parse(lease.task.payload, nullptr, /*allow_exceptions=*/false);
+    if (!payload.is_object() || payload.contains("error") || !payload.contains("input_ids")) {
+      throw InvalidArgument(payload.is_object() ? payload.value("error", "its payload has no input_ids") : "its payload is no JSON object");
+    }
+    const auto ids = payload["input_ids"].get<std::vector<std::int64_t>>();
+    const auto mask = payload.value("loss_mask", std::vector<std::int64_t>(ids.size(), 1));
+    const at::Tensor tokens = at::tensor(at::ArrayRef<std::int64_t>(ids), at::kLong);
+    const Llama::Output out = target.forward(tokens.unsqueeze(0), layers_);
+    const auto stored = to_torch_dtype(dtype_from_name(options_.dtype));
+    const at::Tensor aux = at::cat(out.captured, -1).to(stored), hidden = out.last_hidden.to(stored);
+    check_finite("aux_hidden_state", aux);
+    check_finite("hidden_state", hidden);
+    return {{"input_ids", from_torch(tokens)},
+            {"loss_mask", from_torch(at::tensor(at::ArrayRef<std::int64_t>(mask), at::kLong))},
+            {"hidden_state", from_torch(hidden)},
+            {"aux_hidden_state", from_torch(aux)}};
+  }
+
+  static void check_finite(const char* name, const at::Tensor& tensor) {
+    const at::Tensor bad = at::isfinite(tensor).logical_not().flatten().nonzero();
+    if (bad.size(0) > 0) {
+      throw Corrupt(fmt::format("{} holds NaN or infinity in {} of {} elements, first at element {}", name, bad.size(0),
+                                tensor.numel(), bad[0][0].item<std::int64_t>()));
+    }
+  }
+
+  void put_and_commit(FeatureStore& store, const PromptLease& lease, const TensorMap& features) {
+    PutMetadata metadata{.run_id = lease.task.run_id};
+    metadata.source_task_id = lease.task.task_id.str();
+    metadata.num_tokens = features[0].second.shape[0];
+    metadata.metadata = {{"format", "\"online_eagle3\""},
+                         {"target_repr", "\"hidden_state\""},
+                         {"aux_hidden_state_layer_ids", Json(layers_).dump()},
+                         {"source", Json(lease.task.source_id).dump()}};
+    const SampleRef ref = put_when_there_is_room(store, features, SampleId(lease.task.task_id.str()), metadata);
+    try {
+      ledger_->commit_sample(ref, lease);
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kConflict) store.remove(ref);
+      throw;
+    }
+    progress_.bytes += ref.estimated_bytes;
+  }
+
+  SampleRef put_when_there_is_room(FeatureStore& store, const TensorMap& features, const SampleId& id,
+                                   const PutMetadata& metadata) {
+    const auto start = Clock::now();
+    for (;;) {
+      try {
+        return store.put(features, id, metadata);
+      } catch (const Error& error) {
+        if (error.kind() != ErrorKind::kExhausted || stop_.load() || seconds_since(start) > kFullDiskSeconds) throw;
+        ledger_->extend_leases(holder_, options_.lease_ms);
+        pause();
+      }
+    }
+  }
+
+  void report(bool paused) {
+    if (!on_progress_) return;
+    const LedgerStatus status = ledger_->status();
+    progress_.total = status.prompts;
+    progress_.done = status.prompts_done + status.prompts_failed;
+    progress_.paused = paused;
+    on_progress_(progress_);
+  }
+
+  const CaptureOptions options_;
+  const CaptureCallback& on_progress_;
+  const std::atomic<bool>& stop_;
+  const HolderId holder_;
+  const std::unique_ptr<Ledger> ledger_;
+  const ModelFolder folder_;
+  const LlamaConfig config_;
+  const std::vector<int> layers_;
+  CaptureProgress progress_;
+};
+
+}  // namespace
+
+CaptureProgress run_capture(const CaptureOptions& options, const CaptureCallback& on_progress, const std::atomic<bool>& stop) {
+  if (options.lease_tasks < 1 || options.lease_ms < 1 || options.threads < 1 || options.max_attempts < 1) {
+    throw InvalidArgument("lease_tasks, lease_ms, threads and max_attempts must be 1 or more");
+  }
+  at::set_num_threads(options.threads);
+  return Worker(options, on_progress, stop).run();
+}
+
+}  // namespace draftflow

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What every backend does alike around a sample's bytes: checks a put's arguments, makes the ref, and holds what a file
+// contains against what a ref promises. Pure functions, thread-safe. Private to this room.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "draftflow/formats/tensor.h"
+#include "draftflow/records/sample_ref.h"
+#include "draftflow/store/feature_store.h"
+
+namespace draftflow::store {
+
+// InvalidArgument, before anything is written, for what could not be stored or would make a ref that cannot be JSON.
+void check_put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata);
+
+std::uint64_t bytes_of(const TensorMap& tensors);
+
+// The ref without generation and incarnation; feature keys are `key_prefix` + name.
+SampleRef make_ref(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata, std::string uri,
+                   const std::string& key_prefix);
+
+// The ref's specs to read, in the ref's order; all for no names. NotFound for a name that the ref lacks, listing its own.
+std::vector<const FeatureSpec*> specs_to_read(const SampleRef& ref, const std::vector<std::string>& names);
+
+// Corrupt, naming both sides, unless dtype and shape are those of the spec.
+void check_against_spec(const FeatureSpec& spec, DType dtype, const std::vector<std::int64_t>& shape, std::string_view what);
+
+}  // namespace draftflow::store

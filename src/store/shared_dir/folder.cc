@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "store/shared_dir/folder.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <memory>
+
+#include "draftflow/base/error.h"
+
+namespace draftflow::store {
+namespace {
+
+constexpr int kFolderFlags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
+
+int open_retrying(int dir, const char* name, int flags, unsigned mode = 0) {
+  for (;;) {
+    const int fd = ::openat(dir, name, flags, mode);
+    if (fd >= 0 || errno != EINTR) return fd;
+  }
+}
+
+bool same_file(int fd, int dir, const char* name) {
+  struct stat ours {
+  }, theirs{};
+  return ::fstat(fd, &ours) == 0 && ::fstatat(dir, name, &theirs, AT_SYMLINK_NOFOLLOW) == 0 && ours.st_dev == theirs.st_dev &&
+         ours.st_ino == theirs.st_ino;
+}
+
+// What a rename or link that failed really means.
+Published settle(int error, const Folder& from, const std::string& temporary, int fd, const Folder& to,
+                 const std::string& name) {
+  // A reply that was lost and asked again: one's own success looks like EEXIST, or like ENOENT after a rename, too.
+  if ((error == EEXIST || error == ENOENT) && same_file(fd, to.fd(), name.c_str())) return Published::kDone;
+  if (error == EEXIST) return Published::kExists;
+  if (error != ENOENT) throw_errno(error, "publishing " + to.shown(name).string());
+  struct stat status {};
+  const bool there = ::fstat(fd, &status) == 0 && status.st_nlink > 0;
+  if (!there) throw Unavailable(fmt::format("{} was removed while it was written: retry", from.shown(temporary).string()));
+  return Published::kFolderGone;
+}
+
+}  // namespace
+
+Folder Folder::open(const std::filesystem::path& path) {
+  return {draftflow::open_file(path, O_RDONLY | O_DIRECTORY), path};
+}
+
+std::optional<Folder> Folder::find(const std::string& name) const {
+  UniqueFd fd(open_retrying(fd_.get(), name.c_str(), kFolderFlags | O_NOFOLLOW));
+  if (fd) return Folder(std::move(fd), shown(name));
+  if (errno == ENOENT) return std::nullopt;
+  if (errno == ELOOP || errno == ENOTDIR) {
+    throw Corrupt(
+        fmt::format("{} is not a folder: draftflow did not make it and follows no link; remove it", shown(name).string()));
+  }
+  throw_errno(errno, "opening the folder " + shown(name).string());
+}
+
+bool Folder::make(const std::string& name) const {
+  if (::mkdirat(fd_.get(), name.c_str(), 0770) == 0) return true;
+  if (errno != EEXIST) throw_errno(errno, "making the folder " + shown(name).string());
+  return false;
+}
+
+Folder Folder::find_or_make(const std::string& name) const {
+  constexpr int kTries = 100;  // each failure means that someone removed it in between
+  for (int i = 0; i < kTries; ++i) {
+    if (auto found = find(name)) return std::move(*found);
+    make(name);
+  }
+  throw Unavailable(fmt::format("{} was removed each of {} times that it was made: retry", shown(name).string(), kTries));
+}
+
+UniqueFd Folder::open_file(const std::string& name, int flags) const {
+  UniqueFd fd(open_retrying(fd_.get(), name.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0660));
+  if (!fd) throw_errno(errno, "opening " + shown(name).string());
+  return fd;
+}
+
+std::optional<UniqueFd> Folder::find_file(const std::string& name, int flags) const {
+  // O_NONBLOCK: a planted pipe must not hang us.
+  UniqueFd fd(open_retrying(fd_.get(), name.c_str(), flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  if (fd) return fd;
+  if (errno == ENOENT) return std::nullopt;
+  if (errno == ELOOP) {
+    throw Corrupt(fmt::format("{} is a symbolic link: draftflow did not make it and does not follow it; remove it",
+                              shown(name).string()));
+  }
+  throw_errno(errno, "opening " + shown(name).string());
+}
+
+std::optional<std::uint64_t> Folder::size_of(const std::string& name) const {
+  struct stat status {};
+  if (::fstatat(fd_.get(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(status.st_mode)) return std::nullopt;
+  return static_cast<std::uint64_t>(status.st_size);
+}
+
+std::vector<std::string> Folder::list() const {
+  // A descriptor of its own: the read position belongs to the open file, and another thread may be listing too.
+  UniqueFd fd(open_retrying(fd_.get(), ".", kFolderFlags));
+  if (!fd) {
+    if (errno == ENOENT) return {};  // removed meanwhile
+    throw_errno(errno, "listing " + path_.string());
+  }
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(::fdopendir(fd.get()), ::closedir);
+  if (stream == nullptr) throw_errno(errno, "listing " + path_.string());
+  fd.release();
+  std::vector<std::string> names;
+  for (;;) {
+    errno = 0;
+    const dirent* entry = ::readdir(stream.get());
+    if (entry == nullptr) break;
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
+  }
+  if (errno != 0) throw_errno(errno, "listing " + path_.string());
+  return names;
+}
+
+bool Folder::unlink(const std::string& name) const {
+  if (::unlinkat(fd_.get(), name.c_str(), 0) == 0) return true;
+  if (errno != ENOENT) throw_errno(errno, "removing " + shown(name).string());
+  return false;
+}
+
+bool Folder::remove_if_empty(const std::string& name) const {
+  if (::unlinkat(fd_.get(), name.c_str(), AT_REMOVEDIR) == 0) return true;
+  if (errno == ENOENT || errno == ENOTEMPTY || errno == EEXIST || errno == EBUSY) return false;
+  throw_errno(errno, "removing the folder " + shown(name).string());
+}
+
+void Folder::sync() const {
+  if (::fsync(fd_.get()) != 0) throw_errno(errno, "fsync of the folder " + path_.string());
+}
+
+Published publish(const Folder& from, const std::string& temporary, int fd, const Folder& to, const std::string& name) {
+  if (::renameat2(from.fd(), temporary.c_str(), to.fd(), name.c_str(), RENAME_NOREPLACE) == 0) return Published::kDone;
+  const int error = errno;
+  if (error == EINVAL || error == ENOSYS || error == ENOTTY || error == EOPNOTSUPP) {
+    return publish_by_link(from, temporary, fd, to, name);
+  }
+  return settle(error, from, temporary, fd, to, name);
+}
+
+Published publish_by_link(const Folder& from, const std::string& temporary, int fd, const Folder& to, const std::string& name) {
+  const bool linked = ::linkat(from.fd(), temporary.c_str(), to.fd(), name.c_str(), 0) == 0;
+  const Published result = linked ? Published::kDone : settle(errno, from, temporary, fd, to, name);
+  if (result == Published::kDone) from.unlink(temporary);
+  return result;
+}
+
+bool on_network_file_system(const Folder& folder) {
+  constexpr unsigned kTypes[] = {0x6969,     0x517B,     0xFF534D42, 0xFE534D42, 0x65735546,
+                                 0x01021997, 0x00C36400, 0x0BD00BD0, 0x47504653};  // NFS SMB CIFS SMB2 FUSE 9P Ceph Lustre GPFS
+  struct statfs status {};
+  if (::fstatfs(folder.fd(), &status) != 0) throw_errno(errno, "statfs of " + folder.path().string());
+  return std::find(std::begin(kTypes), std::end(kTypes), static_cast<unsigned>(status.f_type)) != std::end(kTypes);
+}
+
+std::uint64_t free_bytes(const Folder& folder) {
+  struct statvfs status {};
+  if (::fstatvfs(folder.fd(), &status) != 0) throw_errno(errno, "statvfs of " + folder.path().string());
+  return static_cast<std::uint64_t>(status.f_bavail) * status.f_frsize;
+}
+
+}  // namespace draftflow::store

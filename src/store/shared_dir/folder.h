@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Folder: an open folder and the steps taken relative to it, so that a symbolic link planted below is never followed and a
+// folder deleted and made again is never mistaken for the one that was opened. Errors name the path. Thread-safe: the
+// descriptor is constant after construction.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "draftflow/base/file.h"
+
+namespace draftflow::store {
+
+class Folder {
+ public:
+  // Follows links: the path is the user's own.
+  static Folder open(const std::filesystem::path& path);
+
+  int fd() const { return fd_.get(); }
+  const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path shown(const std::string& name) const { return path_ / name; }
+
+  std::optional<Folder> find(const std::string& name) const;  // nothing if absent; Corrupt if it is no folder
+  bool make(const std::string& name) const;                   // 0770 less umask; true if made now
+  Folder find_or_make(const std::string& name) const;
+  UniqueFd open_file(const std::string& name, int flags) const;                 // 0660 less umask; never follows a link
+  std::optional<UniqueFd> find_file(const std::string& name, int flags) const;  // nothing if absent; Corrupt for a link
+  std::optional<std::uint64_t> size_of(const std::string& name) const;          // of a regular file
+  std::vector<std::string> list() const;                                        // any order, without . and ..
+  bool unlink(const std::string& name) const;                                   // true if it was there
+  bool remove_if_empty(const std::string& name) const;                          // a folder; false if not empty or absent
+  void sync() const;
+
+ private:
+  Folder(UniqueFd fd, std::filesystem::path path) : fd_(std::move(fd)), path_(std::move(path)) {}
+
+  UniqueFd fd_;
+  std::filesystem::path path_;
+};
+
+// Gives the file open as `fd` its final name in one step that fails if the name exists.
+enum class Published { kDone, kExists, kFolderGone };
+Published publish(const Folder& from, const std::string& temporary, int fd, const Folder& to, const std::string& name);
+
+// The same by link(2) and unlink(2), where a rename cannot refuse to replace (NFS, some FUSE).
+Published publish_by_link(const Folder& from, const std::string& temporary, int fd, const Folder& to, const std::string& name);
+
+// Locks and clocks of other hosts cannot be relied on there.
+bool on_network_file_system(const Folder& folder);
+
+std::uint64_t free_bytes(const Folder& folder);
+
+}  // namespace draftflow::store

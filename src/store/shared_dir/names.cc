@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "store/shared_dir/names.h"
+
+#include <fmt/format.h>
+#include <openssl/sha.h>
+
+#include <algorithm>
+#include <charconv>
+
+namespace draftflow::store {
+namespace {
+
+constexpr std::size_t kReadableBytes = 64;
+constexpr std::size_t kPlainStoreNameBytes = 100;
+constexpr std::size_t kHashDigits = 64;
+constexpr std::size_t kFanOutDigits = 2;
+constexpr char kHashMark = '~';  // never in the readable part
+constexpr std::string_view kSuffix = ".safetensors";
+
+bool is_plain(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+}
+
+bool is_hex(char c) {
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+}
+
+// Cryptographic: a sample id chosen to collide with another's folder would let one put retire another sample's bytes.
+std::string sha256_hex(std::string_view text) {
+  unsigned char digest[SHA256_DIGEST_LENGTH];
+  SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest);
+  std::string hex;
+  hex.reserve(kHashDigits);
+  for (const unsigned char byte : digest) hex += fmt::format("{:02x}", byte);
+  return hex;
+}
+
+std::string readable_part(std::string_view id) {
+  std::string text(id.substr(0, kReadableBytes));
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return !is_plain(c); }, '_');
+  if (text.front() == '.') text.front() = '_';
+  return text;
+}
+
+}  // namespace
+
+std::string store_folder_name(const StoreId& id) {
+  const std::string& text = id.str();
+  const bool plain =
+      text.size() <= kPlainStoreNameBytes && std::all_of(text.begin(), text.end(), is_plain) && text.front() != '.';
+  return plain ? text : readable_part(text) + kHashMark + sha256_hex(text);
+}
+
+SamplePlace sample_place(const SampleId& id) {
+  const std::string hash = sha256_hex(id.str());
+  std::string readable = readable_part(id.str());
+  return {hash.substr(0, kFanOutDigits), readable + kHashMark + hash, readable};
+}
+
+bool is_fan_out_name(std::string_view name) {
+  return name.size() == kFanOutDigits && std::all_of(name.begin(), name.end(), is_hex);
+}
+
+std::optional<SamplePlace> parse_sample_folder(std::string_view fan_out, std::string_view folder) {
+  if (folder.size() < kHashDigits + 2) return std::nullopt;
+  const std::string_view hash = folder.substr(folder.size() - kHashDigits);
+  const std::string_view readable = folder.substr(0, folder.size() - kHashDigits - 1);
+  if (folder[readable.size()] != kHashMark || !std::all_of(hash.begin(), hash.end(), is_hex)) return std::nullopt;
+  if (!std::all_of(readable.begin(), readable.end(), is_plain) || !hash.starts_with(fan_out)) return std::nullopt;
+  return SamplePlace{std::string(fan_out), std::string(folder), std::string(readable)};
+}
+
+std::string generation_name(const SamplePlace& place, std::uint64_t generation) {
+  return fmt::format("{}.g{}{}", place.readable, generation, kSuffix);
+}
+
+std::optional<std::uint64_t> parse_generation_name(const SamplePlace& place, std::string_view name) {
+  const std::string start = place.readable + ".g";
+  if (!name.starts_with(start) || !name.ends_with(kSuffix) || name.size() <= start.size() + kSuffix.size()) {
+    return std::nullopt;
+  }
+  return parse_number(name.substr(start.size(), name.size() - start.size() - kSuffix.size()));
+}
+
+std::optional<std::uint64_t> parse_number(std::string_view digits) {
+  if (digits.empty() || digits.front() == '0' || digits.size() > 16) return std::nullopt;
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+  if (error != std::errc() || end != digits.data() + digits.size() || value > kMaxGeneration) return std::nullopt;
+  return value;
+}
+
+}  // namespace draftflow::store

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Names in a shared directory (docs/formats/shared_dir.md): what a person can recognise, and no id, however hostile, can
+// leave its folder or meet another id's name. Pure functions, thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "draftflow/base/ids.h"
+
+namespace draftflow::store {
+
+constexpr std::uint64_t kMaxGeneration = (1ULL << 53) - 1;
+
+// Where one sample lives below samples/: {fan_out}/{folder}/{readable}.g{generation}.safetensors
+struct SamplePlace {
+  std::string fan_out, folder, readable;
+};
+
+std::string store_folder_name(const StoreId& id);
+SamplePlace sample_place(const SampleId& id);
+
+// The place that a folder found by walking is, or nothing if it is not a sample's folder.
+std::optional<SamplePlace> parse_sample_folder(std::string_view fan_out, std::string_view folder);
+bool is_fan_out_name(std::string_view name);
+
+std::string generation_name(const SamplePlace& place, std::uint64_t generation);
+std::optional<std::uint64_t> parse_generation_name(const SamplePlace& place, std::string_view name);
+
+// A decimal of 1 to kMaxGeneration without leading zeros.
+std::optional<std::uint64_t> parse_number(std::string_view digits);
+
+}  // namespace draftflow::store

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "store/shared_dir/store_file.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/random.h"
+#include "draftflow/base/text.h"
+#include "store/shared_dir/temporary.h"
+
+namespace draftflow::store {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::string_view kFormat = "draftflow.shared_dir";
+constexpr std::uint64_t kMaxStoreFileBytes = 64 << 10;
+constexpr std::string_view kOwnNames[] = {kTemporaryFolder, kSamplesFolder, kEpochsFolder};
+
+std::string read_small(const Folder& folder, const UniqueFd& fd) {
+  const std::filesystem::path path = folder.shown(kStoreFileName);
+  const std::uint64_t size = file_size(fd.get(), path);
+  if (size > kMaxStoreFileBytes) throw Corrupt(fmt::format("{} has {} bytes: it is not a store's file", path.string(), size));
+  std::string text(size, '\0');
+  read_exact(fd.get(), std::as_writable_bytes(std::span(text)), 0, path);
+  return text;
+}
+
+bool is_incarnation(const std::string& text) {
+  return text.size() == 32 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+void check_required(const Json& value, const std::string& path) {
+  const Json required = value.value("required", Json::array());
+  if (!required.is_array()) throw Corrupt(path + ": 'required' is not a list");
+  for (const Json& feature : required) {
+    throw InvalidArgument(fmt::format("{} requires {}, which this program does not know: a newer draftflow made the store",
+                                      path, printable(feature.dump(), 80)));
+  }
+}
+
+StoreFile parse(const std::string& text, const std::string& path, const StoreId& id) {
+  const Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!value.is_object() || !value.contains("format") || value["format"] != kFormat) {
+    throw Corrupt(fmt::format("{} is not the file of a draftflow store (its 'format' is not '{}')", path, kFormat));
+  }
+  if (!value.contains("format_version") || !value["format_version"].is_number_integer()) {
+    throw Corrupt(path + " has no integer 'format_version'");
+  }
+  if (value["format_version"] != kSharedDirVersion) {
+    throw InvalidArgument(fmt::format("{} has format version {}: this program knows {}; use the draftflow that made the store",
+                                      path, value["format_version"].dump(), kSharedDirVersion));
+  }
+  check_required(value, path);
+  for (const char* field : {"store_id", "incarnation"}) {
+    if (!value.contains(field) || !value[field].is_string()) throw Corrupt(fmt::format("{} has no string '{}'", path, field));
+  }
+  const auto found = value["store_id"].get<std::string>();
+  if (found != id.str()) {
+    throw InvalidArgument(
+        fmt::format("{} is the store '{}', not '{}': choose another root or id", path, printable(found), printable(id.str())));
+  }
+  StoreFile file{value["incarnation"].get<std::string>()};
+  if (!is_incarnation(file.incarnation)) throw Corrupt(path + ": 'incarnation' is not 32 hex digits");
+  return file;
+}
+
+// Never a user's own folder by mistake: what we make there is removed by gc one day.
+void check_only_ours(const Folder& folder) {
+  for (const std::string& name : folder.list()) {
+    if (name == kStoreFileName) return;  // someone finished making it meanwhile
+    if (std::find(std::begin(kOwnNames), std::end(kOwnNames), name) == std::end(kOwnNames)) {
+      throw InvalidArgument(fmt::format("{} is not a store and holds '{}': choose an empty or a new folder",
+                                        folder.path().string(), printable(name)));
+    }
+  }
+}
+
+}  // namespace
+
+std::optional<StoreFile> find_store_file(const Folder& folder, const StoreId& id) {
+  const auto fd = folder.find_file(kStoreFileName, O_RDONLY);
+  if (!fd) return std::nullopt;
+  return parse(read_small(folder, *fd), folder.shown(kStoreFileName).string(), id);
+}
+
+StoreFile make_store_file(const Folder& folder, const StoreId& id) {
+  if (auto found = find_store_file(folder, id)) return *found;
+  check_only_ours(folder);
+  for (const std::string_view name : kOwnNames) folder.make(std::string(name));
+  const Folder temporaries = folder.find_or_make(kTemporaryFolder);
+
+  Json value;
+  value["format"] = kFormat;
+  value["format_version"] = kSharedDirVersion;
+  value["required"] = Json::array();
+  value["store_id"] = id.str();
+  value["incarnation"] = random_hex128();
+  const std::string text = value.dump(2) + "\n";
+
+  Temporary temporary(temporaries);
+  write_all(temporary.fd(), std::as_bytes(std::span(text)), temporary.path());
+  temporary.sync();
+  const Published published = temporary.publish(folder, kStoreFileName);
+  if (published == Published::kFolderGone) throw Unavailable(folder.path().string() + " was removed while it was made: retry");
+  folder.sync();
+  // Read back in any case: of several that raced, the file that is there is the store.
+  const auto made = find_store_file(folder, id);
+  if (!made) throw Unavailable(folder.path().string() + " was removed while it was made: retry");
+  return *made;
+}
+
+}  // namespace draftflow::store

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "store/shared_dir/temporary.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/random.h"
+
+namespace draftflow::store {
+namespace {
+
+constexpr std::string_view kSuffix = ".tmp";
+constexpr std::size_t kNameDigits = 32;
+constexpr std::int64_t kNetworkOrphanSeconds = 600;
+
+struct stat status_of(int fd, const std::filesystem::path& path) {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path.string());
+  return status;
+}
+
+bool lock(int fd, int operation) {
+  while (::flock(fd, operation) != 0) {
+    if (errno != EINTR) return false;
+  }
+  return true;
+}
+
+bool is_temporary_name(std::string_view name) {
+  return name.size() == kNameDigits + kSuffix.size() && name.ends_with(kSuffix) &&
+         name.substr(0, kNameDigits).find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
+
+// What time the file system's server thinks it is.
+std::int64_t server_time(const Folder& folder) {
+  const Temporary probe(folder);
+  return status_of(probe.fd(), probe.path()).st_mtime;
+}
+
+}  // namespace
+
+Temporary::Temporary(const Folder& folder) : folder_(folder) {
+  constexpr int kTries = 100;  // each failure means that gc came between creating and locking
+  for (int i = 0; i < kTries; ++i) {
+    name_ = random_hex128() + std::string(kSuffix);
+    fd_ = folder_.open_file(name_, O_RDWR | O_CREAT | O_EXCL);
+    lock(fd_.get(), LOCK_EX);  // a file system without locks is one where gc goes by age
+    if (status_of(fd_.get(), path()).st_nlink > 0) return;
+  }
+  throw Unavailable(fmt::format("{}: {} new temporaries were removed at once: retry", folder_.path().string(), kTries));
+}
+
+Temporary::~Temporary() {
+  if (!published_) ::unlinkat(folder_.fd(), name_.c_str(), 0);
+}
+
+void Temporary::sync() {
+  if (::fsync(fd_.get()) != 0) throw_errno(errno, "fsync of " + path().string());
+}
+
+void Temporary::check_close() {
+  // Closing any descriptor of the file flushes it on NFS and reports its errors; closing ours would drop the lock.
+  UniqueFd copy(::fcntl(fd_.get(), F_DUPFD_CLOEXEC, 0));
+  if (!copy) throw_errno(errno, "duplicating the descriptor of " + path().string());
+  copy.close_checked(path());
+}
+
+Published Temporary::publish(const Folder& to, const std::string& name) {
+  const Published result = store::publish(folder_, name_, fd_.get(), to, name);
+  published_ = result == Published::kDone;
+  return result;
+}
+
+Cleared clear_orphans(const Folder& folder) {
+  Cleared cleared;
+  const bool by_age = on_network_file_system(folder);
+  const std::int64_t now = by_age ? server_time(folder) : 0;
+  for (const std::string& name : folder.list()) {
+    if (!is_temporary_name(name)) continue;
+    UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    if (!fd) continue;  // gone, or not ours to open
+    const struct stat status = status_of(fd.get(), folder.shown(name));
+    if (!S_ISREG(status.st_mode) || (by_age && now - status.st_mtime < kNetworkOrphanSeconds)) continue;
+    if (!lock(fd.get(), LOCK_EX | LOCK_NB)) continue;
+    if (folder.unlink(name)) {
+      ++cleared.files;
+      cleared.bytes += static_cast<std::uint64_t>(status.st_size);
+    }
+  }
+  return cleared;
+}
+
+}  // namespace draftflow::store

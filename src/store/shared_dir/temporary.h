@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Temporary: a file being written in a store's tmp/ folder. Holds a lock while it lives, so that gc, in whatever process,
+// can tell it from one whose writer died. Unlinked when destroyed, unless published. One owner, one thread.
+//
+//   Temporary file(folder);
+//   write_all(file.fd(), bytes, file.path());
+//   if (file.publish(destination, "name") == Published::kDone) ...
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include "store/shared_dir/folder.h"
+
+namespace draftflow::store {
+
+class Temporary {
+ public:
+  explicit Temporary(const Folder& folder);  // `folder` outlives this
+  Temporary(const Temporary&) = delete;
+  Temporary& operator=(const Temporary&) = delete;
+  ~Temporary();
+
+  int fd() const { return fd_.get(); }
+  std::filesystem::path path() const { return folder_.shown(name_); }
+
+  void sync();         // bytes on disk
+  void check_close();  // throws what close(2) would report late, keeping the file and its lock
+  Published publish(const Folder& to, const std::string& name);
+
+ private:
+  const Folder& folder_;
+  std::string name_;
+  UniqueFd fd_;
+  bool published_ = false;
+};
+
+struct Cleared {
+  std::uint64_t files = 0, bytes = 0;
+};
+
+// Removes the temporaries whose writers died. On a network file system, where a lock of another host may not be seen, only
+// those untouched for 10 minutes by the server's own clock.
+Cleared clear_orphans(const Folder& folder);
+
+}  // namespace draftflow::store
