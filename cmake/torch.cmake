@@ -6,7 +6,7 @@ find_path(TORCH_INCLUDE ATen/ATen.h REQUIRED)
 find_library(TORCH_LIBRARY torch REQUIRED)
 find_library(TORCH_CPU_LIBRARY torch_cpu REQUIRED)
 find_library(C10_LIBRARY c10 REQUIRED)
-pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
+find_library(SENTENCEPIECE_LIBRARY sentencepiece REQUIRED)
 
 add_library(draftflow_torch INTERFACE)
 target_include_directories(draftflow_torch SYSTEM INTERFACE ${TORCH_INCLUDE} ${TORCH_INCLUDE}/torch/csrc/api/include)

@@ -2,7 +2,6 @@
 #include "draftflow/capture/worker.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
@@ -15,6 +14,7 @@
 #include <thread>
 
 #include "draftflow/base/error.h"
+#include "draftflow/model/compute.h"
 #include "draftflow/base/random.h"
 #include "draftflow/flow/backpressure.h"
 #include "draftflow/ledger/ledger.h"
@@ -237,7 +237,7 @@ CaptureProgress run_capture(const CaptureOptions& options, const CaptureCallback
   if (options.lease_tasks < 1 || options.lease_ms < 1 || options.threads < 1 || options.max_attempts < 1) {
     throw InvalidArgument("lease_tasks, lease_ms, threads and max_attempts must be 1 or more");
   }
-  at::set_num_threads(options.threads);
+  set_up_compute(options.threads);
   return Worker(options, on_progress, stop).run();
 }
 

@@ -61,7 +61,9 @@ TEST(Llama, NamesAMissingTensorAndAMisshapenOne) {
       FAIL();
     } catch (const InvalidArgument& error) {
       EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
-      if (misshapen) EXPECT_NE(std::string(error.what()).find("[1, 32], but config.json makes it [48, 32]"), std::string::npos);
+      if (misshapen) {
+        EXPECT_NE(std::string(error.what()).find("[1, 32], but config.json makes it [48, 32]"), std::string::npos);
+      }
     }
   }
 }

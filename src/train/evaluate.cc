@@ -2,12 +2,12 @@
 #include "draftflow/train/evaluate.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <chrono>
 
 #include "draftflow/base/error.h"
+#include "draftflow/model/compute.h"
 #include "draftflow/model/capture_layers.h"
 #include "draftflow/model/prompts.h"
 #include "train/speculative.h"
@@ -55,7 +55,7 @@ void add(EvalReport& report, std::vector<std::int64_t>& accepted, std::vector<st
 }  // namespace
 
 EvalReport run_eval(const EvalOptions& options, const EvalCallback& on_prompt, const std::atomic<bool>& stop) {
-  at::set_num_threads(std::max(options.threads, 1));
+  set_up_compute(std::max(options.threads, 1));
   const Llama target = Llama::load(ModelFolder(options.target), at::kFloat);
   const Tokenizer tokenizer(options.tokenizer.empty() ? options.target / "tokenizer.model" : options.tokenizer);
   const Eagle3Draft draft = Eagle3Draft::load(options.draft, target.embedding(), at::kFloat);

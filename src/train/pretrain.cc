@@ -2,7 +2,6 @@
 #include "draftflow/train/pretrain.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "draftflow/base/error.h"
+#include "draftflow/model/compute.h"
 #include "draftflow/base/file.h"
 #include "draftflow/base/random.h"
 #include "draftflow/formats/safetensors.h"
@@ -74,7 +74,7 @@ void save(const Llama& model, const PretrainOptions& options) {
 }  // namespace
 
 void run_pretrain(const PretrainOptions& options, const std::function<void(const PretrainProgress&)>& on_progress) {
-  at::set_num_threads(options.threads);
+  set_up_compute(options.threads);
   const Llama model = Llama::random(parse_llama_config(read_text_file(options.config), options.config.string()), options.seed);
   const at::Tensor tokens = read_tokens(options.tokens, options), held_out = read_tokens(options.held_out, options);
   NamedTensors parameters = model.parameters();

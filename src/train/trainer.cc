@@ -2,7 +2,6 @@
 #include "draftflow/train/trainer.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <chrono>
@@ -11,6 +10,7 @@
 #include <thread>
 
 #include "draftflow/base/error.h"
+#include "draftflow/model/compute.h"
 #include "draftflow/loader/prefetcher.h"
 #include "train/checkpoint.h"
 #include "train/eagle3_step.h"
@@ -351,7 +351,7 @@ TrainProgress run_train(const TrainOptions& options, const TrainCallback& on_ste
   check_options(options);
   loss_kind_from_name(options.loss);
   loss_normalization_from_name(options.loss_normalization);
-  at::set_num_threads(options.threads);
+  set_up_compute(options.threads);
   return TrainRun(options, on_step, stop).run();
 }
 

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// draftflow capture: one producer.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <optional>
+#include <ostream>
+
+#include "cli/app.h"
+#include "cli/metrics.h"
+#include "cli/models.h"
+#include "cli/progress_bar.h"
+#include "cli/stop.h"
+#include "draftflow/base/text.h"
+
+namespace draftflow::cli {
+namespace {
+
+struct CaptureArguments {
+  CaptureOptions options;
+  std::filesystem::path metrics;
+  bool json = false;
+};
+
+constexpr const char* kExample =
+    "Example:\n"
+    "  draftflow capture --target examples/target --prompts examples/prompts.jsonl \\\n"
+    "                    --ledger out/ledger.sqlite3 --store out/store/features\n"
+    "Run it several times at once for several producers; killed, it can be run again and goes on.";
+
+int run(const CaptureArguments& arguments, const Console& console) {
+  const Models& models = load_models();
+  std::optional<MetricsWriter> metrics;
+  if (!arguments.metrics.empty()) metrics.emplace(arguments.metrics);
+  SingleProgress progress(console.err, console.err_is_terminal, "capture", "prompts");
+  double last = 0;
+  const auto on_progress = [&](const CaptureProgress& now) {
+    progress.show(now.done, now.total, now.paused ? "paused: the store is full" : human_bytes(now.bytes));
+    if (metrics && steady_seconds() - last >= 1) {
+      last = steady_seconds();
+      metrics->append(to_json(now));
+    }
+  };
+  const CaptureProgress result = models.capture(arguments.options, on_progress, stop_flag());
+  if (metrics) metrics->append(to_json(result));
+  progress.finish();
+  if (arguments.json) {
+    console.out << to_json(result).dump() << "\n";
+  } else {
+    console.out << fmt::format("captured {} samples, {} tokens, {}; {} prompts failed\n", result.captured, result.tokens,
+                               human_bytes(result.bytes), result.failed);
+  }
+  return stop_flag() ? kInterruptedExitCode : 0;
+}
+
+}  // namespace
+
+void add_capture_command(CommandLine& line) {
+  auto arguments = std::make_shared<CaptureArguments>();
+  CLI::App& app = *line.app.add_subcommand("capture", "Capture a target's hidden states of prompts into a feature store");
+  add_fields(app, capture_fields(arguments->options));
+  app.add_option("--metrics", arguments->metrics, "append a JSON line a second to this file (docs/formats/metrics.md)");
+  app.add_flag("--json", arguments->json, "print the result as JSON");
+  app.footer(kExample);
+  app.callback([&line, arguments] { line.action = [&line, arguments] { return run(*arguments, line.console); }; });
+}
+
+}  // namespace draftflow::cli

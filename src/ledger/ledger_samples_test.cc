@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stories of samples, over every backend: commit, repeat, replace, offline sets.
+#include "ledger/ledger_story.h"
+
+namespace draftflow {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+using testing_support::expect_error;
+using testing_support::make_ref;
+using testing_support::make_task;
+
+class LedgerSamples : public testing_support::LedgerStory {};
+INSTANTIATE_LEDGER_STORY(LedgerSamples);
+
+TEST_P(LedgerSamples, ACommitCompletesItsPrompt) {
+  ingest({"a"});
+  ledger_->commit_sample(make_ref("a", 7, 250), lease_one());
+  const LedgerStatus status = open()->status();
+  EXPECT_EQ(status.prompts_done, 1);
+  EXPECT_EQ(status.prompts_leased, 0);
+  EXPECT_EQ(status.committed, 1);
+  EXPECT_EQ(status.available, 1);
+  EXPECT_EQ(status.committed_tokens, 10);
+  EXPECT_EQ(status.resident_bytes, 250U);
+  EXPECT_TRUE(ledger_->is_committed(SampleId("a")));
+  EXPECT_FALSE(ledger_->is_committed(SampleId("b")));
+  EXPECT_EQ(ledger_->get_committed(SampleId("b")), std::nullopt);
+}
+
+TEST_P(LedgerSamples, ARefComesBackAsItWasCommitted) {
+  ingest({"emoji \xF0\x9F\x98\x80/../x"});
+  const PromptLease lease = lease_one();
+  SampleRef ref = make_ref(lease.task.task_id.str(), 9'007'199'254'740'992ULL);
+  ref.set_metadata("layers", "[1,2]");
+  ref.other.emplace_back("from_the_future", "{\"a\":1}");
+  ledger_->commit_sample(ref, lease);
+  EXPECT_EQ(sample_ref_to_json(*ledger_->get_committed(ref.sample_id)), sample_ref_to_json(ref));
+}
+
+TEST_P(LedgerSamples, TheSameCommitAgainIsASuccess) {
+  ingest({"a"});
+  const PromptLease lease = lease_one();
+  ledger_->commit_sample(make_ref("a"), lease);
+  ledger_->commit_sample(make_ref("a"), lease);
+  EXPECT_EQ(ledger_->status().committed, 1);
+  EXPECT_EQ(ledger_->status().resident_bytes, 100U);
+}
+
+TEST_P(LedgerSamples, ByTheSameLeaseAGreaterGenerationReplacesTheRef) {
+  ingest({"a"});
+  const PromptLease lease = lease_one();
+  ledger_->commit_sample(make_ref("a", 2, 100), lease);
+  ledger_->commit_sample(make_ref("a", 3, 160), lease);
+  EXPECT_EQ(ledger_->get_committed(SampleId("a"))->generation, 3U);
+  EXPECT_EQ(ledger_->status().resident_bytes, 160U);
+  EXPECT_EQ(ledger_->status().committed, 1);
+  expect_error<Conflict>([&] { ledger_->commit_sample(make_ref("a", 2), lease); }, "generation 2 is no newer");
+  PromptLease other = lease;
+  other.token = "another";
+  expect_error<Conflict>([&] { ledger_->commit_sample(make_ref("a", 4), other); }, "the prompt is done");
+}
+
+TEST_P(LedgerSamples, WhatAGroupHasTakenIsNotReplaced) {
+  declare(1);
+  ingest({"a"});
+  const PromptLease lease = lease_one();
+  ledger_->commit_sample(make_ref("a", 2), lease);
+  ledger_->next_window(group_, open_timeline(*ledger_));
+  expect_error<Conflict>([&] { ledger_->commit_sample(make_ref("a", 3), lease); }, "a group has taken the sample");
+  EXPECT_EQ(ledger_->get_committed(SampleId("a"))->generation, 2U);
+  ledger_->commit_sample(make_ref("a", 2), lease);
+}
+
+TEST_P(LedgerSamples, CommitOrderIsTheOrderOfCommits) {
+  ingest({"a", "b", "c"});
+  PromptAnswer all = ledger_->lease_prompts(worker_, 3, 1000);
+  for (const int i : {2, 0, 1}) {
+    ledger_->commit_sample(make_ref(all.leases[static_cast<std::size_t>(i)].task.task_id.str()),
+                           all.leases[static_cast<std::size_t>(i)]);
+  }
+  EXPECT_THAT(ledger_->all_committed_ids(), ElementsAre("c", "a", "b"));
+}
+
+TEST_P(LedgerSamples, WrongCommitsChangeNothing) {
+  ingest({"a"});
+  const PromptLease lease = lease_one();
+  expect_error<InvalidArgument>([&] { ledger_->commit_sample(make_ref("b"), lease); }, "sample 'b' cannot complete prompt 'a'");
+  SampleRef huge = make_ref("a");
+  huge.estimated_bytes = ~0ULL;
+  expect_error<InvalidArgument>([&] { ledger_->commit_sample(huge, lease); }, "estimated_bytes");
+  SampleRef negative = make_ref("a");
+  negative.num_tokens = -1;
+  expect_error<InvalidArgument>([&] { ledger_->commit_sample(negative, lease); }, "num_tokens is -1");
+  SampleRef odd = make_ref("a");
+  odd.set_metadata("x", "{broken");
+  expect_error<InvalidArgument>([&] { ledger_->commit_sample(odd, lease); }, "cannot be written as JSON");
+  EXPECT_EQ(ledger_->status().committed, 0);
+  EXPECT_EQ(ledger_->status().prompts_leased, 1);
+  ledger_->commit_sample(make_ref("a"), lease);
+}
+
+TEST_P(LedgerSamples, OfflineSetsCommitInOrderAndOnce) {
+  std::vector<SampleRef> refs;
+  for (const char* id : {"x:0", "x:1", "x:2"}) {
+    refs.push_back(make_ref(id));
+    refs.back().feature_store_uri = std::string("file:///data/") + id;
+  }
+  EXPECT_EQ(ledger_->commit_samples({refs[0], refs[1]}, {{{5, 1, 0}}, {{6, 1, 0}}}), 2);
+  EXPECT_EQ(ledger_->commit_samples(refs, {{{5, 100, 0}}, {}, {{5, 2, 0}}}), 1);
+  EXPECT_THAT(ledger_->all_committed_ids(), ElementsAre("x:0", "x:1", "x:2"));
+  const std::vector<TokenCount> counts = ledger_->token_counts();
+  ASSERT_EQ(counts.size(), 2U);
+  EXPECT_EQ(counts[0].count, 3);
+  EXPECT_EQ(counts[0].first_row, 0);
+  EXPECT_EQ(counts[1].first_row, 1);
+  EXPECT_EQ(ledger_->status().committed, 3);
+  EXPECT_EQ(ledger_->status().resident_bytes, 0U);  // the user's own files
+  EXPECT_EQ(ledger_->commit_samples({}, {}), 0);
+}
+
+TEST_P(LedgerSamples, AnOfflineBatchIsAllOrNothing) {
+  SampleRef bad = make_ref("bad");
+  bad.set_metadata("x", "{broken");
+  EXPECT_THROW(ledger_->commit_samples({make_ref("good"), bad}, {}), InvalidArgument);
+  EXPECT_FALSE(ledger_->is_committed(SampleId("good")));
+  EXPECT_EQ(ledger_->status().committed, 0);
+}
+
+TEST_P(LedgerSamples, FilesInPlaceAreNeverFreed) {
+  declare(1);
+  SampleRef ref = make_ref("x");
+  ref.feature_store_uri = "file:///data/x";
+  ledger_->commit_samples({ref}, {});
+  const std::int64_t timeline = open_timeline(*ledger_);
+  train(timeline, 1, 1);
+  ledger_->checkpointed(group_, timeline, 1);
+  EXPECT_THAT(freeable_ids(), IsEmpty());
+  EXPECT_THROW(free({"x"}), Conflict);
+}
+
+TEST_P(LedgerSamples, FreeingAnUnknownSampleIsRefused) {
+  expect_error<InvalidArgument>([&] { free({"ghost"}); }, "'ghost' is not in ledger");
+}
+
+}  // namespace
+}  // namespace draftflow

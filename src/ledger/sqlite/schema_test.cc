@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ledger/sqlite/schema.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <set>
+
+#include "draftflow/base/file.h"
+#include "ledger/ledger_story.h"
+#include "ledger/sqlite/recount.h"
+
+namespace draftflow::sqlite {
+namespace {
+
+using testing_support::expect_error;
+
+class Schema : public ::testing::Test {
+ protected:
+  void script(const std::string& sql) { Database(path_, Database::Mode::kReadWrite).script(sql); }
+  const testing_support::TempFolder folder_;
+  const std::filesystem::path path_ = folder_.path() / "l.sqlite3";
+};
+
+std::vector<std::string> layout_of(const std::filesystem::path& path) {
+  Database database(path, Database::Mode::kReadOnly);
+  std::vector<std::string> layout;
+  Query query = database.query("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name");
+  while (query.step()) layout.push_back(query.text(0));
+  return layout;
+}
+
+TEST_F(Schema, AGoldenLedgerOfVersion1MeansTheSameForEver) {
+  script(read_text_file(std::filesystem::path(DRAFTFLOW_SOURCE_DIR) / "src/ledger/sqlite/golden_v1.sql"));
+  SqliteLedger ledger(path_, {.boot_id = "boot-1", .now_ms = [] { return std::int64_t{5500}; }}, Database::Mode::kReadWrite);
+  testing_support::expect_books_balance(ledger);
+  testing_support::expect_prompts_match_samples(ledger);
+  const LedgerStatus status = ledger.status();
+  EXPECT_EQ(status.ledger_id, "966567293722b561208306fb50781d6f");
+  EXPECT_EQ(status.run_id, "run");
+  EXPECT_EQ(status.prompts_leased, 1);
+  EXPECT_EQ(status.prompts_failed, 1);
+  EXPECT_EQ(status.available, 2);
+  EXPECT_EQ(status.trained, 2);
+  EXPECT_EQ(status.durable, 1);
+  EXPECT_EQ(status.failed, 1);
+  EXPECT_EQ(status.freed, 1);
+  EXPECT_EQ(status.resident_bytes, 500U);
+  EXPECT_THAT(ledger.trained_ids(), testing::ElementsAre("p1", "p3", "p4"));
+  ASSERT_EQ(ledger.freeable(9).size(), 1U);
+  const TimelineInfo timeline = ledger.open_timeline(
+      GroupId("train"), CheckpointMark{.ledger_id = status.ledger_id, .group = GroupId("train"), .timeline = 1, .step = 1});
+  const WindowAnswer next = ledger.next_window(GroupId("train"), timeline.number);
+  ASSERT_EQ(next.state, WindowState::kWindow);
+  EXPECT_EQ(next.window->refs[0].sample_id.str(), "p3");
+  EXPECT_EQ(next.window->refs[1].generation, 5U);
+
+  open_sqlite_ledger(folder_.path() / "fresh");
+  EXPECT_EQ(layout_of(path_), layout_of(folder_.path() / "fresh")) << "another layout is another version";
+}
+
+TEST_F(Schema, AnotherVersionIsRefusedNamingBoth) {
+  open_sqlite_ledger(path_);
+  script("PRAGMA user_version = 9");
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows version 1");
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger_read_only(path_); }, "has format version 9");
+}
+
+TEST_F(Schema, AnotherProgramsDatabaseIsRefusedAndUntouched) {
+  script("CREATE TABLE theirs(x)");
+  const std::string before = read_text_file(path_);
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "of another program (application id none");
+  EXPECT_EQ(read_text_file(path_), before);
+  script("PRAGMA application_id = 7");
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); },
+                                "application id 0x00000007; a draftflow ledger has 0x44464C47");
+}
+
+TEST_F(Schema, WhatIsNoDatabaseIsCorrupt) {
+  replace_file(path_, std::string(5000, 'x'));
+  expect_error<Corrupt>([&] { open_sqlite_ledger(path_); }, path_.string() + " is no SQLite database");
+  expect_error<Corrupt>([&] { open_sqlite_ledger_read_only(path_); }, "is no SQLite database");
+  EXPECT_EQ(read_text_file(path_), std::string(5000, 'x'));
+}
+
+TEST_F(Schema, ATruncatedLedgerIsCorrupt) {
+  {
+    auto ledger = open_sqlite_ledger(path_);
+    ledger->ingest_prompts({testing_support::make_task("a")}, {});
+  }
+  std::filesystem::resize_file(path_, 4096);  // the first page, naming tables that are gone
+  EXPECT_THROW(
+      {
+        auto ledger = open_sqlite_ledger(path_);
+        ledger->status();
+      },
+      Corrupt);
+}
+
+TEST_F(Schema, AnEmptyFileBecomesALedgerButIsNoneToReadOnly) {
+  std::ofstream(path_).flush();
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger_read_only(path_); }, "is empty: it is no ledger yet");
+  EXPECT_EQ(open_sqlite_ledger(path_)->id().size(), 32U);
+  EXPECT_EQ(open_sqlite_ledger_read_only(path_)->status().prompts, 0);
+}
+
+TEST_F(Schema, AFolderInItsPlaceIsNamed) {
+  std::filesystem::create_directory(path_);
+  expect_error<Error>([&] { open_sqlite_ledger(path_); }, path_.string());
+  expect_error<Error>([&] { open_sqlite_ledger_read_only(path_); }, path_.string());
+}
+
+TEST_F(Schema, ProcessesThatRaceToMakeItShareOneLedger) {
+  std::vector<pid_t> children;
+  for (int i = 0; i < 6; ++i) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      try {
+        const auto ledger = open_sqlite_ledger(path_);
+        replace_file(folder_.path() / ("id-" + std::to_string(i)), ledger->id());
+        ::_exit(0);
+      } catch (const std::exception& error) {
+        std::fprintf(stderr, "child %d: %s\n", i, error.what());
+        ::_exit(1);
+      }
+    }
+    children.push_back(child);
+  }
+  std::set<std::string> ids;
+  for (std::size_t i = 0; i < children.size(); ++i) {
+    int status = 0;
+    ::waitpid(children[i], &status, 0);
+    EXPECT_EQ(status, 0);
+    ids.insert(read_text_file(folder_.path() / ("id-" + std::to_string(i))));
+  }
+  EXPECT_EQ(ids.size(), 1U);
+}
+
+}  // namespace
+}  // namespace draftflow::sqlite

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// WriteTurn: lets the writers of one SQLite file take turns, over threads and processes. SQLite's own busy handler polls, so
+// a writer in a loop starves the others. Here a writer first takes the gate, then the turn, then opens the gate: whoever
+// comes back from his turn finds the gate held by the next in line. The locks are open-file-description locks on two bytes
+// of `<ledger>.lock`; the kernel drops them when their holder dies. They give fairness only: correctness stays with BEGIN
+// IMMEDIATE, so a lock file that somebody deletes does no harm. One object belongs to one thread.
+#pragma once
+
+#include <filesystem>
+
+#include "draftflow/base/file.h"
+
+namespace draftflow::sqlite {
+
+class WriteTurn {
+ public:
+  explicit WriteTurn(const std::filesystem::path& lock_file);
+  void take();  // waits for as long as the holder lives
+  void give();  // does nothing if the turn is not held
+
+ private:
+  void set_lock(short type, int byte, int command);
+
+  std::filesystem::path path_;
+  UniqueFd fd_;
+  bool held_ = false;
+};
+
+}  // namespace draftflow::sqlite
