@@ -14,12 +14,13 @@
 #include <thread>
 
 #include "draftflow/base/error.h"
-#include "draftflow/model/compute.h"
 #include "draftflow/base/random.h"
+#include "draftflow/base/text.h"
 #include "draftflow/flow/backpressure.h"
 #include "draftflow/ledger/ledger.h"
 #include "draftflow/model/bridge.h"
 #include "draftflow/model/capture_layers.h"
+#include "draftflow/model/compute.h"
 #include "draftflow/model/llama.h"
 #include "draftflow/model/prompts.h"
 #include "draftflow/store/feature_store.h"
@@ -29,11 +30,13 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::json;
-constexpr std::size_t kIngestBatch = 256;    // prompts a transaction
+constexpr std::size_t kIngestBatch = 256;  // prompts a transaction
 constexpr auto kPoll = std::chrono::milliseconds(50);
-constexpr double kFullDiskSeconds = 60;      // how long a put waits for room before the worker gives up
+constexpr double kFullDiskSeconds = 60;  // how long a put waits for room before the worker gives up
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 std::vector<TokenCount> count_tokens(const Prompt& prompt) {
   std::map<std::int64_t, std::int64_t> counts;
@@ -47,7 +50,7 @@ std::vector<TokenCount> count_tokens(const Prompt& prompt) {
 
 PromptTask make_task(const Prompt& prompt, std::size_t index, const CaptureOptions& options) {
   PromptTask task{.task_id = TaskId(fmt::format("{}:{:08}", options.run_id, index)), .run_id = RunId(options.run_id)};
-  task.source_id = fmt::format("{}:{}", options.prompts.filename().string(), prompt.line);
+  task.source_id = fmt::format("{}:{}", printable(options.prompts.filename().string()), prompt.line);
   Json payload = Json::object();
   if (prompt.error) {
     payload["error"] = *prompt.error;
@@ -55,9 +58,47 @@ PromptTask make_task(const Prompt& prompt, std::size_t index, const CaptureOptio
     payload["input_ids"] = prompt.input_ids;
     payload["loss_mask"] = prompt.loss_mask;
   }
-  task.payload = payload.dump();
+  task.payload = payload.dump(-1, ' ', false, Json::error_handler_t::replace);  // a reason may quote a strange file name
   task.max_length = options.max_length;
   return task;
+}
+
+struct Tokens {
+  std::vector<std::int64_t> ids, mask;
+};
+
+// Payloads come out of the ledger, where any program may have put them.
+Tokens parse_payload(const std::string& text) {
+  try {
+    const Json payload = Json::parse(text);
+    if (!payload.is_object()) throw InvalidArgument("its payload is no JSON object");
+    if (payload.contains("error")) throw InvalidArgument(payload["error"].get<std::string>());
+    if (!payload.contains("input_ids")) throw InvalidArgument("its payload has no input_ids");
+    Tokens tokens{.ids = payload["input_ids"].get<std::vector<std::int64_t>>(), .mask = {}};
+    tokens.mask = payload.value("loss_mask", std::vector<std::int64_t>(tokens.ids.size(), 1));
+    if (tokens.mask.size() != tokens.ids.size()) {
+      throw InvalidArgument(
+          fmt::format("its payload has {} loss_mask entries for {} input_ids", tokens.mask.size(), tokens.ids.size()));
+    }
+    return tokens;
+  } catch (const Json::exception& error) {
+    throw InvalidArgument(fmt::format("its payload cannot be read: {}", error.what()));
+  }
+}
+
+c10::ScalarType stored_dtype(const std::string& name) {
+  const auto dtype = to_torch_dtype(dtype_from_name(name));
+  if (!c10::isFloatingType(dtype)) {
+    throw InvalidArgument(
+        fmt::format("features cannot be stored as {}: bfloat16, float16, float32 and float64 are allowed", name));
+  }
+  return dtype;
+}
+
+std::vector<int> chosen_layers(const std::vector<int>& asked, int num_layers) {
+  std::vector<int> layers = asked.empty() ? default_capture_layers(num_layers) : asked;
+  check_capture_layers(layers, num_layers);
+  return layers;
 }
 
 class Worker {
@@ -66,12 +107,12 @@ class Worker {
       : options_(options),
         on_progress_(on_progress),
         stop_(stop),
+        stored_(stored_dtype(options.dtype)),
         holder_(random_hex128()),
-        ledger_(open_sqlite_ledger(options.ledger)),
         folder_(options.target),
         config_(parse_llama_config(folder_.config_json(), (options.target / "config.json").string())),
-        layers_(options.layers.empty() ? default_capture_layers(static_cast<int>(config_.num_hidden_layers)) : options.layers) {
-    check_capture_layers(layers_, static_cast<int>(config_.num_hidden_layers));
+        layers_(chosen_layers(options.layers, static_cast<int>(config_.num_hidden_layers))),
+        ledger_(open_sqlite_ledger(options.ledger)) {
     ledger_->declare("kind", "stream");
     ledger_->declare("capture_layers", Json(layers_).dump());
   }
@@ -107,12 +148,15 @@ class Worker {
                                                {.durable = options_.durable});
     Backpressure backpressure({.high_bytes = options_.high_watermark_bytes, .low_bytes = options_.low_watermark_bytes});
     while (!stop_.load()) {
-      if (backpressure.update(ledger_->status().resident_bytes)) {
+      const LedgerStatus status = ledger_->status();
+      if (status.prompts_closed && status.prompts_pending + status.prompts_leased == 0) break;  // done, however full
+      if (backpressure.update(status.resident_bytes)) {
         pause();
         continue;
       }
       const PromptAnswer answer = ledger_->lease_prompts(holder_, options_.lease_tasks, options_.lease_ms);
       if (answer.finished) break;
+      leased_at_ = Clock::now();
       if (answer.leases.empty()) std::this_thread::sleep_for(kPoll);
       for (const PromptLease& lease : answer.leases) {
         if (stop_.load()) break;
@@ -136,33 +180,46 @@ class Worker {
   void capture_one(const Llama& target, FeatureStore& store, const PromptLease& lease) {
     const std::string& name = lease.task.task_id.str();
     try {
+      keep_leases();
       const TensorMap features = prefill(target, lease);
+      keep_leases();
+      // A put retires the generations before it: never over a sample that another worker committed since.
+      if (ledger_->is_committed(SampleId(name))) return;
       put_and_commit(store, lease, features);
       ++progress_.captured;
       progress_.tokens += features[0].second.shape[0];
     } catch (const Error& error) {
       if (error.kind() == ErrorKind::kConflict) return;  // the lease was lost: the prompt is another worker's now
+      if (error.kind() == ErrorKind::kExhausted && stop_.load()) return;  // stopped while waiting for room
       if (error.kind() != ErrorKind::kInvalidArgument && error.kind() != ErrorKind::kCorrupt) {
         ledger_->return_leases(holder_);  // the machine's trouble, not the prompt's
         throw;
       }
-      ledger_->fail_prompt(lease, fmt::format("prompt {}: {}", name, error.what()), /*retryable=*/false, options_.max_attempts);
-      ++progress_.failed;
+      fail(lease, fmt::format("prompt {}: {}", name, error.what()));
     }
+  }
+
+  void fail(const PromptLease& lease, const std::string& reason) {
+    try {
+      ledger_->fail_prompt(lease, reason, /*retryable=*/false, options_.max_attempts);
+      ++progress_.failed;
+    } catch (const Conflict&) {  // the lease was lost: whoever has the prompt now will find the same
+    }
+  }
+
+  // A slow target must not lose the prompts that wait behind the one at work.
+  void keep_leases() {
+    if (seconds_since(leased_at_) * 3000 < static_cast<double>(options_.lease_ms)) return;
+    ledger_->extend_leases(holder_, options_.lease_ms);
+    leased_at_ = Clock::now();
   }
 
   TensorMap prefill(const Llama& target, const PromptLease& lease) const {
     const at::NoGradGuard no_grad;
-    const Json payload = Json::parse(lease.task.payload, nullptr, /*allow_exceptions=*/false);
-    if (!payload.is_object() || payload.contains("error") || !payload.contains("input_ids")) {
-      throw InvalidArgument(payload.is_object() ? payload.value("error", "its payload has no input_ids") : "its payload is no JSON object");
-    }
-    const auto ids = payload["input_ids"].get<std::vector<std::int64_t>>();
-    const auto mask = payload.value("loss_mask", std::vector<std::int64_t>(ids.size(), 1));
+    const auto [ids, mask] = parse_payload(lease.task.payload);
     const at::Tensor tokens = at::tensor(at::ArrayRef<std::int64_t>(ids), at::kLong);
     const Llama::Output out = target.forward(tokens.unsqueeze(0), layers_);
-    const auto stored = to_torch_dtype(dtype_from_name(options_.dtype));
-    const at::Tensor aux = at::cat(out.captured, -1).to(stored), hidden = out.last_hidden.to(stored);
+    const at::Tensor aux = at::cat(out.captured, -1).to(stored_), hidden = out.last_hidden.to(stored_);
     check_finite("aux_hidden_state", aux);
     check_finite("hidden_state", hidden);
     return {{"input_ids", from_torch(tokens)},
@@ -223,12 +280,14 @@ class Worker {
   const CaptureOptions options_;
   const CaptureCallback& on_progress_;
   const std::atomic<bool>& stop_;
+  const c10::ScalarType stored_;
   const HolderId holder_;
-  const std::unique_ptr<Ledger> ledger_;
   const ModelFolder folder_;
   const LlamaConfig config_;
   const std::vector<int> layers_;
+  const std::unique_ptr<Ledger> ledger_;  // last: a wrong configuration leaves no ledger
   CaptureProgress progress_;
+  Clock::time_point leased_at_;  // or last extended
 };
 
 }  // namespace

@@ -24,7 +24,8 @@ std::optional<std::string> check_tokens(const Tensor& ids, const Tensor& mask, s
   }
   for (const std::int64_t id : ids.as<std::int64_t>()) {
     if (id < 0 || (vocab_size > 0 && id >= vocab_size)) {
-      return fmt::format("input_ids holds token {}: 0 to {} are allowed", id, vocab_size - 1);
+      return fmt::format("input_ids holds token {}: {} are allowed", id,
+                         vocab_size > 0 ? fmt::format("0 to {}", vocab_size - 1) : "0 and more");
     }
   }
   for (const std::int64_t value : mask.as<std::int64_t>()) {
@@ -33,7 +34,8 @@ std::optional<std::string> check_tokens(const Tensor& ids, const Tensor& mask, s
   return std::nullopt;
 }
 
-std::optional<std::string> check_hidden(const std::string& name, const Tensor& tensor, std::int64_t length, std::int64_t width) {
+std::optional<std::string> check_hidden(const std::string& name, const Tensor& tensor, std::int64_t length,
+                                        std::int64_t width) {
   const bool shaped = tensor.shape.size() == 3 && tensor.shape[0] == 1 && tensor.shape[1] == length;
   if (!is_floating(tensor.dtype) || !shaped || (width > 0 && tensor.shape[2] != width)) {
     return fmt::format("{} is {} {}: a floating type [1, {}, {}] is allowed", name, dtype_name(tensor.dtype),
@@ -41,6 +43,14 @@ std::optional<std::string> check_hidden(const std::string& name, const Tensor& t
   }
   if (const auto bad = find_not_finite(tensor)) return fmt::format("{} holds {} at element {}", name, bad->what, bad->element);
   return std::nullopt;
+}
+
+const LoaderOptions& checked(const LoaderOptions& options) {
+  if (options.windows_ahead < 1 || options.poll_ms < 1) {
+    throw InvalidArgument(
+        fmt::format("windows_ahead is {} and poll_ms {}: 1 or more is allowed", options.windows_ahead, options.poll_ms));
+  }
+  return options;
 }
 
 }  // namespace
@@ -59,7 +69,7 @@ std::optional<std::string> check_eagle3_sample(const TensorMap& tensors, const L
 }
 
 Prefetcher::Prefetcher(WindowSource& source, FeatureStore& store, const LoaderOptions& options)
-    : source_(source), store_(store), options_(options), thread_([this] { run(); }) {}
+    : source_(source), store_(store), options_(checked(options)), thread_([this] { run(); }) {}
 
 Prefetcher::~Prefetcher() {
   {
@@ -100,8 +110,10 @@ LoadedWindow Prefetcher::load(const Window& window) {
       sample.tensors = store_.get(ref);
       sample.failure = check_eagle3_sample(sample.tensors, options_);
     } catch (const Error& error) {
-      // Passing failures (no memory, no descriptors, a hiccup of the disk) must not condemn a sound sample.
-      if (error.kind() != ErrorKind::kNotFound && error.kind() != ErrorKind::kCorrupt) throw;
+      // Passing failures (no memory, no descriptors, a hiccup of the disk) must not condemn a sound sample. InvalidArgument is
+      // a file that is refused for what it holds.
+      const ErrorKind kind = error.kind();
+      if (kind != ErrorKind::kNotFound && kind != ErrorKind::kCorrupt && kind != ErrorKind::kInvalidArgument) throw;
       sample.failure = error.what();
     }
     if (sample.failure) sample.tensors.clear();

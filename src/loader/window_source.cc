@@ -26,6 +26,7 @@ class OfflineSource : public WindowSource {
   OfflineSource(Ledger& ledger, const OfflinePlan& plan)
       : ledger_(ledger), plan_(plan), ids_(ledger.all_committed_ids()), next_(plan.position) {
     per_epoch_ = offline_windows_per_epoch(static_cast<std::int64_t>(ids_.size()), plan.window);
+    if (plan.position < 0) throw InvalidArgument(fmt::format("position is {} windows: 0 or more is allowed", plan.position));
   }
 
   WindowAnswer next() override {
@@ -71,8 +72,8 @@ std::unique_ptr<WindowSource> make_stream_source(Ledger& ledger, const GroupId& 
 
 std::int64_t offline_windows_per_epoch(std::int64_t refs, int window) {
   if (window < 1 || refs < window) {
-    throw InvalidArgument(fmt::format("{} committed samples make no window of {}: ingest more samples or choose a smaller window",
-                                      refs, window));
+    throw InvalidArgument(
+        fmt::format("{} committed samples make no window of {}: ingest more samples or choose a smaller window", refs, window));
   }
   return refs / window;
 }

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whole training runs over a real ledger and a real store.
+#include "draftflow/train/trainer.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "draftflow/base/error.h"
+#include "draftflow/ledger/ledger.h"
+#include "draftflow/loader/ingest.h"
+#include "testing/temp_folder.h"
+#include "train/checkpoint.h"
+#include "train/testing.h"
+
+namespace draftflow {
+namespace {
+
+constexpr int kSamples = 26, kWindow = 4;  // six windows and a tail of two
+
+class TestRun {
+ public:
+  TestRun() { testing_support::write_target(folder_.path() / "target"); }
+
+  // Samples as a capture worker leaves them; the one named `poisoned` holds a NaN.
+  void fill_stream(int poisoned = -1) {
+    const auto ledger = open_sqlite_ledger(options().ledger);
+    const auto store = open_store();
+    std::vector<PromptTask> tasks;
+    std::vector<std::vector<TokenCount>> counts;
+    for (int i = 0; i < kSamples; ++i) {
+      tasks.push_back({.task_id = TaskId(name(i)), .run_id = RunId("test")});
+      tasks.back().payload = "{}";
+      counts.push_back({{i % testing_support::kVocab, 3, 0}});
+    }
+    ledger->declare("kind", "stream");
+    ledger->ingest_prompts(tasks, counts);
+    ledger->close_prompts();
+    for (int i = 0; i < kSamples; ++i) {
+      const auto answer = ledger->lease_prompts(HolderId("worker"), 1, 60'000);
+      ASSERT_EQ(answer.leases.size(), 1u);
+      TensorMap features = testing_support::make_features(static_cast<std::uint64_t>(i), 6 + i % 5);
+      if (i == poisoned) {
+        features[2].second = from_torch(at::full({1, 6 + i % 5, testing_support::kHidden}, std::nan(""), at::kFloat));
+      }
+      ledger->commit_sample(store->put(features, SampleId(name(i)), {.run_id = RunId("test"), .num_tokens = 6 + i % 5}),
+                            answer.leases[0]);
+    }
+  }
+
+  std::unique_ptr<FeatureStore> open_store() const {
+    return create_shared_dir_store(folder_.path() / "store", StoreId("features"), {.free_space_floor_bytes = 0});
+  }
+  static std::string name(int i) { return fmt::format("test:{:08}", i); }
+
+  TrainOptions options() const {
+    TrainOptions options;
+    options.target = folder_.path() / "target";
+    options.ledger = folder_.path() / "ledger.sqlite3";
+    options.store = folder_.path() / "store" / "features";
+    options.out = folder_.path() / "train";
+    options.window = kWindow;
+    options.batch = 2;
+    options.ttt_length = 2;
+    options.learning_rate = 1e-2;
+    options.checkpoint_every = 2;
+    options.draft_vocab = 24;
+    return options;
+  }
+
+  // Trains; with stop_after > 0 the run is stopped after that many steps of this call.
+  TrainProgress train(const TrainOptions& with, int stop_after = 0) {
+    std::atomic<bool> stop = false;
+    int steps = 0;
+    return run_train(with, [&](const TrainProgress&) { stop = ++steps == stop_after; }, stop);
+  }
+
+  std::string draft_bytes() const { return read_text_file(folder_.path() / "train/draft/model.safetensors"); }
+  const std::filesystem::path& path() const { return folder_.path(); }
+
+ private:
+  testing_support::TempFolder folder_;
+};
+
+TEST(Trainer, TrainsEveryWindowOnceAndFreesItsBytes) {
+  TestRun run;
+  run.fill_stream();
+  const TrainProgress end = run.train(run.options());
+  EXPECT_EQ(end.step, 6);
+  EXPECT_EQ(end.total_steps, 6);
+  EXPECT_EQ(end.samples, 24);
+  const auto ledger = open_sqlite_ledger(run.options().ledger);
+  const LedgerStatus status = ledger->status();
+  EXPECT_EQ(status.durable, 24);
+  EXPECT_EQ(status.dropped, 2);
+  EXPECT_EQ(status.freed, kSamples);
+  EXPECT_EQ(status.resident_bytes, 0u);
+  EXPECT_EQ(run.open_store()->health().resident_samples, 0u);
+  EXPECT_EQ(ledger->trained_ids().size(), 24u);
+}
+
+TEST(Trainer, AnInterruptedRunGoesOnToTheSameNumbers) {
+  TestRun straight, broken;
+  straight.fill_stream();
+  broken.fill_stream();
+  straight.train(straight.options());
+  EXPECT_EQ(broken.train(broken.options(), 1).step, 1);
+  EXPECT_FALSE(std::filesystem::exists(broken.path() / "train/draft"));
+  EXPECT_EQ(broken.train(broken.options(), 3).step, 4);
+  EXPECT_EQ(broken.train(broken.options()).step, 6);
+  EXPECT_EQ(broken.draft_bytes(), straight.draft_bytes());
+  EXPECT_EQ(open_sqlite_ledger(broken.options().ledger)->trained_ids(),
+            open_sqlite_ledger(straight.options().ledger)->trained_ids());
+  broken.train(broken.options());  // a finished run is only exported again
+  EXPECT_EQ(broken.draft_bytes(), straight.draft_bytes());
+}
+
+// As after a SIGKILL between two checkpoints: what was trained since is forgotten by the weights, so it is trained again.
+TEST(Trainer, StepsAfterTheLastCheckpointAreTrainedAgain) {
+  TestRun straight, broken;
+  straight.fill_stream();
+  broken.fill_stream();
+  straight.train(straight.options());
+  TrainOptions rare = broken.options();
+  rare.checkpoint_every = 100;
+  // The callback runs between the ledger's `trained` and any checkpoint: an exception there leaves no chance to save.
+  std::atomic<bool> stop = false;
+  int steps = 0;
+  EXPECT_THROW(run_train(rare, [&](const TrainProgress&) { if (++steps == 3) throw std::runtime_error("killed"); }, stop),
+               std::runtime_error);
+  EXPECT_EQ(open_sqlite_ledger(rare.ledger)->status().trained_step, 3);
+  broken.train(broken.options());
+  EXPECT_EQ(broken.draft_bytes(), straight.draft_bytes());
+}
+
+TEST(Trainer, APoisonedSampleIsFailedByNameAndTheRestGoesOn) {
+  TestRun run;
+  run.fill_stream(/*poisoned=*/5);
+  const TrainProgress end = run.train(run.options());
+  EXPECT_EQ(end.step, 6);
+  EXPECT_EQ(end.samples, 23);
+  EXPECT_EQ(end.failed, 1);
+  EXPECT_EQ(open_sqlite_ledger(run.options().ledger)->status().failed, 1);
+}
+
+TEST(Trainer, OtherOptionsAndOtherLedgersAreRefused) {
+  TestRun run;
+  run.fill_stream();
+  run.train(run.options(), 2);
+  TrainOptions other = run.options();
+  other.learning_rate = 1e-3;
+  EXPECT_THROW(run.train(other), InvalidArgument);
+  TestRun second;
+  second.fill_stream();
+  TrainOptions foreign = second.options();
+  foreign.out = run.options().out;
+  EXPECT_THROW(second.train(foreign), Conflict);
+}
+
+TEST(Trainer, RefusesWhatCannotTrain) {
+  TestRun run;
+  run.fill_stream();
+  const auto refused = [&](auto change) {
+    TrainOptions options = run.options();
+    change(options);
+    EXPECT_THROW(run.train(options), InvalidArgument);
+  };
+  refused([](TrainOptions& o) { o.window = 5; });           // batch 2 does not divide it
+  refused([](TrainOptions& o) { o.window = 28; });          // more than there are samples
+  refused([](TrainOptions& o) { o.learning_rate = 0; });
+  refused([](TrainOptions& o) { o.dtype = "float16"; });
+  refused([](TrainOptions& o) { o.loss = "ce"; });
+  refused([](TrainOptions& o) { o.heads = 3; o.kv_heads = 2; });
+  refused([](TrainOptions& o) { o.draft_vocab = 41; });
+  refused([](TrainOptions& o) { o.store.clear(); });
+  EXPECT_EQ(open_sqlite_ledger(run.options().ledger)->status().trained, 0);
+}
+
+TEST(Trainer, AnOfflineSetIsReadForSeveralEpochsAndResumes) {
+  const auto write_files = [](const std::filesystem::path& folder) {
+    make_folders(folder);
+    for (int i = 0; i < 10; ++i) {
+      write_safetensors(folder / fmt::format("{:04}.safetensors", i),
+                        testing_support::make_features(static_cast<std::uint64_t>(i), 6 + i % 5));
+    }
+  };
+  TestRun straight, broken;
+  const std::atomic<bool> stop = false;
+  for (TestRun* run : {&straight, &broken}) {
+    write_files(run->path() / "files");
+    run_ingest({.folder = run->path() / "files", .ledger = run->options().ledger}, {}, stop);
+  }
+  const auto offline = [](TestRun& run) {
+    TrainOptions options = run.options();
+    options.store.clear();
+    options.epochs = 3;
+    return options;
+  };
+  EXPECT_EQ(straight.train(offline(straight)).step, 6);  // two windows an epoch
+  EXPECT_EQ(broken.train(offline(broken), 3).step, 3);
+  EXPECT_EQ(broken.train(offline(broken)).step, 6);
+  EXPECT_EQ(broken.draft_bytes(), straight.draft_bytes());
+  EXPECT_TRUE(std::filesystem::exists(broken.path() / "files/0009.safetensors"));  // the user's own files stay
+}
+
+TEST(Trainer, TrainsOnTheRealFeatureFiles) {
+  DRAFTFLOW_REQUIRE_REAL_DATA(features, "features-torch");
+  DRAFTFLOW_REQUIRE_REAL_DATA(model, "stories260k-hf");
+  TestRun run;
+  const std::atomic<bool> stop = false;
+  EXPECT_EQ(run_ingest({.folder = features, .ledger = run.options().ledger}, {}, stop).committed, 64);
+  TrainOptions options = run.options();
+  options.target = model;
+  options.store.clear();
+  options.window = options.batch = 8;
+  options.draft_vocab = 128;
+  std::vector<double> losses;
+  run_train(options, [&](const TrainProgress& p) { losses.push_back(p.loss_total); }, stop);
+  ASSERT_EQ(losses.size(), 8u);
+  EXPECT_LT(losses.back(), losses.front());
+}
+
+}  // namespace
+}  // namespace draftflow
