@@ -336,17 +336,17 @@ class FailingStore : public FeatureStore {
 TEST_F(PrefetcherTest, TheMachinesTroubleIsThrownNotBlamedOnTheSample) {
   commit("a", good_tensors());
   commit("b", good_tensors());
-  const std::vector<std::function<void()>> troubles = {
-      [] { throw Exhausted("no descriptors"); }, [] { throw Unavailable("an I/O error"); }, [] { throw std::bad_alloc(); }};
-  for (std::size_t i = 0; i < troubles.size(); ++i) {
+  const auto with_trouble = [this](std::function<void()> trouble) {
     timeline_ = ledger_->open_timeline(group_, std::nullopt).number;
     const auto source = stream();
-    FailingStore store(troubles[i]);
+    FailingStore store(std::move(trouble));
     Prefetcher prefetcher(*source, store, options_);
-    if (i == 0) EXPECT_THROW(next(prefetcher), Exhausted);
-    if (i == 1) EXPECT_THROW(next(prefetcher), Unavailable);
-    if (i == 2) EXPECT_THROW(next(prefetcher), std::bad_alloc);
-  }
+    next(prefetcher);
+  };
+  EXPECT_THROW(with_trouble([] { throw Exhausted("no descriptors"); }), Exhausted);
+  EXPECT_THROW(with_trouble([] { throw Unavailable("an I/O error"); }), Unavailable);
+  EXPECT_THROW(with_trouble([] { throw std::bad_alloc(); }), std::bad_alloc);
+  EXPECT_NO_THROW(with_trouble([] {}));
 }
 
 }  // namespace
