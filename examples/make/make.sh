@@ -99,7 +99,7 @@ train_target() {
   [[ -x $program ]] || fail "build/bin/draftflow-pretrain is missing; run 'make build' first, then this again"
   cd "$root"
   # ---- The weights: the one line that trains the target. ----
-  "$program" --config examples/target/config.json --tokens build/example/train.u16 --held-out build/example/held_out.u16 --out examples/target --steps "${DRAFTFLOW_PRETRAIN_STEPS:-3000}"
+  "$program" --config examples/target/config.json --tokens build/example/train.u16 --held-out build/example/held_out.u16 --out examples/target --threads 1 --steps "${DRAFTFLOW_PRETRAIN_STEPS:-4000}"
 }
 
 main() {

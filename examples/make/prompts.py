@@ -5,6 +5,7 @@ Writes OUT_FOLDER/train.jsonl (passages spread evenly over the training works) a
 held-out works that begin with a sentence). A line is {"text": ..., "source": "WORK, word OFFSET"}. No randomness: the same
 text gives the same bytes.
 """
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -154,7 +155,9 @@ def main():
     text_folder, held_out_list, tokenizer, out = sys.argv[1:5]
     training, held_out = split_works(text_folder, held_out_list)
     documents = [d for work in training for d in documents_of(work, tokenizer)]
-    written(Path(out) / "train.jsonl", spread(documents, TRAIN_PASSAGES, TRAIN_SHORTEST, TRAIN_LONGEST))
+    passages = spread(documents, TRAIN_PASSAGES, TRAIN_SHORTEST, TRAIN_LONGEST)
+    # A stream is trained in the order it comes: mixed, so that no work makes up a stretch of it. By hash: the same anywhere.
+    written(Path(out) / "train.jsonl", sorted(passages, key=lambda p: hashlib.sha256(p["text"].encode()).digest()))
     training_text = " ".join(work.read_text(encoding="utf-8").replace("\n", " ") for work in training)
     written(Path(out) / "held_out.jsonl", held_out_passages(held_out, training_text, tokenizer))
 

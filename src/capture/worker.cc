@@ -146,6 +146,7 @@ class Worker {
     const Llama target = Llama::load(folder_, at::kFloat);
     const auto store = create_shared_dir_store(options_.store.parent_path(), StoreId(options_.store.filename().string()),
                                                {.durable = options_.durable});
+    store->gc();  // what writers that died left behind
     Backpressure backpressure({.high_bytes = options_.high_watermark_bytes, .low_bytes = options_.low_watermark_bytes});
     while (!stop_.load()) {
       const LedgerStatus status = ledger_->status();
@@ -269,12 +270,11 @@ class Worker {
   }
 
   void report(bool paused) {
-    if (!on_progress_) return;
     const LedgerStatus status = ledger_->status();
     progress_.total = status.prompts;
     progress_.done = status.prompts_done + status.prompts_failed;
     progress_.paused = paused;
-    on_progress_(progress_);
+    if (on_progress_) on_progress_(progress_);
   }
 
   const CaptureOptions options_;

@@ -36,8 +36,8 @@ using Json = nlohmann::json;
 using Ids = std::vector<std::int64_t>;
 using Spoil = std::function<at::Tensor(const std::string&, const at::Tensor&)>;
 
-constexpr std::int64_t kHour = 3'600'000;                               // ms
-constexpr std::uint64_t kBytesOfThree = 3 * (8 + 8 + 32 * 2 + 96 * 2);  // of a sample of three tokens
+constexpr std::int64_t kHour = 3'600'000;                              // ms
+constexpr std::uint64_t kSampleBytes = 3 * (8 + 8 + 32 * 2 + 96 * 2);  // of a sample of three tokens
 
 // Runs the call, which must throw E with `part` in its message.
 template <class E, class Call>
@@ -52,35 +52,20 @@ void expect_error(Call&& call, const std::string& part) {
   }
 }
 
-LlamaConfig tiny_config(int layers) {
-  return parse_llama_config(
-      fmt::format(R"({{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":32,"intermediate_size":48,)"
-                  R"("num_hidden_layers":{},"num_attention_heads":4,"num_key_value_heads":2,"vocab_size":2048,)"
-                  R"("max_position_embeddings":64,"tie_word_embeddings":true}})",
-                  layers),
-      "test");
-}
-
 // A random model as a Hugging Face folder, its weights changed on request.
 void write_target(const std::filesystem::path& folder, int layers = 8, const Spoil& spoil = {}) {
   make_folders(folder);
-  const LlamaConfig config = tiny_config(layers);
+  const std::string config =
+      fmt::format(R"({{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":32,"intermediate_size":48,)"
+                  R"("num_hidden_layers":{},"num_attention_heads":4,"num_key_value_heads":2,"vocab_size":2048,)"
+                  R"("max_position_embeddings":64,"tie_word_embeddings":true}})",
+                  layers);
   TensorMap tensors;
-  for (const auto& [name, weight] : Llama::random(config, 5).parameters()) {
+  for (const auto& [name, weight] : Llama::random(parse_llama_config(config, "test"), 5).parameters()) {
     tensors.emplace_back(name, from_torch(spoil ? spoil(name, weight).contiguous() : weight));
   }
   write_safetensors(folder / "model.safetensors", tensors);
-  Json json = {{"architectures", {"LlamaForCausalLM"}},
-               {"model_type", "llama"},
-               {"hidden_size", config.hidden_size},
-               {"intermediate_size", config.intermediate_size},
-               {"num_hidden_layers", layers},
-               {"num_attention_heads", config.num_attention_heads},
-               {"num_key_value_heads", config.num_key_value_heads},
-               {"vocab_size", config.vocab_size},
-               {"max_position_embeddings", config.max_position_embeddings},
-               {"tie_word_embeddings", true}};
-  replace_file(folder / "config.json", json.dump());
+  replace_file(folder / "config.json", config);
 }
 
 std::string ids_line(const Ids& ids) {
@@ -262,7 +247,6 @@ TEST_F(CaptureTest, PlainTextHasBadLinesToo) {
 TEST_F(CaptureTest, StrangePayloadsFailByName) {
   const std::vector<std::string> payloads = {"{\"text\":\"raw\"}",
                                              "[1]",
-                                             "{\"input_ids\":",
                                              "{\"input_ids\":\"x\"}",
                                              "{\"input_ids\":[1,2],\"loss_mask\":[1]}",
                                              "{\"input_ids\":[1,2],\"loss_mask\":7}",
@@ -278,14 +262,14 @@ TEST_F(CaptureTest, StrangePayloadsFailByName) {
   ledger()->close_prompts();
   const CaptureProgress progress = capture();
   EXPECT_EQ(progress.captured, 1);
-  EXPECT_EQ(progress.failed, 9);
+  EXPECT_EQ(progress.failed, 8);
   EXPECT_THAT(reasons(),
               ElementsAre("prompt 0: its payload has no input_ids", "prompt 1: its payload is no JSON object",
-                          HasSubstr("prompt 2: its payload cannot be read"), HasSubstr("prompt 3: its payload cannot be read"),
-                          "prompt 4: its payload has 1 loss_mask entries for 2 input_ids",
-                          HasSubstr("prompt 5: its payload cannot be read"), HasSubstr("prompt 6: token ids must be"),
-                          HasSubstr("prompt 7: token id 4000 is outside the vocabulary of 2048"),
-                          HasSubstr("prompt 8: its payload cannot be read")));
+                          HasSubstr("prompt 2: its payload cannot be read"),
+                          "prompt 3: its payload has 1 loss_mask entries for 2 input_ids",
+                          HasSubstr("prompt 4: its payload cannot be read"), HasSubstr("prompt 5: token ids must be"),
+                          HasSubstr("prompt 6: token id 4000 is outside the vocabulary of 2048"),
+                          HasSubstr("prompt 7: its payload cannot be read")));
 }
 
 TEST_F(CaptureTest, AStrangeFileNameIsNoProblem) {
@@ -330,15 +314,13 @@ TEST_F(CaptureTest, WhatOverflowsInTheStoredTypeOnlyIsCaughtToo) {
 
 TEST_F(CaptureTest, RunningAgainAddsNothing) {
   capture_prompts(id_prompts(5) + ids_line({1}));
-  const LedgerStatus before = status();
+  const std::vector<SampleRef> before = refs();
   const CaptureProgress again = capture();
-  EXPECT_EQ(again.captured, 0);
-  EXPECT_EQ(again.failed, 0);
+  EXPECT_EQ(again.captured + again.failed, 0);
   EXPECT_EQ(again.done, 6);
-  EXPECT_EQ(status().committed, before.committed);
   EXPECT_EQ(status().prompts, 6);
-  EXPECT_EQ(status().resident_bytes, before.resident_bytes);
-  for (const SampleRef& ref : refs()) EXPECT_EQ(ref.generation, 1U);
+  EXPECT_EQ(status().resident_bytes, 5 * kSampleBytes);
+  for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(sample_ref_to_json(refs().at(i)), sample_ref_to_json(before[i]));
   expect_complete(5);
 }
 
@@ -418,35 +400,24 @@ class Child {
   bool ended_ = false;
 };
 
-// Memory that children share with this process.
-template <class T>
-class Shared {
- public:
-  Shared() : value_(new (::mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) T{}) {}
-  ~Shared() { ::munmap(value_, sizeof(T)); }
-  T& operator*() const { return *value_; }
-
- private:
-  T* value_;
-};
-
 TEST_F(CaptureTest, TwoWorkersCaptureEachPromptOnce) {
   constexpr int kPrompts = 30;
   ingest(id_prompts(kPrompts));
   options_.lease_tasks = 1;
-  const Shared<std::atomic<int>> started;
+  void* const shared = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(shared, MAP_FAILED);
+  std::atomic<int>& started = *new (shared) std::atomic<int>(0);
   // Each waits with its first sample for the other's, so that they do work side by side.
   const auto meet = [&](const CaptureProgress& progress) {
     if (progress.captured != 1) return;
-    ++*started;
-    for (int i = 0; i < 60'000 && *started < 2; ++i) ::usleep(1000);
+    ++started;
+    for (int i = 0; i < 60'000 && started < 2; ++i) ::usleep(1000);
   };
   Child one(options_, meet), two(options_, meet);
   const int first = one.wait(), second = two.wait();
   ASSERT_TRUE(WIFEXITED(first) && WIFEXITED(second));
-  EXPECT_EQ(*started, 2) << "a worker did nothing";
+  EXPECT_EQ(started, 2) << "a worker did nothing";
   EXPECT_EQ(WEXITSTATUS(first) + WEXITSTATUS(second), kPrompts);
-  for (const SampleRef& ref : refs()) EXPECT_EQ(ref.generation, 1U) << ref.sample_id.str() << " was put again";
   expect_complete(kPrompts);
 }
 
@@ -515,7 +486,7 @@ TEST_F(CaptureTest, ASlowWorkerKeepsItsLeases) {
 TEST_F(CaptureTest, AFullBudgetPausesUntilStopped) {
   ingest(id_prompts(3));
   options_.lease_tasks = 1;
-  options_.high_watermark_bytes = options_.low_watermark_bytes = kBytesOfThree / 3 + 1;
+  options_.high_watermark_bytes = options_.low_watermark_bytes = kSampleBytes + 1;
   int pauses = 0;
   const CaptureProgress paused = capture([&](const CaptureProgress& progress) {
     if (progress.paused && ++pauses == 3) stop_ = true;
@@ -604,11 +575,8 @@ TEST_F(CaptureTest, OtherLayersThanTheLedgersAreRefused) {
 }
 
 TEST_F(CaptureTest, AnEmptyPromptFileIsRefused) {
-  for (const char* text : {
-    "", "
-
-        "}) {
-        expect_error<InvalidArgument>([&] { capture_prompts(text); }, "prompts.jsonl holds no prompt");
+  for (const char* text : {"", "\n \n\t\n"}) {
+    expect_error<InvalidArgument>([&] { capture_prompts(text); }, "prompts.jsonl holds no prompt");
     EXPECT_EQ(status().prompts, 0);
     EXPECT_FALSE(status().prompts_closed) << "the right file must still be taken";
   }

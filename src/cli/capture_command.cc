@@ -26,7 +26,7 @@ struct CaptureArguments {
 
 constexpr const char* kExample =
     "Example:\n"
-    "  draftflow capture --target examples/target --prompts examples/prompts.jsonl \\\n"
+    "  draftflow capture --target examples/target --prompts examples/prompts/train.jsonl \\\n"
     "                    --ledger out/ledger.sqlite3 --store out/store/features\n"
     "Run it several times at once for several producers; killed, it can be run again and goes on.";
 

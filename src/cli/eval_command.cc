@@ -26,7 +26,7 @@ struct EvalArguments {
 
 constexpr const char* kExample =
     "Example:\n"
-    "  draftflow eval --target examples/target --draft out/train/draft --prompts examples/held_out.jsonl\n"
+    "  draftflow eval --target examples/target --draft out/train/draft --prompts examples/prompts/held_out.jsonl\n"
     "Prints the mean number of tokens emitted per pass of the target (1.0 = no help) and whether the text is exactly the\n"
     "target's own greedy decoding.";
 

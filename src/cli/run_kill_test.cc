@@ -30,7 +30,7 @@ constexpr auto kTick = std::chrono::milliseconds(5);
 
 std::uint64_t test_seed() {
   const char* given = std::getenv("DRAFTFLOW_SEED");
-  const std::uint64_t seed = given != nullptr ? std::stoull(given) : std::hash<std::string>()(random_hex128());
+  const std::uint64_t seed = given != nullptr ? std::stoull(given) : std::stoull(random_hex128().substr(0, 15), nullptr, 16);
   fmt::print("seed {} (DRAFTFLOW_SEED={} repeats this run)\n", seed, seed);
   return seed;
 }

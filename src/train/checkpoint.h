@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Checkpoints: folders `step-00000010` that appear whole or not at all, each with the draft in Hugging Face layout
+// Checkpoints: folders `step-0000000010` that appear whole or not at all, each with the draft in Hugging Face layout
 // (draft/), the optimizer's state (optimizer.safetensors) and what the run must agree on to go on (state.json; layout in
 // docs/formats/checkpoint.md). Resuming gives the same numbers as never having stopped. One trainer per folder.
 #pragma once

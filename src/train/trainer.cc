@@ -56,7 +56,12 @@ void check_options(const TrainOptions& options) {
 
 // The options that change the numbers: a checkpoint goes on only under the same ones.
 std::map<std::string, std::string> numeric_options(const TrainOptions& o) {
+  // How a window is cut into batches changes the loss under "reference" alone.
+  const int batch = o.loss_normalization == "reference" ? o.batch : 0;
   return {{"window", std::to_string(o.window)},
+          {"batch", std::to_string(batch)},
+          {"total_steps", std::to_string(o.total_steps)},
+          {"init_draft", o.init_draft.string()},
           {"ttt_length", std::to_string(o.ttt_length)},
           {"max_length", std::to_string(o.max_length)},
           {"learning_rate", fmt::format("{}", o.learning_rate)},

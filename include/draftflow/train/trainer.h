@@ -4,8 +4,8 @@
 // against the checkpoint) or an offline set (E shuffled epochs). Killed at any moment, it goes on from its last durable
 // checkpoint to the same numbers. This header needs no libtorch. One call per process at a time.
 //
-// Layout of `out`: checkpoints/step-00000010/ (model.safetensors, optimizer.safetensors, state.json), draft-untrained/ and,
-// at the end, draft/ (Hugging Face layout, docs/formats/draft.md).
+// Layout of `out`: checkpoints/step-0000000010/ (draft/, optimizer.safetensors, state.json; docs/formats/checkpoint.md),
+// draft-untrained/ and, at the end, draft/ (Hugging Face layout, docs/formats/draft.md).
 #pragma once
 
 #include <atomic>
