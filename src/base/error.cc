@@ -20,7 +20,9 @@ const char* error_kind_name(ErrorKind kind) {
   return "unknown";
 }
 
-int exit_code(ErrorKind kind) { return 2 + static_cast<int>(kind); }
+int exit_code(ErrorKind kind) {
+  return 2 + static_cast<int>(kind);
+}
 
 void throw_errno(int error_number, const std::string& what) {
   const std::string message = what + ": " + std::generic_category().message(error_number);

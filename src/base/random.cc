@@ -26,7 +26,9 @@ std::uint64_t Random::below(std::uint64_t bound) {
   }
 }
 
-double Random::uniform() { return static_cast<double>(next() >> 11) * 0x1.0p-53; }
+double Random::uniform() {
+  return static_cast<double>(next() >> 11) * 0x1.0p-53;
+}
 
 double Random::normal() {
   const double u = 1.0 - uniform();  // (0, 1]

@@ -32,25 +32,13 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::ThrowsMessage;
 using Json = nlohmann::json;
 using Ids = std::vector<std::int64_t>;
 using Spoil = std::function<at::Tensor(const std::string&, const at::Tensor&)>;
 
 constexpr std::int64_t kHour = 3'600'000;                              // ms
 constexpr std::uint64_t kSampleBytes = 3 * (8 + 8 + 32 * 2 + 96 * 2);  // of a sample of three tokens
-
-// Runs the call, which must throw E with `part` in its message.
-template <class E, class Call>
-void expect_error(Call&& call, const std::string& part) {
-  try {
-    call();
-    ADD_FAILURE() << "no error; expected one with '" << part << "'";
-  } catch (const E& error) {
-    EXPECT_THAT(error.what(), HasSubstr(part));
-  } catch (const std::exception& error) {
-    ADD_FAILURE() << "another kind of error: " << error.what();
-  }
-}
 
 // A random model as a Hugging Face folder, its weights changed on request.
 void write_target(const std::filesystem::path& folder, int layers = 8, const Spoil& spoil = {}) {
@@ -102,6 +90,11 @@ class CaptureTest : public ::testing::Test {
     options_.prompts.clear();
   }
 
+  Llama::Output forward(const Ids& ids, const std::vector<int>& layers) const {
+    const at::NoGradGuard no_grad;
+    return Llama::load(ModelFolder(options_.target), at::kFloat).forward(at::tensor(ids, at::kLong).unsqueeze(0), layers);
+  }
+
   std::unique_ptr<Ledger> ledger() const { return open_sqlite_ledger(options_.ledger); }
   LedgerStatus status() const { return ledger()->status(); }
   std::unique_ptr<FeatureStore> store() const {
@@ -150,17 +143,15 @@ TEST_F(CaptureTest, FeaturesAreTheTargetsOwnBitForBit) {
   const CaptureProgress progress = capture_prompts(R"({"input_ids":[1,5,9,2047],"loss_mask":[0,0,1,1]})"
                                                    "\n\n" +
                                                    Json({{"text", text}}).dump() + "\n");
-  const at::NoGradGuard no_grad;
-  const Llama target = Llama::load(ModelFolder(options_.target), at::kFloat);
   const std::vector<Ids> ids = {{1, 5, 9, 2047}, Tokenizer(options_.tokenizer).encode(text)};
   const std::vector<Ids> masks = {{0, 0, 1, 1}, Ids(ids[1].size(), 1)};
   const std::vector<SampleRef> found = refs();
   ASSERT_EQ(found.size(), 2U);
   for (std::size_t i = 0; i < 2; ++i) {
     const TensorMap features = store()->get(found[i]);
-    EXPECT_EQ(to_torch(*find_tensor(features, "input_ids")).equal(at::tensor(ids[i], at::kLong)), true);
-    EXPECT_EQ(to_torch(*find_tensor(features, "loss_mask")).equal(at::tensor(masks[i], at::kLong)), true);
-    const Llama::Output out = target.forward(at::tensor(ids[i], at::kLong).unsqueeze(0), {1, 3, 4});
+    EXPECT_TRUE(to_torch(*find_tensor(features, "input_ids")).equal(at::tensor(ids[i], at::kLong)));
+    EXPECT_TRUE(to_torch(*find_tensor(features, "loss_mask")).equal(at::tensor(masks[i], at::kLong)));
+    const Llama::Output out = forward(ids[i], {1, 3, 4});
     const at::Tensor hidden = to_torch(*find_tensor(features, "hidden_state"));
     EXPECT_EQ(hidden.scalar_type(), at::kBFloat16);
     EXPECT_TRUE(hidden.equal(out.last_hidden.to(at::kBFloat16)));
@@ -183,9 +174,7 @@ TEST_F(CaptureTest, NamedLayersAndATypeAreTakenInTheirOrder) {
   options_.layers = {7, 0, 2};
   options_.dtype = "float32";
   capture_prompts(ids_line({4, 3, 2}));
-  const at::NoGradGuard no_grad;
-  const Llama target = Llama::load(ModelFolder(options_.target), at::kFloat);
-  const Llama::Output out = target.forward(at::tensor(Ids{4, 3, 2}, at::kLong).unsqueeze(0), {7, 0, 2});
+  const Llama::Output out = forward({4, 3, 2}, {7, 0, 2});
   const TensorMap features = store()->get(refs().at(0));
   EXPECT_TRUE(to_torch(*find_tensor(features, "aux_hidden_state")).equal(at::cat(out.captured, -1)));
   EXPECT_TRUE(to_torch(*find_tensor(features, "hidden_state")).equal(out.last_hidden));
@@ -245,18 +234,12 @@ TEST_F(CaptureTest, PlainTextHasBadLinesToo) {
 
 // Another program may have put prompts on the books.
 TEST_F(CaptureTest, StrangePayloadsFailByName) {
-  const std::vector<std::string> payloads = {"{\"text\":\"raw\"}",
-                                             "[1]",
-                                             "{\"input_ids\":\"x\"}",
-                                             "{\"input_ids\":[1,2],\"loss_mask\":[1]}",
-                                             "{\"input_ids\":[1,2],\"loss_mask\":7}",
-                                             "{\"input_ids\":[]}",
-                                             "{\"input_ids\":[1,4000]}",
-                                             "{\"error\":7}",
-                                             "{\"input_ids\":[1,2]}"};
+  const Json payloads = Json::parse(R"([{"text":"raw"}, [1], {"input_ids":"x"}, {"input_ids":[1,2],"loss_mask":[1]},
+      {"input_ids":[1,2],"loss_mask":7}, {"input_ids":[]}, {"input_ids":[1,4000]}, {"error":7}, {"input_ids":[1,2]}])");
   std::vector<PromptTask> tasks;
-  for (std::size_t i = 0; i < payloads.size(); ++i) {
-    tasks.push_back({.task_id = TaskId(std::to_string(i)), .run_id = RunId("r"), .source_id = "", .payload = payloads[i]});
+  for (const Json& payload : payloads) {
+    const std::string id = std::to_string(tasks.size());
+    tasks.push_back({.task_id = TaskId(id), .run_id = RunId("r"), .source_id = "", .payload = payload.dump()});
   }
   ledger()->ingest_prompts(tasks, {});
   ledger()->close_prompts();
@@ -475,7 +458,9 @@ TEST_F(CaptureTest, ASlowWorkerKeepsItsLeases) {
   std::size_t taken = 0;
   capture([&](const CaptureProgress& progress) {
     if (progress.captured < 4) ::usleep(1'100'000);
-    if (progress.captured == 3) taken = other->lease_prompts(HolderId("other"), 4, kHour).leases.size();
+    if (progress.captured != 3) return;
+    taken = other->lease_prompts(HolderId("other"), 4, kHour).leases.size();
+    other->return_leases(HolderId("other"));
   });
   EXPECT_EQ(taken, 0U);
   EXPECT_EQ(status().committed, 4);
@@ -563,20 +548,20 @@ TEST_F(FullDiskTest, ItGoesOnWhenThereIsRoom) {
 
 TEST_F(CaptureTest, AnOfflineLedgerIsRefused) {
   ledger()->declare("kind", "offline");
-  expect_error<Conflict>([&] { capture_prompts(id_prompts(2)); }, "offline");
+  EXPECT_THAT([&] { capture_prompts(id_prompts(2)); }, ThrowsMessage<Conflict>(HasSubstr("offline")));
   EXPECT_EQ(status().prompts, 0);
 }
 
 TEST_F(CaptureTest, OtherLayersThanTheLedgersAreRefused) {
   capture_prompts(id_prompts(2));
   options_.layers = {0, 1, 2};
-  expect_error<Conflict>([&] { capture(); }, "[0,1,2]");
+  EXPECT_THAT([&] { capture(); }, ThrowsMessage<Conflict>(HasSubstr("[0,1,2]")));
   expect_complete(2);
 }
 
 TEST_F(CaptureTest, AnEmptyPromptFileIsRefused) {
   for (const char* text : {"", "\n \n\t\n"}) {
-    expect_error<InvalidArgument>([&] { capture_prompts(text); }, "prompts.jsonl holds no prompt");
+    EXPECT_THAT([&] { capture_prompts(text); }, ThrowsMessage<InvalidArgument>(HasSubstr("prompts.jsonl holds no prompt")));
     EXPECT_EQ(status().prompts, 0);
     EXPECT_FALSE(status().prompts_closed) << "the right file must still be taken";
   }
@@ -585,9 +570,9 @@ TEST_F(CaptureTest, AnEmptyPromptFileIsRefused) {
 
 TEST_F(CaptureTest, WhatIsMissingIsNamed) {
   options_.prompts = folder_.path() / "none.jsonl";
-  expect_error<NotFound>([&] { capture(); }, "none.jsonl");
+  EXPECT_THAT([&] { capture(); }, ThrowsMessage<NotFound>(HasSubstr("none.jsonl")));
   options_.tokenizer = folder_.path() / "none.model";
-  expect_error<NotFound>([&] { capture(); }, "none.model");
+  EXPECT_THAT([&] { capture(); }, ThrowsMessage<NotFound>(HasSubstr("none.model")));
 }
 
 TEST_F(CaptureTest, AWrongConfigurationIsRefusedAndLeavesNoLedger) {
@@ -595,7 +580,7 @@ TEST_F(CaptureTest, AWrongConfigurationIsRefusedAndLeavesNoLedger) {
   const auto refused = [&](const std::function<void(CaptureOptions&)>& change, const std::string& part) {
     options_ = good;
     change(options_);
-    expect_error<InvalidArgument>([&] { capture_prompts(id_prompts(1)); }, part);
+    EXPECT_THAT([&] { capture_prompts(id_prompts(1)); }, ThrowsMessage<InvalidArgument>(HasSubstr(part)));
     EXPECT_FALSE(std::filesystem::exists(options_.ledger)) << part;
   };
   refused([](auto& options) { options.layers = {1, 2}; }, "layers [1, 2] cannot be captured: three different ones from 0 to 7");

@@ -157,7 +157,9 @@ TEST_F(RunKill, AnyProcessAtAnyTimeEndsWithTheSameSamples) {
 
 // With everything captured before the first step the order is fixed, so even the weights come out the same to the byte.
 TEST_F(RunKill, AKilledTrainerGoesOnToTheSameWeights) {
-  const auto weights = [&](const std::string& out) { return read_text_file(folder_.path() / out / "train/draft/model.safetensors"); };
+  const auto weights = [&](const std::string& out) {
+    return read_text_file(folder_.path() / out / "train/draft/model.safetensors");
+  };
   const auto straight = write_config("straight", kPrompts);
   // One worker: two commit in an order of their own.
   replace_file(straight, read_text_file(straight).replace(read_text_file(straight).find("workers: 2"), 10, "workers: 1"));

@@ -181,7 +181,8 @@ Llama::Output Llama::forward_cached(const at::Tensor& ids, std::int64_t start, K
 }
 
 KvCache Llama::make_cache(std::int64_t capacity) const {
-  return make_kv_cache(config_.num_hidden_layers, config_.num_key_value_heads, capacity, config_.head_dim, embedding_.options());
+  return make_kv_cache(config_.num_hidden_layers, config_.num_key_value_heads, capacity, config_.head_dim,
+                       embedding_.options());
 }
 
 at::Tensor Llama::logits(const at::Tensor& last_hidden) const {

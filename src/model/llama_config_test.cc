@@ -11,8 +11,14 @@ namespace draftflow {
 namespace {
 
 nlohmann::json base() {
-  return {{"architectures", {"LlamaForCausalLM"}}, {"model_type", "llama"}, {"hidden_size", 64}, {"intermediate_size", 172},
-          {"num_hidden_layers", 5}, {"num_attention_heads", 8}, {"num_key_value_heads", 4}, {"vocab_size", 512}};
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"model_type", "llama"},
+          {"hidden_size", 64},
+          {"intermediate_size", 172},
+          {"num_hidden_layers", 5},
+          {"num_attention_heads", 8},
+          {"num_key_value_heads", 4},
+          {"vocab_size", 512}};
 }
 
 std::string refusal(const nlohmann::json& config) {

@@ -39,7 +39,9 @@ void write_folder(const std::filesystem::path& folder, bool tied, const std::str
   replace_file(folder / "config.json", config_json(tied));
 }
 
-at::Tensor some_ids(std::int64_t length) { return (at::arange(length, at::kLong) * 7 % 40).unsqueeze(0); }
+at::Tensor some_ids(std::int64_t length) {
+  return (at::arange(length, at::kLong) * 7 % 40).unsqueeze(0);
+}
 
 TEST(Llama, LoadsWhatItWroteTiedAndUntied) {
   for (const bool tied : {true, false}) {

@@ -20,7 +20,8 @@ void read_ids(const Json& object, Prompt& prompt) {
   prompt.loss_mask.assign(prompt.input_ids.size(), 1);
   if (object.contains("loss_mask")) prompt.loss_mask = object["loss_mask"].get<std::vector<std::int64_t>>();
   if (prompt.loss_mask.size() != prompt.input_ids.size()) {
-    throw InvalidArgument(fmt::format("loss_mask has {} entries for {} input_ids", prompt.loss_mask.size(), prompt.input_ids.size()));
+    throw InvalidArgument(
+        fmt::format("loss_mask has {} entries for {} input_ids", prompt.loss_mask.size(), prompt.input_ids.size()));
   }
   for (const std::int64_t value : prompt.loss_mask) {
     if (value != 0 && value != 1) throw InvalidArgument(fmt::format("loss_mask holds {}: 0 and 1 are allowed", value));

@@ -30,7 +30,9 @@ TEST(Rope, DefaultIsAPowerOfTheBase) {
   EXPECT_EQ(scale, 1.0);
 }
 
-TEST(Rope, LinearDividesPositions) { EXPECT_NEAR(rope_frequencies(config(RopeKind::kLinear), 128).first[1], 0.025, 1e-15); }
+TEST(Rope, LinearDividesPositions) {
+  EXPECT_NEAR(rope_frequencies(config(RopeKind::kLinear), 128).first[1], 0.025, 1e-15);
+}
 
 TEST(Rope, DynamicGrowsTheBaseWithTheLength) {
   const RopeConfig rope = config(RopeKind::kDynamic);
@@ -43,12 +45,12 @@ TEST(Rope, Llama3KeepsShortWavesAndStretchesLongOnes) {
   RopeConfig rope = config(RopeKind::kLlama3);
   rope.original_max_position = 256;
   const auto f = rope_frequencies(rope, 128).first;
-  EXPECT_DOUBLE_EQ(f[0], 1.0);                     // wavelength 6.3 < 256 / 4
-  EXPECT_NEAR(f[3], 0.001 / 4, 1e-15);             // wavelength 6283 > 256 / 1
+  EXPECT_DOUBLE_EQ(f[0], 1.0);                           // wavelength 6.3 < 256 / 4
+  EXPECT_NEAR(f[3], 0.001 / 4, 1e-15);                   // wavelength 6283 > 256 / 1
   const double wavelength = 2 * std::numbers::pi / 0.1;  // 62.8, just below 64: kept
   EXPECT_LT(wavelength, 64);
   EXPECT_NEAR(f[1], 0.1, 1e-15);
-  rope.original_max_position = 128;                // now between 32 and 128: blended
+  rope.original_max_position = 128;  // now between 32 and 128: blended
   const double blend = (128 / wavelength - 1) / 3;
   EXPECT_NEAR(rope_frequencies(rope, 128).first[1], ((1 - blend) / 4 + blend) * 0.1, 1e-15);
 }

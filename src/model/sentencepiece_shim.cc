@@ -13,7 +13,9 @@ using Processor = sentencepiece::SentencePieceProcessor;
 using draftflow::sentencepiece_shim::Functions;
 using draftflow::sentencepiece_shim::Receive;
 
-Processor& processor(void* tokenizer) { return *static_cast<Processor*>(tokenizer); }
+Processor& processor(void* tokenizer) {
+  return *static_cast<Processor*>(tokenizer);
+}
 
 void* open(const char* model, std::size_t bytes, Receive error, void* context) {
   auto made = std::make_unique<Processor>();
@@ -24,9 +26,15 @@ void* open(const char* model, std::size_t bytes, Receive error, void* context) {
   return nullptr;
 }
 
-void close(void* tokenizer) { delete &processor(tokenizer); }
-int size(void* tokenizer) { return processor(tokenizer).GetPieceSize(); }
-int bos(void* tokenizer) { return processor(tokenizer).bos_id(); }
+void close(void* tokenizer) {
+  delete &processor(tokenizer);
+}
+int size(void* tokenizer) {
+  return processor(tokenizer).GetPieceSize();
+}
+int bos(void* tokenizer) {
+  return processor(tokenizer).bos_id();
+}
 
 bool encode(void* tokenizer, const char* text, std::size_t bytes, Receive ids, void* context) {
   std::vector<int> pieces;

@@ -69,7 +69,9 @@ Tokenizer::Tokenizer(const std::filesystem::path& file) : impl_(std::make_unique
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
-std::int64_t Tokenizer::vocab_size() const { return functions().size(impl_->handle); }
+std::int64_t Tokenizer::vocab_size() const {
+  return functions().size(impl_->handle);
+}
 
 std::vector<std::int64_t> Tokenizer::encode(std::string_view text) const {
   if (const std::size_t bad = find_invalid_utf8(text); bad != std::string_view::npos) {

@@ -24,9 +24,13 @@ constexpr Row kRows[] = {
 
 }  // namespace
 
-std::size_t dtype_bytes(DType dtype) { return kRows[static_cast<int>(dtype)].bytes; }
+std::size_t dtype_bytes(DType dtype) {
+  return kRows[static_cast<int>(dtype)].bytes;
+}
 
-std::string_view dtype_name(DType dtype) { return kRows[static_cast<int>(dtype)].name; }
+std::string_view dtype_name(DType dtype) {
+  return kRows[static_cast<int>(dtype)].name;
+}
 
 DType dtype_from_name(std::string_view name) {
   std::string known;

@@ -59,6 +59,8 @@ inline void add_members(Json& object, const JsonMembers& members) {
   for (const auto& [name, text] : members) object[name] = Json::parse(text);
 }
 
-inline Json optional_string(const std::optional<std::string>& text) { return text ? Json(*text) : Json(nullptr); }
+inline Json optional_string(const std::optional<std::string>& text) {
+  return text ? Json(*text) : Json(nullptr);
+}
 
 }  // namespace draftflow::records

@@ -18,7 +18,9 @@ TEST(PromptTask, RoundTrips) {
   EXPECT_EQ(prompt_task_to_json(prompt_task_from_json(text)), text);
 }
 
-TEST(PromptTask, NamesAMissingField) { EXPECT_THROW(prompt_task_from_json(R"({"task_id":"a"})"), Corrupt); }
+TEST(PromptTask, NamesAMissingField) {
+  EXPECT_THROW(prompt_task_from_json(R"({"task_id":"a"})"), Corrupt);
+}
 
 }  // namespace
 }  // namespace draftflow

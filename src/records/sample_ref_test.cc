@@ -19,7 +19,9 @@ constexpr const char* kRef =
     R"("schema_version":1,"target_model_version":"unknown","draft_weight_version":null,"tokenizer_version":"unknown",)"
     R"("num_tokens":192,"estimated_bytes":1536,"metadata":{"ttt_length":7,"generation":3}})";
 
-TEST(SampleRef, RoundTripsTheReferencesJsonByteForByte) { EXPECT_EQ(sample_ref_to_json(sample_ref_from_json(kRef)), kRef); }
+TEST(SampleRef, RoundTripsTheReferencesJsonByteForByte) {
+  EXPECT_EQ(sample_ref_to_json(sample_ref_from_json(kRef)), kRef);
+}
 
 TEST(SampleRef, ReadsTheFields) {
   const SampleRef ref = sample_ref_from_json(kRef);

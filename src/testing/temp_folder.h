@@ -48,8 +48,8 @@ inline std::optional<std::filesystem::path> real_data(const std::string& name) {
   return std::filesystem::weakly_canonical(root / name);
 }
 
-#define DRAFTFLOW_REQUIRE_REAL_DATA(variable, name)                                                         \
-  const auto variable##_found = ::draftflow::testing_support::real_data(name);                              \
+#define DRAFTFLOW_REQUIRE_REAL_DATA(variable, name)                                                          \
+  const auto variable##_found = ::draftflow::testing_support::real_data(name);                               \
   if (!variable##_found) GTEST_SKIP() << "real data '" << (name) << "' is absent (set DRAFTFLOW_TEST_DATA)"; \
   const std::filesystem::path variable = *variable##_found
 

@@ -134,9 +134,10 @@ void check_same_options(const TrainerState& state, const std::map<std::string, s
     if (before != value) differing += fmt::format("{}{}: {} then, {} now", differing.empty() ? "" : "; ", name, before, value);
   }
   if (!differing.empty()) {
-    throw InvalidArgument(fmt::format("checkpoint {} was trained with other options ({}): go on with the same ones, or train "
-                                      "into another folder",
-                                      checkpoint.string(), differing));
+    throw InvalidArgument(
+        fmt::format("checkpoint {} was trained with other options ({}): go on with the same ones, or train "
+                    "into another folder",
+                    checkpoint.string(), differing));
   }
 }
 

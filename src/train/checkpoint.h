@@ -20,9 +20,9 @@ namespace draftflow {
 
 struct TrainerState {
   CheckpointMark mark;
-  std::int64_t windows = 0;            // dealt and trained so far: the position in an offline set
+  std::int64_t windows = 0;  // dealt and trained so far: the position in an offline set
   std::int64_t samples = 0, tokens = 0, failed = 0;
-  std::int64_t total_steps = 0;        // of the learning-rate schedule
+  std::int64_t total_steps = 0;                // of the learning-rate schedule
   std::map<std::string, std::string> options;  // those that change the numbers, as text
 };
 

@@ -17,12 +17,12 @@ constexpr const char* kLayersKey = "eagle_aux_hidden_state_layer_ids";
 void check_architecture(const Json& object, const std::string& what) {
   const Json found = object.value("architectures", Json());
   if (found != Json::array({kArchitecture})) {
-    throw InvalidArgument(fmt::format("{}: architectures {} is no EAGLE-3 draft: [\"{}\"] is", what, found.dump().substr(0, 80),
-                                      kArchitecture));
+    throw InvalidArgument(
+        fmt::format("{}: architectures {} is no EAGLE-3 draft: [\"{}\"] is", what, found.dump().substr(0, 80), kArchitecture));
   }
   if (object.value("num_hidden_layers", 0) != 1) {
-    throw InvalidArgument(fmt::format("{}: num_hidden_layers is {}: an EAGLE-3 draft has exactly 1", what,
-                                      object.value("num_hidden_layers", 0)));
+    throw InvalidArgument(
+        fmt::format("{}: num_hidden_layers is {}: an EAGLE-3 draft has exactly 1", what, object.value("num_hidden_layers", 0)));
   }
 }
 
@@ -86,8 +86,8 @@ DraftConfig parse_draft_config(std::string_view json, const std::string& what) {
     throw InvalidArgument(fmt::format("{}: {}", what, error.what()));
   }
   if (config.draft_vocab_size < 1 || config.draft_vocab_size > config.vocab_size) {
-    throw InvalidArgument(fmt::format("{}: draft_vocab_size is {}: 1 to vocab_size {} are allowed", what, config.draft_vocab_size,
-                                      config.vocab_size));
+    throw InvalidArgument(fmt::format("{}: draft_vocab_size is {}: 1 to vocab_size {} are allowed", what,
+                                      config.draft_vocab_size, config.vocab_size));
   }
   if (config.target_hidden_size < 1) {
     throw InvalidArgument(fmt::format("{}: target_hidden_size is {}: 1 or more is allowed", what, config.target_hidden_size));

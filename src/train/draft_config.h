@@ -18,10 +18,10 @@ struct DraftConfig {
   std::int64_t vocab_size = 0, draft_vocab_size = 0, max_position_embeddings = 0;
   double rms_norm_eps = 1e-5;
   RopeConfig rope;
-  std::string rope_json = "null";      // rope_scaling
+  std::string rope_json = "null";  // rope_scaling
   std::int64_t bos_token_id = 1;
   std::vector<std::int64_t> eos_token_ids;
-  std::vector<int> capture_layers;     // of the target; empty where the file does not say
+  std::vector<int> capture_layers;  // of the target; empty where the file does not say
 };
 
 std::string draft_config_to_json(const DraftConfig& config, const std::string& torch_dtype);

@@ -146,17 +146,21 @@ NamedTensors Eagle3Draft::parameters() const {
   return all;
 }
 
-at::Tensor Eagle3Draft::project(const at::Tensor& aux) const { return at::linear(aux, weights_.fc); }
+at::Tensor Eagle3Draft::project(const at::Tensor& aux) const {
+  return at::linear(aux, weights_.fc);
+}
 
-at::Tensor Eagle3Draft::embed(const at::Tensor& ids) const { return at::embedding(embedding_, ids); }
+at::Tensor Eagle3Draft::embed(const at::Tensor& ids) const {
+  return at::embedding(embedding_, ids);
+}
 
 at::Tensor Eagle3Draft::logits(const at::Tensor& y) const {
   return at::linear(rms_norm(y, weights_.norm, config_.rms_norm_eps), weights_.head);
 }
 
 at::Tensor Eagle3Draft::normed_input(const at::Tensor& g, const at::Tensor& e) const {
-  return at::cat({rms_norm(e, weights_.input_norm, config_.rms_norm_eps), rms_norm(g, weights_.hidden_norm, config_.rms_norm_eps)},
-                 -1);
+  return at::cat(
+      {rms_norm(e, weights_.input_norm, config_.rms_norm_eps), rms_norm(g, weights_.hidden_norm, config_.rms_norm_eps)}, -1);
 }
 
 at::Tensor Eagle3Draft::finish(const at::Tensor& g, const at::Tensor& attention) const {

@@ -28,8 +28,8 @@ namespace draftflow {
 // Keys and values of each unrolled step, [B, kv heads, T, head_dim]; the step's number is how many there are.
 struct UnrollCache {
   std::vector<at::Tensor> keys, values;
-  RopeTables rope;   // [T + L, head_dim]
-  at::Tensor mask;   // [T, T]
+  RopeTables rope;  // [T + L, head_dim]
+  at::Tensor mask;  // [T, T]
 };
 
 class Eagle3Draft {
@@ -46,13 +46,13 @@ class Eagle3Draft {
   void save(const std::filesystem::path& folder) const;
 
   const DraftConfig& config() const { return config_; }
-  NamedTensors parameters() const;                       // trainable, Hugging Face names
-  const at::Tensor& used() const { return used_; }       // int64 [D]: target id of each draft id
-  const at::Tensor& t2d() const { return t2d_; }         // bool [V]
+  NamedTensors parameters() const;                  // trainable, Hugging Face names
+  const at::Tensor& used() const { return used_; }  // int64 [D]: target id of each draft id
+  const at::Tensor& t2d() const { return t2d_; }    // bool [V]
 
-  at::Tensor project(const at::Tensor& aux) const;       // [B, T, 3Ht] -> [B, T, H]
-  at::Tensor embed(const at::Tensor& ids) const;         // int64 [B, T] -> [B, T, H]
-  at::Tensor logits(const at::Tensor& y) const;          // [B, T, H] -> [B, T, D]
+  at::Tensor project(const at::Tensor& aux) const;  // [B, T, 3Ht] -> [B, T, H]
+  at::Tensor embed(const at::Tensor& ids) const;    // int64 [B, T] -> [B, T, H]
+  at::Tensor logits(const at::Tensor& y) const;     // [B, T, H] -> [B, T, D]
 
   UnrollCache start_unroll(std::int64_t length, int steps) const;
   // Step i of the unroll at positions t + i: query t sees step 0's keys 0..t and position t's own of each later step.

@@ -89,7 +89,9 @@ TEST(Eagle3Draft, RefusesAFolderThatContradictsItself) {
     for (auto& [name, tensor] : tensors) change(name, tensor);
     write_safetensors(path / "model.safetensors", tensors);
   };
-  rewrite([](std::string& name, Tensor&) { if (name == "fc.weight") name = "fc"; });
+  rewrite([](std::string& name, Tensor&) {
+    if (name == "fc.weight") name = "fc";
+  });
   EXPECT_NE(load_error(path).find("has no tensor 'fc.weight'"), std::string::npos);
   rewrite([](std::string& name, Tensor& tensor) {
     if (name == "norm.weight") tensor = from_torch(at::ones({3}));

@@ -15,7 +15,9 @@ namespace {
 
 constexpr std::int64_t kVocabChunk = 32768;  // tokens of the target's vocabulary looked at together
 
-c10::ScalarType wide_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+c10::ScalarType wide_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 struct GreedyChoice {
   at::Tensor token;    // int64 [B, T]
@@ -48,9 +50,13 @@ at::Tensor mask_positions(const at::Tensor& token, const at::Tensor& t2d, const 
   return t2d.index_select(0, token.flatten()).view_as(token).to(loss_mask.scalar_type()) * loss_mask;
 }
 
-double sum_of(const at::Tensor& x) { return x.sum(at::kDouble).item<double>(); }
+double sum_of(const at::Tensor& x) {
+  return x.sum(at::kDouble).item<double>();
+}
 
-double ratio(double numerator, double denominator) { return denominator == 0 ? 0 : numerator / denominator; }
+double ratio(double numerator, double denominator) {
+  return denominator == 0 ? 0 : numerator / denominator;
+}
 
 // The graph's contribution of one step, and the plain sum reported for it.
 struct StepLoss {

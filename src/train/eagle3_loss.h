@@ -18,8 +18,8 @@ enum class LossKind { kKl, kAlpha, kLambda };
 LossKind loss_kind_from_name(const std::string& name);  // InvalidArgument, listing the names
 
 struct UnrollOptions {
-  int steps = 7;             // L
-  double decay = 0.8;        // step i weighs decay^i
+  int steps = 7;       // L
+  double decay = 0.8;  // step i weighs decay^i
   LossKind loss = LossKind::kKl;
   double kl_scale = 1.0, kl_decay = 1.0;  // of lambda
 };
@@ -37,7 +37,7 @@ Teacher make_teacher(const Eagle3Batch& batch, const at::Tensor& head, const Eag
 
 // Sums over a batch, for each unrolled step.
 struct StepSums {
-  double loss = 0;           // KL: sum of mask * cross entropy; alpha: sum of mask * -log alpha
+  double loss = 0;  // KL: sum of mask * cross entropy; alpha: sum of mask * -log alpha
   double position_mask = 0, loss_mask = 0, correct = 0, alpha = 0;
   StepSums& operator+=(const StepSums& other);
 };
@@ -47,14 +47,14 @@ std::vector<double> shifted_mask_sums(const at::Tensor& mask, int steps);
 
 // What the sums of step i are divided by.
 struct Denominators {
-  std::vector<double> loss;      // [L]: mask sums of the window, or B * T * batches under "reference"
-  std::vector<double> position;  // [L]: mask sums of the window
-  std::vector<double> kl_weight; // [L], lambda only: the weight of the KL term, from the window's acceptance
+  std::vector<double> loss;       // [L]: mask sums of the window, or B * T * batches under "reference"
+  std::vector<double> position;   // [L]: mask sums of the window
+  std::vector<double> kl_weight;  // [L], lambda only: the weight of the KL term, from the window's acceptance
 };
 
 struct Unrolled {
-  at::Tensor total;              // this batch's part of the window's loss; carries the graph
-  std::vector<StepSums> sums;    // [L]
+  at::Tensor total;            // this batch's part of the window's loss; carries the graph
+  std::vector<StepSums> sums;  // [L]
 };
 
 Unrolled unroll(const Eagle3Draft& draft, const Eagle3Batch& batch, const Teacher& teacher, const UnrollOptions& options,

@@ -13,7 +13,9 @@
 namespace draftflow {
 namespace {
 
-double divide(double numerator, double denominator) { return denominator == 0 ? 0 : numerator / denominator; }
+double divide(double numerator, double denominator) {
+  return denominator == 0 ? 0 : numerator / denominator;
+}
 
 std::vector<double> window_mask_sums(const Eagle3Draft& draft, const at::Tensor& head, const std::vector<Eagle3Batch>& batches,
                                      int steps) {
@@ -39,7 +41,8 @@ std::vector<double> kl_weights(const Eagle3Draft& draft, const at::Tensor& head,
   plain.loss = LossKind::kKl;
   std::vector<StepSums> sums(static_cast<std::size_t>(options.steps));
   for (const Eagle3Batch& batch : batches) {
-    if (!batch.empty()) add(sums, unroll(draft, batch, make_teacher(batch, head, draft, options.steps), plain, denominators).sums);
+    if (!batch.empty())
+      add(sums, unroll(draft, batch, make_teacher(batch, head, draft, options.steps), plain, denominators).sums);
   }
   std::vector<double> weights;
   for (const StepSums& step : sums) {
@@ -54,9 +57,10 @@ void clear_gradients(const Eagle3Draft& draft) {
 
 [[noreturn]] void refuse(const Eagle3Draft& draft, const std::string& what, const char* found) {
   clear_gradients(draft);
-  throw InvalidArgument(fmt::format("{}: the {} is not finite though every feature is; no weight was changed. A lower learning "
-                                    "rate, or float32 in place of bfloat16, is the usual cure",
-                                    what, found));
+  throw InvalidArgument(
+      fmt::format("{}: the {} is not finite though every feature is; no weight was changed. A lower learning "
+                  "rate, or float32 in place of bfloat16, is the usual cure",
+                  what, found));
 }
 
 // `quotients`: the sums over their denominators, added up over the batches.

@@ -47,7 +47,9 @@ TEST_P(EveryLoss, GradientIsTheSlopeOfTheLoss) {
   // One batch, as lambda's weight is held constant in the gradient and would move with the weights in the slope.
   const UnrollOptions options{.steps = 3, .loss = GetParam(), .kl_decay = 0.0};
   NamedTensors parameters = c.trainable();
-  const auto loss = [&] { return accumulate_window(c.draft, c.head, c.cut({{0, 1, 2}}), options, LossNormalization::kTokens, "t"); };
+  const auto loss = [&] {
+    return accumulate_window(c.draft, c.head, c.cut({{0, 1, 2}}), options, LossNormalization::kTokens, "t");
+  };
   loss();
   std::vector<at::Tensor> gradients;
   for (auto& [name, parameter] : parameters) {
@@ -78,11 +80,14 @@ TEST_P(EveryLoss, TheWindowDoesNotDependOnHowItIsCut) {
   const UnrollOptions options{.steps = 4, .loss = GetParam()};
   Case whole, parts;
   const NamedTensors a = whole.trainable(), b = parts.trainable();
-  const auto first = accumulate_window(whole.draft, whole.head, whole.cut({{0, 1, 2}}), options, LossNormalization::kTokens, "t");
-  const auto second = accumulate_window(parts.draft, parts.head, parts.cut({{2}, {0, 1}}), options, LossNormalization::kTokens, "t");
+  const auto first =
+      accumulate_window(whole.draft, whole.head, whole.cut({{0, 1, 2}}), options, LossNormalization::kTokens, "t");
+  const auto second =
+      accumulate_window(parts.draft, parts.head, parts.cut({{2}, {0, 1}}), options, LossNormalization::kTokens, "t");
   EXPECT_NEAR(first.total, second.total, 1e-10);
   for (std::size_t i = 0; i < a.size(); ++i) {
-    EXPECT_LT((a[i].second.grad() - b[i].second.grad()).norm().item<double>(), 1e-9 * a[i].second.grad().norm().item<double>() + 1e-14)
+    EXPECT_LT((a[i].second.grad() - b[i].second.grad()).norm().item<double>(),
+              1e-9 * a[i].second.grad().norm().item<double>() + 1e-14)
         << a[i].first;
   }
 }
@@ -113,7 +118,8 @@ TEST(Eagle3Step, AnEmptyWindowMovesNothingAndIsNoError) {
   const std::vector<Eagle3Batch> batches{make_eagle3_batch({&failed}, 2048, at::kDouble)};
   Optimizer optimizer(c.trainable(), {.learning_rate = 1.0, .total_steps = 10});
   const at::Tensor before = c.draft.parameters()[0].second.detach().clone();
-  const WindowResult result = train_window(c.draft, optimizer, c.head, batches, {.steps = 2}, LossNormalization::kTokens, "window 0");
+  const WindowResult result =
+      train_window(c.draft, optimizer, c.head, batches, {.steps = 2}, LossNormalization::kTokens, "window 0");
   EXPECT_EQ(result.total, 0.0);
   EXPECT_TRUE(c.draft.parameters()[0].second.detach().equal(before));
 }

@@ -7,8 +7,8 @@
 #include <chrono>
 
 #include "draftflow/base/error.h"
-#include "draftflow/model/compute.h"
 #include "draftflow/model/capture_layers.h"
+#include "draftflow/model/compute.h"
 #include "draftflow/model/prompts.h"
 #include "train/speculative.h"
 
@@ -17,20 +17,23 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 void check_pair(const Llama& target, const Eagle3Draft& draft, const EvalOptions& options) {
-  const auto wide = [](std::int64_t tokens, std::int64_t width) { return fmt::format("{} tokens and width {}", tokens, width); };
+  const auto wide = [](std::int64_t tokens, std::int64_t width) {
+    return fmt::format("{} tokens and width {}", tokens, width);
+  };
   if (draft.config().vocab_size != target.config().vocab_size ||
       draft.config().target_hidden_size != target.config().hidden_size) {
     throw InvalidArgument(fmt::format("draft {} is for a target of {}; target {} has {}", options.draft.string(),
                                       wide(draft.config().vocab_size, draft.config().target_hidden_size),
-                                      options.target.string(),
-                                      wide(target.config().vocab_size, target.config().hidden_size)));
+                                      options.target.string(), wide(target.config().vocab_size, target.config().hidden_size)));
   }
   if (options.depth < 1 || options.new_tokens < 1 || options.threads < 1 || options.limit < 0) {
-    throw InvalidArgument(fmt::format("depth {}, new_tokens {} and threads {} must be 1 or more, limit {} 0 or more", options.depth,
-                                      options.new_tokens, options.threads, options.limit));
+    throw InvalidArgument(fmt::format("depth {}, new_tokens {} and threads {} must be 1 or more, limit {} 0 or more",
+                                      options.depth, options.new_tokens, options.threads, options.limit));
   }
 }
 
@@ -60,7 +63,8 @@ EvalReport run_eval(const EvalOptions& options, const EvalCallback& on_prompt, c
   const Tokenizer tokenizer(options.tokenizer.empty() ? options.target / "tokenizer.model" : options.tokenizer);
   const Eagle3Draft draft = Eagle3Draft::load(options.draft, target.embedding(), at::kFloat);
   check_pair(target, draft, options);
-  const DecodeOptions decode{.new_tokens = options.new_tokens, .depth = options.depth, .layers = layers_of(options, draft, target)};
+  const DecodeOptions decode{
+      .new_tokens = options.new_tokens, .depth = options.depth, .layers = layers_of(options, draft, target)};
   const std::int64_t room = target.config().max_position_embeddings - positions_needed(0, decode);
   auto prompts = read_prompts(options.prompts, tokenizer, room, target.config().vocab_size);
   if (options.limit > 0 && prompts.size() > static_cast<std::size_t>(options.limit)) {

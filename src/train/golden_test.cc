@@ -102,7 +102,8 @@ void run_golden(const std::string& name, const std::vector<std::vector<int>>& ba
   for (auto& [key, parameter] : parameters) parameter.requires_grad_(true);
   Optimizer optimizer(parameters, {.learning_rate = 1e-3, .warmup_ratio = 0.015, .total_steps = 200, .max_grad_norm = 0.5});
 
-  WindowResult result = accumulate_window(draft, target.head, window, {.steps = 3}, loss_normalization_from_name(name), "golden");
+  WindowResult result =
+      accumulate_window(draft, target.head, window, {.steps = 3}, loss_normalization_from_name(name), "golden");
   EXPECT_NEAR(result.total, golden.step["total_loss"].get<double>(), kTolerance * 10);
   expect_list(result.loss, golden.step["loss"], "loss");
   expect_list(result.accuracy, golden.step["accuracy"], "accuracy");
@@ -119,10 +120,18 @@ void run_golden(const std::string& name, const std::vector<std::vector<int>>& ba
   }
 }
 
-TEST(Golden, TokensNormalization) { run_golden("tokens", {{0, 1}}); }
-TEST(Golden, ReferenceNormalization) { run_golden("reference", {{0, 1}}); }
-TEST(Golden, TokensDoNotDependOnHowTheWindowIsCut) { run_golden("tokens", {{0}, {1}}); }
-TEST(Golden, TokensDoNotDependOnPadding) { run_golden("tokens", {{0, 1}}, 7); }
+TEST(Golden, TokensNormalization) {
+  run_golden("tokens", {{0, 1}});
+}
+TEST(Golden, ReferenceNormalization) {
+  run_golden("reference", {{0, 1}});
+}
+TEST(Golden, TokensDoNotDependOnHowTheWindowIsCut) {
+  run_golden("tokens", {{0}, {1}});
+}
+TEST(Golden, TokensDoNotDependOnPadding) {
+  run_golden("tokens", {{0, 1}}, 7);
+}
 
 }  // namespace
 }  // namespace draftflow

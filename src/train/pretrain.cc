@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "draftflow/base/error.h"
-#include "draftflow/model/compute.h"
 #include "draftflow/base/file.h"
 #include "draftflow/base/random.h"
 #include "draftflow/formats/safetensors.h"
 #include "draftflow/model/bridge.h"
+#include "draftflow/model/compute.h"
 #include "draftflow/model/llama.h"
 #include "train/optimizer.h"
 
@@ -59,7 +59,8 @@ double held_out_loss(const Llama& model, const at::Tensor& tokens, std::int64_t 
   const at::NoGradGuard no_grad;
   Random random(99);  // the same sequences each time
   double total = 0;
-  for (int i = 0; i < 4; ++i) total += next_token_loss(model, sequences(tokens, 16, length, model.config().bos_token_id, random)).item<double>();
+  for (int i = 0; i < 4; ++i)
+    total += next_token_loss(model, sequences(tokens, 16, length, model.config().bos_token_id, random)).item<double>();
   return total / 4;
 }
 
@@ -90,7 +91,8 @@ void run_pretrain(const PretrainOptions& options, const std::function<void(const
   std::int64_t loss_count = 0;
   auto since = std::chrono::steady_clock::now();
   for (std::int64_t step = 1; step <= options.steps; ++step) {
-    const at::Tensor loss = next_token_loss(model, sequences(tokens, options.batch, options.length, model.config().bos_token_id, random));
+    const at::Tensor loss =
+        next_token_loss(model, sequences(tokens, options.batch, options.length, model.config().bos_token_id, random));
     loss.backward();
     optimizer.step();
     loss_sum += loss.item<double>();

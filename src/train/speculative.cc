@@ -31,8 +31,8 @@ class Verifier {
 
   bool done() const { return done_; }
   const std::vector<std::int64_t>& sequence() const { return sequence_; }
-  std::int64_t processed() const { return processed_; }      // tokens whose features are known
-  const at::Tensor& features() const { return features_; }   // [1, n, 3H] of the last pass's processed tokens
+  std::int64_t processed() const { return processed_; }     // tokens whose features are known
+  const at::Tensor& features() const { return features_; }  // [1, n, 3H] of the last pass's processed tokens
   Decoded& result() { return result_; }
 
   // Verifies the drafted continuation of the sequence and emits what the target says: the drafted tokens it agrees with,

@@ -14,16 +14,16 @@
 namespace draftflow {
 
 struct Decoded {
-  std::vector<std::int64_t> tokens;     // new ones only; ends with EOS if it came
-  std::int64_t target_passes = 0;       // the prefill included
-  std::vector<std::int64_t> drafted;    // [depth] passes in which position i was drafted
-  std::vector<std::int64_t> accepted;   // [depth] and accepted
+  std::vector<std::int64_t> tokens;    // new ones only; ends with EOS if it came
+  std::int64_t target_passes = 0;      // the prefill included
+  std::vector<std::int64_t> drafted;   // [depth] passes in which position i was drafted
+  std::vector<std::int64_t> accepted;  // [depth] and accepted
 };
 
 struct DecodeOptions {
   std::int64_t new_tokens = 64;
   int depth = 5;
-  std::vector<int> layers;              // captured for the draft
+  std::vector<int> layers;  // captured for the draft
 };
 
 // Positions a prompt of this many tokens needs in the target's context.

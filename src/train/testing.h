@@ -11,11 +11,11 @@
 #include <vector>
 
 #include "draftflow/base/file.h"
+#include "draftflow/base/random.h"
 #include "draftflow/formats/safetensors.h"
+#include "draftflow/loader/prefetcher.h"
 #include "draftflow/model/bridge.h"
 #include "draftflow/model/llama.h"
-#include "draftflow/base/random.h"
-#include "draftflow/loader/prefetcher.h"
 #include "train/eagle3_draft.h"
 
 namespace draftflow::testing_support {
@@ -29,7 +29,9 @@ inline std::string target_config() {
                      kHidden, kVocab);
 }
 
-inline Llama make_target() { return Llama::random(parse_llama_config(target_config(), "test"), 3); }
+inline Llama make_target() {
+  return Llama::random(parse_llama_config(target_config(), "test"), 3);
+}
 
 inline void write_target(const std::filesystem::path& folder) {
   make_folders(folder);

@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "draftflow/base/error.h"
-#include "draftflow/model/compute.h"
 #include "draftflow/loader/prefetcher.h"
+#include "draftflow/model/compute.h"
 #include "train/checkpoint.h"
 #include "train/eagle3_step.h"
 #include "train/target_head.h"
@@ -22,7 +22,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr int kStarvedMs = 2000;  // waiting this long with undurable steps, a checkpoint lets their bytes go
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 c10::ScalarType compute_dtype(const std::string& name) {
   if (name == "float32") return at::kFloat;
@@ -91,9 +93,10 @@ DraftConfig make_draft_config(const TrainOptions& options, const LlamaConfig& ta
   config.num_key_value_heads = chosen(options.kv_heads, options.heads > 0 ? options.heads : target.num_key_value_heads);
   config.head_dim = chosen(options.head_dim, target.head_dim);
   if (config.num_attention_heads % config.num_key_value_heads != 0 || config.head_dim % 2 != 0) {
-    throw InvalidArgument(fmt::format("the draft cannot have {} heads over {} kv heads of {}: heads must be a multiple of kv heads, "
-                                      "and the head's width even",
-                                      config.num_attention_heads, config.num_key_value_heads, config.head_dim));
+    throw InvalidArgument(
+        fmt::format("the draft cannot have {} heads over {} kv heads of {}: heads must be a multiple of kv heads, "
+                    "and the head's width even",
+                    config.num_attention_heads, config.num_key_value_heads, config.head_dim));
   }
   config.vocab_size = target.vocab_size;
   config.draft_vocab_size = static_cast<std::int64_t>(map.used.size());
@@ -130,9 +133,8 @@ class TrainRun {
     start_or_resume();
     open_store();
     open_timeline();
-    LoaderOptions loader{.windows_ahead = options_.prefetch,
-                         .hidden_size = target_.config.hidden_size,
-                         .vocab_size = target_.config.vocab_size};
+    LoaderOptions loader{
+        .windows_ahead = options_.prefetch, .hidden_size = target_.config.hidden_size, .vocab_size = target_.config.vocab_size};
     Prefetcher prefetcher(*source_, *store_, loader);
     const bool ended = train(prefetcher);
     checkpoint();
@@ -158,8 +160,8 @@ class TrainRun {
     const LedgerStatus status = ledger_->status();
     if (offline_) return offline_windows_per_epoch(status.committed, options_.window) * options_.epochs;
     if (status.prompts < options_.window) {
-      throw InvalidArgument(fmt::format("{} prompts make no window of {}: add prompts or choose a smaller window", status.prompts,
-                                        options_.window));
+      throw InvalidArgument(fmt::format("{} prompts make no window of {}: add prompts or choose a smaller window",
+                                        status.prompts, options_.window));
     }
     return status.prompts / options_.window;
   }
@@ -211,10 +213,9 @@ class TrainRun {
         throw Conflict(fmt::format("the checkpoint in {} is of ledger {}, not of {} ({}): use its ledger or another folder",
                                    options_.out.string(), resume_->ledger_id, options_.ledger.string(), ledger_->id()));
       }
-      source_ = make_offline_source(*fetch_ledger_, {.window = options_.window,
-                                                     .epochs = options_.epochs,
-                                                     .seed = options_.seed,
-                                                     .position = state_.windows});
+      source_ = make_offline_source(
+          *fetch_ledger_,
+          {.window = options_.window, .epochs = options_.epochs, .seed = options_.seed, .position = state_.windows});
       return;
     }
     ledger_->declare_group(

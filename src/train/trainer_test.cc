@@ -73,7 +73,8 @@ class TestRun {
   TrainProgress train(const TrainOptions& with, int stop_after = 0) {
     std::atomic<bool> stop = false;
     int steps = 0;
-    return run_train(with, [&](const TrainProgress&) { stop = ++steps == stop_after; }, stop);
+    return run_train(
+        with, [&](const TrainProgress&) { stop = ++steps == stop_after; }, stop);
   }
 
   std::string draft_bytes() const { return read_text_file(folder_.path() / "train/draft/model.safetensors"); }
@@ -127,7 +128,12 @@ TEST(Trainer, StepsAfterTheLastCheckpointAreTrainedAgain) {
   // The callback runs between the ledger's `trained` and any checkpoint: an exception there leaves no chance to save.
   std::atomic<bool> stop = false;
   int steps = 0;
-  EXPECT_THROW(run_train(rare, [&](const TrainProgress&) { if (++steps == 3) throw std::runtime_error("killed"); }, stop),
+  EXPECT_THROW(run_train(
+                   rare,
+                   [&](const TrainProgress&) {
+                     if (++steps == 3) throw std::runtime_error("killed");
+                   },
+                   stop),
                std::runtime_error);
   EXPECT_EQ(open_sqlite_ledger(rare.ledger)->status().trained_step, 3);
   broken.train(broken.options());
@@ -166,12 +172,15 @@ TEST(Trainer, RefusesWhatCannotTrain) {
     change(options);
     EXPECT_THROW(run.train(options), InvalidArgument);
   };
-  refused([](TrainOptions& o) { o.window = 5; });           // batch 2 does not divide it
-  refused([](TrainOptions& o) { o.window = 28; });          // more than there are samples
+  refused([](TrainOptions& o) { o.window = 5; });   // batch 2 does not divide it
+  refused([](TrainOptions& o) { o.window = 28; });  // more than there are samples
   refused([](TrainOptions& o) { o.learning_rate = 0; });
   refused([](TrainOptions& o) { o.dtype = "float16"; });
   refused([](TrainOptions& o) { o.loss = "ce"; });
-  refused([](TrainOptions& o) { o.heads = 3; o.kv_heads = 2; });
+  refused([](TrainOptions& o) {
+    o.heads = 3;
+    o.kv_heads = 2;
+  });
   refused([](TrainOptions& o) { o.draft_vocab = 41; });
   refused([](TrainOptions& o) { o.store.clear(); });
   EXPECT_EQ(open_sqlite_ledger(run.options().ledger)->status().trained, 0);
@@ -216,7 +225,8 @@ TEST(Trainer, TrainsOnTheRealFeatureFiles) {
   options.window = options.batch = 8;
   options.draft_vocab = 128;
   std::vector<double> losses;
-  run_train(options, [&](const TrainProgress& p) { losses.push_back(p.loss_total); }, stop);
+  run_train(
+      options, [&](const TrainProgress& p) { losses.push_back(p.loss_total); }, stop);
   ASSERT_EQ(losses.size(), 8u);
   EXPECT_LT(losses.back(), losses.front());
 }

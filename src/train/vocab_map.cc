@@ -12,7 +12,8 @@ namespace draftflow {
 
 VocabMap make_vocab_map(std::vector<TokenCount> counts, std::int64_t draft_vocab, std::int64_t vocab) {
   if (draft_vocab < 0 || draft_vocab > vocab) {
-    throw InvalidArgument(fmt::format("a draft vocabulary of {} is not possible: 0 (all) to {} are allowed", draft_vocab, vocab));
+    throw InvalidArgument(
+        fmt::format("a draft vocabulary of {} is not possible: 0 (all) to {} are allowed", draft_vocab, vocab));
   }
   const auto size = static_cast<std::size_t>(draft_vocab == 0 ? vocab : draft_vocab);
   std::sort(counts.begin(), counts.end(), [](const TokenCount& a, const TokenCount& b) {
@@ -22,8 +23,8 @@ VocabMap make_vocab_map(std::vector<TokenCount> counts, std::int64_t draft_vocab
   VocabMap map;
   for (const TokenCount& entry : counts) {
     if (entry.token < 0 || entry.token >= vocab) {
-      throw InvalidArgument(fmt::format("the data holds token {}, but the target's vocabulary has {}: another tokenizer made it",
-                                        entry.token, vocab));
+      throw InvalidArgument(fmt::format(
+          "the data holds token {}, but the target's vocabulary has {}: another tokenizer made it", entry.token, vocab));
     }
     if (map.used.size() == size) continue;
     taken[static_cast<std::size_t>(entry.token)] = true;

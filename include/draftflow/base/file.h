@@ -27,7 +27,7 @@ class UniqueFd {
   int get() const { return fd_; }
   explicit operator bool() const { return fd_ >= 0; }
   int release();
-  void reset();  // closes, ignoring errors: for reads and for paths already failing
+  void reset();                                           // closes, ignoring errors: for reads and for paths already failing
   void close_checked(const std::filesystem::path& path);  // closes and throws if the file system reports a late error
 
  private:

@@ -32,12 +32,24 @@ class Id {
   std::string text_;
 };
 
-struct SampleIdTag { static constexpr const char* kName = "sample id"; };
-struct StoreIdTag { static constexpr const char* kName = "store id"; };
-struct TaskIdTag { static constexpr const char* kName = "task id"; };
-struct RunIdTag { static constexpr const char* kName = "run id"; };
-struct GroupIdTag { static constexpr const char* kName = "group id"; };
-struct HolderIdTag { static constexpr const char* kName = "holder id"; };
+struct SampleIdTag {
+  static constexpr const char* kName = "sample id";
+};
+struct StoreIdTag {
+  static constexpr const char* kName = "store id";
+};
+struct TaskIdTag {
+  static constexpr const char* kName = "task id";
+};
+struct RunIdTag {
+  static constexpr const char* kName = "run id";
+};
+struct GroupIdTag {
+  static constexpr const char* kName = "group id";
+};
+struct HolderIdTag {
+  static constexpr const char* kName = "holder id";
+};
 
 using SampleId = Id<SampleIdTag>;
 using StoreId = Id<StoreIdTag>;

@@ -15,8 +15,8 @@ std::size_t find_invalid_utf8(std::string_view text);
 // Text as it may stand in a message or a terminal: control bytes and invalid UTF-8 escaped as \xNN, cut to max_bytes.
 std::string printable(std::string_view text, std::size_t max_bytes = 200);
 
-std::string human_bytes(std::uint64_t bytes);     // "12.3 MiB"
-std::string human_seconds(double seconds);        // "42 s", "3 min 05 s", "2 h 10 min"
-std::string human_count(double value);            // "950", "12.3 k", "4.5 M"
+std::string human_bytes(std::uint64_t bytes);  // "12.3 MiB"
+std::string human_seconds(double seconds);     // "42 s", "3 min 05 s", "2 h 10 min"
+std::string human_count(double value);         // "950", "12.3 k", "4.5 M"
 
 }  // namespace draftflow

@@ -20,22 +20,23 @@ namespace draftflow {
 struct CaptureOptions {
   std::filesystem::path target;     // Hugging Face model folder
   std::filesystem::path tokenizer;  // sentencepiece model; empty: target/tokenizer.model
-  std::filesystem::path prompts;    // .jsonl ({"text": ...} or {"input_ids": [...]} a line) or .txt (a prompt a line); empty: none to add
-  std::filesystem::path ledger;     // SQLite file
-  std::filesystem::path store;      // {root}/{store id}
+  std::filesystem::path
+      prompts;  // .jsonl ({"text": ...} or {"input_ids": [...]} a line) or .txt (a prompt a line); empty: none to add
+  std::filesystem::path ledger;  // SQLite file
+  std::filesystem::path store;   // {root}/{store id}
   std::string run_id = "run";
-  std::vector<int> layers;          // captured decoder layers, counted from 0; empty: {1, L/2 - 1, L - 4}, which needs L >= 7
-  std::int64_t max_length = 0;      // prompts over this many tokens are failed; 0: the target's context
-  std::string dtype = "bfloat16";   // of the stored features
-  bool ingest_only = false;         // only put the prompts on the books, then close them
-  bool keep_open = false;           // do not close the prompts after adding them: more will come
-  std::uint64_t high_watermark_bytes = 1ULL << 30;  // pause at this many resident bytes ...
-  std::uint64_t low_watermark_bytes = 768ULL << 20; // ... until they have come down to this
-  std::int64_t lease_ms = 15'000;   // a dead worker's prompts return after this
-  int lease_tasks = 4;              // prompts leased at a time
+  std::vector<int> layers;         // captured decoder layers, counted from 0; empty: {1, L/2 - 1, L - 4}, which needs L >= 7
+  std::int64_t max_length = 0;     // prompts over this many tokens are failed; 0: the target's context
+  std::string dtype = "bfloat16";  // of the stored features
+  bool ingest_only = false;        // only put the prompts on the books, then close them
+  bool keep_open = false;          // do not close the prompts after adding them: more will come
+  std::uint64_t high_watermark_bytes = 1ULL << 30;   // pause at this many resident bytes ...
+  std::uint64_t low_watermark_bytes = 768ULL << 20;  // ... until they have come down to this
+  std::int64_t lease_ms = 15'000;                    // a dead worker's prompts return after this
+  int lease_tasks = 4;                               // prompts leased at a time
   int max_attempts = 3;
   int threads = 1;
-  bool durable = false;             // sync each sample before its commit
+  bool durable = false;  // sync each sample before its commit
 };
 
 struct CaptureProgress {

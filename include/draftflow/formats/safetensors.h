@@ -29,9 +29,9 @@ struct SafetensorsEntry {
 };
 
 struct SafetensorsHeader {
-  std::vector<SafetensorsEntry> entries;                       // in order of their bytes in the file
-  std::vector<std::pair<std::string, std::string>> metadata;   // __metadata__
-  std::uint64_t data_offset = 0;                               // where the data section starts in the file
+  std::vector<SafetensorsEntry> entries;                      // in order of their bytes in the file
+  std::vector<std::pair<std::string, std::string>> metadata;  // __metadata__
+  std::uint64_t data_offset = 0;                              // where the data section starts in the file
 
   const SafetensorsEntry* find(std::string_view name) const;
   const std::string* find_metadata(std::string_view key) const;

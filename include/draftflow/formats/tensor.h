@@ -22,7 +22,7 @@ namespace draftflow {
 struct Tensor {
   DType dtype = DType::kUInt8;
   std::vector<std::int64_t> shape;
-  std::span<const std::byte> bytes;   // product(shape) * dtype_bytes(dtype)
+  std::span<const std::byte> bytes;  // product(shape) * dtype_bytes(dtype)
   std::shared_ptr<const void> owner;
 
   // Copies the bytes. InvalidArgument if their number does not fit shape and dtype.
@@ -40,7 +40,7 @@ using TensorMap = std::vector<std::pair<std::string, Tensor>>;
 
 const Tensor* find_tensor(const TensorMap& tensors, std::string_view name);  // nullptr if absent
 FeatureSpec spec_from_tensor(const std::string& name, const Tensor& tensor);
-std::string shape_text(std::span<const std::int64_t> shape);                 // "[1, 192, 64]"
+std::string shape_text(std::span<const std::int64_t> shape);  // "[1, 192, 64]"
 
 // product(shape) * dtype_bytes, or InvalidArgument if an extent is negative or the product passes 2^53.
 std::uint64_t tensor_bytes(DType dtype, std::span<const std::int64_t> shape);

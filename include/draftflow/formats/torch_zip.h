@@ -19,8 +19,8 @@
 namespace draftflow {
 
 struct TorchFile {
-  TensorMap tensors;                                         // views into the input, strided ones copied contiguous
-  std::vector<std::pair<std::string, std::string>> values;   // top-level entries that are no tensor: name -> "str", "int", ...
+  TensorMap tensors;                                        // views into the input, strided ones copied contiguous
+  std::vector<std::pair<std::string, std::string>> values;  // top-level entries that are no tensor: name -> "str", "int", ...
 };
 
 // `bytes` is the whole file; the tensors keep `owner` alive. Corrupt for a damaged file, InvalidArgument for one that is

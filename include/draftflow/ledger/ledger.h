@@ -55,13 +55,13 @@ struct PromptAnswer {
 
 struct GroupConfig {
   GroupId group{"train"};
-  int window = 0;                   // W: refs of one optimizer step; fixed when the group is made
-  int resumable_checkpoints = 1;    // a sample's bytes stay until this many newest checkpoints all hold it
+  int window = 0;                 // W: refs of one optimizer step; fixed when the group is made
+  int resumable_checkpoints = 1;  // a sample's bytes stay until this many newest checkpoints all hold it
 };
 
 struct TimelineInfo {
   std::int64_t number = 0;
-  std::int64_t first_step = 0;      // optimizer steps that its checkpoint already holds
+  std::int64_t first_step = 0;  // optimizer steps that its checkpoint already holds
   std::string ledger_id;
 };
 
@@ -70,19 +70,19 @@ struct CheckpointMark {
   std::string ledger_id;
   GroupId group{"train"};
   std::int64_t timeline = 0;
-  std::int64_t step = 0;            // optimizer steps done
+  std::int64_t step = 0;  // optimizer steps done
 };
 
 struct Window {
-  std::int64_t number = 0;          // 0, 1, 2 ... in training order
-  std::vector<SampleRef> refs;      // W of them, in dealing order
+  std::int64_t number = 0;      // 0, 1, 2 ... in training order
+  std::vector<SampleRef> refs;  // W of them, in dealing order
 };
 
 enum class WindowState { kWindow, kWaiting, kEndOfStream };
 
 struct WindowAnswer {
   WindowState state = WindowState::kWaiting;
-  std::optional<Window> window;     // set with kWindow
+  std::optional<Window> window;  // set with kWindow
 };
 
 struct FailedSample {
@@ -93,13 +93,13 @@ struct FailedSample {
 // committed = available + windowed + trained + durable + dropped + failed; freed counts across these. A prompt whose lease ran
 // out counts as leased until somebody asks for prompts again. Files in place (file://) are never resident and never freed.
 struct LedgerStatus {
-  std::string ledger_id, run_id;                // run_id: the declared fact, or that of the first record
+  std::string ledger_id, run_id;  // run_id: the declared fact, or that of the first record
   std::int64_t prompts = 0, prompts_pending = 0, prompts_leased = 0, prompts_done = 0, prompts_failed = 0;
   bool prompts_closed = false;
-  std::int64_t committed = 0;       // samples ever committed
-  std::int64_t available = 0;       // committed, in no window yet
+  std::int64_t committed = 0;  // samples ever committed
+  std::int64_t available = 0;  // committed, in no window yet
   std::int64_t windowed = 0, trained = 0, durable = 0, dropped = 0, failed = 0, freed = 0;
-  std::uint64_t resident_bytes = 0; // tensor bytes committed and not freed
+  std::uint64_t resident_bytes = 0;  // tensor bytes committed and not freed
   std::int64_t timeline = 0, trained_step = 0, durable_step = 0;
   std::int64_t committed_tokens = 0;
 };
@@ -107,7 +107,7 @@ struct LedgerStatus {
 class Ledger {
  public:
   virtual ~Ledger() = default;
-  virtual std::string id() = 0;                                     // random 128 bits as hex, made with the ledger
+  virtual std::string id() = 0;  // random 128 bits as hex, made with the ledger
 
   // --- small facts of the run: set once, equal afterwards (Conflict, naming both, if another value is offered)
   virtual void declare(const std::string& key, const std::string& value) = 0;
@@ -118,14 +118,14 @@ class Ledger {
   // many were new. InvalidArgument for a new task after close_prompts.
   virtual std::int64_t ingest_prompts(const std::vector<PromptTask>& tasks,
                                       const std::vector<std::vector<TokenCount>>& counts) = 0;
-  virtual void close_prompts() = 0;                                 // no more will come
+  virtual void close_prompts() = 0;  // no more will come
   // In ingest order, expired ones included; at most 1,024 at once. Expiry is no attempt, but a prompt whose lease ran out 100
   // times is failed: it kills its workers. Until somebody else leases the prompt, a late commit or fail still holds.
   virtual PromptAnswer lease_prompts(const HolderId& holder, int max_tasks, std::int64_t lease_ms) = 0;
   virtual void extend_leases(const HolderId& holder, std::int64_t lease_ms) = 0;
   // attempt + 1; pending again while retryable and attempts < max_attempts, else failed with the reason. Conflict: lost.
   virtual void fail_prompt(const PromptLease& lease, const std::string& reason, bool retryable, int max_attempts) = 0;
-  virtual void return_leases(const HolderId& holder) = 0;           // at a clean stop: at once pending again
+  virtual void return_leases(const HolderId& holder) = 0;  // at a clean stop: at once pending again
   virtual std::vector<std::pair<std::string, std::string>> failed_prompts(int limit) = 0;  // task id, reason
 
   // --- samples
@@ -138,12 +138,12 @@ class Ledger {
                                       const std::vector<std::vector<TokenCount>>& counts) = 0;
   virtual bool is_committed(const SampleId& id) = 0;
   virtual std::optional<SampleRef> get_committed(const SampleId& id) = 0;
-  virtual std::vector<std::string> all_committed_ids() = 0;         // commit order
-  virtual std::vector<std::string> trained_ids() = 0;               // trained or durable, in training order
+  virtual std::vector<std::string> all_committed_ids() = 0;  // commit order
+  virtual std::vector<std::string> trained_ids() = 0;        // trained or durable, in training order
   virtual std::vector<TokenCount> token_counts() = 0;
 
   // --- training
-  virtual void declare_group(const GroupConfig& config) = 0;        // InvalidArgument if it exists with another W
+  virtual void declare_group(const GroupConfig& config) = 0;  // InvalidArgument if it exists with another W
   // Opens the next timeline. Without a checkpoint everything trained returns to its window untrained. With one: Conflict
   // if it is of another ledger, group or line; recorded as durable first if the ledger has not heard of it. What was
   // trained after it returns, in order. InvalidArgument, with the count, if bytes that would be needed are freed.
@@ -162,9 +162,9 @@ class Ledger {
   // What may go: held by each of the newest resumable checkpoints, or dropped. Handing out is written down, since the bytes may
   // vanish from then on; it is handed out again until freed() says that it is gone.
   virtual std::vector<SampleRef> freeable(int limit) = 0;
-  virtual void freed(const std::vector<SampleId>& ids) = 0;         // idempotent; Conflict if it was never handed out
+  virtual void freed(const std::vector<SampleId>& ids) = 0;  // idempotent; Conflict if it was never handed out
 
-  virtual LedgerStatus status() = 0;                                // O(1): kept counters
+  virtual LedgerStatus status() = 0;  // O(1): kept counters
 };
 
 // Makes the file if it is not there (with its folder), else opens it. InvalidArgument for another format version, naming

@@ -21,7 +21,7 @@ struct IngestOptions {
   std::filesystem::path ledger;
   std::string run_id = "offline";
   std::string strategy = "eagle3";
-  std::int64_t limit = 0;          // files; 0: all
+  std::int64_t limit = 0;  // files; 0: all
 };
 
 struct IngestFailure {

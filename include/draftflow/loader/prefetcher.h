@@ -26,8 +26,8 @@ namespace draftflow {
 
 struct LoadedSample {
   SampleRef ref;
-  TensorMap tensors;                  // empty if failed
-  std::optional<std::string> failure; // why this place is masked
+  TensorMap tensors;                   // empty if failed
+  std::optional<std::string> failure;  // why this place is masked
 };
 
 struct LoadedWindow {
@@ -43,9 +43,9 @@ struct LoadedAnswer {
 
 struct LoaderOptions {
   int windows_ahead = 2;
-  std::int64_t hidden_size = 0;       // H of the target; 0: any. Another width is a configuration error, not a bad sample
-  std::int64_t vocab_size = 0;        // V; a token outside is a bad sample
-  int poll_ms = 20;                   // how often a waiting stream is asked again
+  std::int64_t hidden_size = 0;  // H of the target; 0: any. Another width is a configuration error, not a bad sample
+  std::int64_t vocab_size = 0;   // V; a token outside is a bad sample
+  int poll_ms = 20;              // how often a waiting stream is asked again
 };
 
 // What is wrong with one EAGLE-3 sample, or nothing: missing tensors, dtypes, ranks, lengths, token ids, NaN and infinity.
@@ -76,11 +76,11 @@ class Prefetcher {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<LoadedWindow> ready_;   // guarded by mutex_
-  bool ended_ = false;               // guarded by mutex_
-  bool closing_ = false;             // guarded by mutex_
-  std::exception_ptr failure_;       // guarded by mutex_
-  std::thread thread_;               // last: starts when all else is ready
+  std::deque<LoadedWindow> ready_;  // guarded by mutex_
+  bool ended_ = false;              // guarded by mutex_
+  bool closing_ = false;            // guarded by mutex_
+  std::exception_ptr failure_;      // guarded by mutex_
+  std::thread thread_;              // last: starts when all else is ready
 };
 
 }  // namespace draftflow

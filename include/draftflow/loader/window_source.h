@@ -24,10 +24,10 @@ class WindowSource {
 std::unique_ptr<WindowSource> make_stream_source(Ledger& ledger, const GroupId& group, std::int64_t timeline);
 
 struct OfflinePlan {
-  int window = 0;            // W
+  int window = 0;  // W
   int epochs = 1;
   std::uint64_t seed = 0;
-  std::int64_t position = 0; // windows already trained
+  std::int64_t position = 0;  // windows already trained
 };
 
 // Windows an epoch has: the refs divided by W, the tail dropped (another order drops others). InvalidArgument if none.

@@ -16,11 +16,11 @@
 namespace draftflow {
 
 struct Prompt {
-  std::int64_t line = 0;                 // counted from 1
-  std::string text;                      // "" where the file gives token ids
+  std::int64_t line = 0;  // counted from 1
+  std::string text;       // "" where the file gives token ids
   std::vector<std::int64_t> input_ids;
-  std::vector<std::int64_t> loss_mask;   // as long as input_ids; all 1 unless the file says otherwise
-  std::optional<std::string> error;      // why it cannot be used; the rest is empty then
+  std::vector<std::int64_t> loss_mask;  // as long as input_ids; all 1 unless the file says otherwise
+  std::optional<std::string> error;     // why it cannot be used; the rest is empty then
 };
 
 // Tokenizes every line. More than max_tokens tokens, fewer than 2, a token outside 0..vocab_size-1, invalid UTF-8, or a

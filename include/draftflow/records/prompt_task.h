@@ -16,11 +16,11 @@ namespace draftflow {
 struct PromptTask {
   TaskId task_id;  // also the id of the sample that the task becomes
   RunId run_id;
-  std::string source_id;                    // where it came from: "prompts.jsonl:17"
-  std::string payload;                      // JSON: {"text": "..."} or {"input_ids": [...]}, optional "loss_mask": [...]
-  std::int64_t max_length = 0;              // tokens; 0: the target's context
-  std::string chat_template;                // "" = raw text
-  std::string loss_mask_policy = "all";     // "all": every token counts
+  std::string source_id;                 // where it came from: "prompts.jsonl:17"
+  std::string payload;                   // JSON: {"text": "..."} or {"input_ids": [...]}, optional "loss_mask": [...]
+  std::int64_t max_length = 0;           // tokens; 0: the target's context
+  std::string chat_template;             // "" = raw text
+  std::string loss_mask_policy = "all";  // "all": every token counts
   std::string target_model_version = "unknown";
   std::optional<std::string> draft_weight_version;
   int attempt = 0;

@@ -35,16 +35,16 @@ struct FeatureSpec {
   std::optional<std::string> target_repr;  // "logits", "pruned_logits" or "hidden_state"
   JsonMembers other;                       // device_hint, target_meta and fields of later versions, kept as they came
 
-  std::uint64_t bytes() const;             // product of the shape times the element size
+  std::uint64_t bytes() const;  // product of the shape times the element size
 };
 
 struct SampleRef {
   SampleId sample_id;
   RunId run_id;
   std::optional<std::string> source_task_id;
-  std::string feature_store_uri;                       // disagg://{store}/{sample}, mem://..., file://{absolute path}
+  std::string feature_store_uri;  // disagg://{store}/{sample}, mem://..., file://{absolute path}
   std::vector<std::pair<std::string, std::string>> feature_keys;  // name -> raw key, in order
-  std::vector<FeatureSpec> feature_specs;              // in order, one per name
+  std::vector<FeatureSpec> feature_specs;                         // in order, one per name
   std::string strategy = "eagle3";
   int schema_version = kSchemaVersion;
   std::string target_model_version = "unknown";
@@ -59,8 +59,8 @@ struct SampleRef {
   JsonMembers metadata;  // the rest of metadata
   JsonMembers other;     // unknown top-level fields
 
-  const FeatureSpec* find_spec(std::string_view name) const;  // nullptr if absent
-  const std::string* find_metadata(std::string_view key) const;  // JSON text, nullptr if absent
+  const FeatureSpec* find_spec(std::string_view name) const;       // nullptr if absent
+  const std::string* find_metadata(std::string_view key) const;    // JSON text, nullptr if absent
   void set_metadata(std::string_view key, std::string json_text);  // adds or replaces
 };
 

@@ -26,14 +26,14 @@ struct EvalOptions {
 };
 
 struct EvalReport {
-  std::int64_t prompts = 0, skipped = 0;        // skipped: too long for the context, empty or invalid
-  std::int64_t tokens = 0, target_passes = 0;   // emitted by speculative decoding, the prefill's token and pass included
-  double acceptance_length = 0;                 // tokens / target_passes; 1.0 = no help
-  std::vector<double> acceptance;               // [depth]: share of passes that drafted position i in which it was accepted
-  bool lossless = false;                        // every token equals the target's own greedy decoding
+  std::int64_t prompts = 0, skipped = 0;       // skipped: too long for the context, empty or invalid
+  std::int64_t tokens = 0, target_passes = 0;  // emitted by speculative decoding, the prefill's token and pass included
+  double acceptance_length = 0;                // tokens / target_passes; 1.0 = no help
+  std::vector<double> acceptance;              // [depth]: share of passes that drafted position i in which it was accepted
+  bool lossless = false;                       // every token equals the target's own greedy decoding
   std::int64_t mismatched_prompts = 0;
   double plain_seconds = 0, speculative_seconds = 0;
-  std::string example_prompt, example_text;     // one decoded prompt, for people
+  std::string example_prompt, example_text;  // one decoded prompt, for people
 };
 
 using EvalCallback = std::function<void(std::int64_t done, std::int64_t total)>;

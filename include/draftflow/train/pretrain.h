@@ -11,9 +11,9 @@
 namespace draftflow {
 
 struct PretrainOptions {
-  std::filesystem::path config;           // config.json of the Llama
-  std::filesystem::path tokens, held_out; // little-endian uint16 ids, documents separated by BOS
-  std::filesystem::path out;              // gets model.safetensors (bfloat16) beside the config.json
+  std::filesystem::path config;            // config.json of the Llama
+  std::filesystem::path tokens, held_out;  // little-endian uint16 ids, documents separated by BOS
+  std::filesystem::path out;               // gets model.safetensors (bfloat16) beside the config.json
   std::int64_t steps = 4000;
   std::int64_t batch = 8, length = 256;  // sequences a step, tokens a sequence
   double learning_rate = 3e-3, weight_decay = 0.1;

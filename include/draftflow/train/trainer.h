@@ -18,47 +18,47 @@
 namespace draftflow {
 
 struct TrainOptions {
-  std::filesystem::path target;        // Hugging Face model folder: embedding, head, RoPE
-  std::filesystem::path ledger;        // SQLite file
-  std::filesystem::path store;         // {root}/{store id}; empty: refs are file:// (an ingested folder)
-  std::filesystem::path out;           // see above
-  std::filesystem::path init_draft;    // start from this draft folder; empty: seeded random weights
+  std::filesystem::path target;      // Hugging Face model folder: embedding, head, RoPE
+  std::filesystem::path ledger;      // SQLite file
+  std::filesystem::path store;       // {root}/{store id}; empty: refs are file:// (an ingested folder)
+  std::filesystem::path out;         // see above
+  std::filesystem::path init_draft;  // start from this draft folder; empty: seeded random weights
   std::string group = "train";
-  int window = 16;                     // W: samples per optimizer step
-  int batch = 4;                       // samples per forward pass; divides the window
-  int ttt_length = 7;                  // L: unrolled steps
-  std::int64_t max_length = 2048;      // longer samples are cut, tokens
-  double learning_rate = 1e-4;         // peak
+  int window = 16;                 // W: samples per optimizer step
+  int batch = 4;                   // samples per forward pass; divides the window
+  int ttt_length = 7;              // L: unrolled steps
+  std::int64_t max_length = 2048;  // longer samples are cut, tokens
+  double learning_rate = 1e-4;     // peak
   double warmup_ratio = 0.015;
   double max_grad_norm = 0.5;
-  double loss_decay = 0.8;             // weight of unrolled step i is loss_decay^i
-  std::string loss = "kl";             // "kl", "alpha" or "lambda"
-  double kl_scale = 1.0, kl_decay = 1.0;            // of "lambda"
-  std::string loss_normalization = "tokens";        // "tokens" (the window's mask sums) or "reference" (B x T)
-  std::string dtype = "float32";       // compute: "float32", "bfloat16", "float64"; masters are float32 (float64 for float64)
-  std::int64_t draft_vocab = 0;        // D; 0: the target's whole vocabulary
-  int heads = 0, kv_heads = 0, head_dim = 0;        // of the draft; 0: as the target
+  double loss_decay = 0.8;                    // weight of unrolled step i is loss_decay^i
+  std::string loss = "kl";                    // "kl", "alpha" or "lambda"
+  double kl_scale = 1.0, kl_decay = 1.0;      // of "lambda"
+  std::string loss_normalization = "tokens";  // "tokens" (the window's mask sums) or "reference" (B x T)
+  std::string dtype = "float32";  // compute: "float32", "bfloat16", "float64"; masters are float32 (float64 for float64)
+  std::int64_t draft_vocab = 0;   // D; 0: the target's whole vocabulary
+  int heads = 0, kv_heads = 0, head_dim = 0;  // of the draft; 0: as the target
   std::int64_t intermediate = 0;
   std::uint64_t seed = 0;
-  int epochs = 1;                      // offline sets only
-  std::int64_t total_steps = 0;        // of the schedule; 0: from the number of samples
-  int checkpoint_every = 20;           // optimizer steps
+  int epochs = 1;                // offline sets only
+  std::int64_t total_steps = 0;  // of the schedule; 0: from the number of samples
+  int checkpoint_every = 20;     // optimizer steps
   int resumable_checkpoints = 1;
-  int prefetch = 2;                    // windows fetched ahead
-  std::int64_t ahead_samples = 0;      // wait for this many committed samples before the first step
+  int prefetch = 2;                // windows fetched ahead
+  std::int64_t ahead_samples = 0;  // wait for this many committed samples before the first step
   int threads = 1;
 };
 
 struct TrainProgress {
-  std::int64_t step = 0, total_steps = 0;           // optimizer steps done
-  std::int64_t samples = 0, tokens = 0;             // trained so far, failed ones left out
+  std::int64_t step = 0, total_steps = 0;  // optimizer steps done
+  std::int64_t samples = 0, tokens = 0;    // trained so far, failed ones left out
   std::int64_t failed = 0;
   double loss_total = 0, grad_norm = 0, learning_rate = 0;
-  std::vector<double> loss, accuracy, acceptance;   // per unrolled step
-  double wait_seconds = 0;                          // this step's wait for data
-  double step_seconds = 0;                          // this step's wall time, the wait included
-  double total_wait_seconds = 0, total_seconds = 0; // since the first optimizer step of this process
-  bool resumed = false;                             // the first callback after a resume
+  std::vector<double> loss, accuracy, acceptance;    // per unrolled step
+  double wait_seconds = 0;                           // this step's wait for data
+  double step_seconds = 0;                           // this step's wall time, the wait included
+  double total_wait_seconds = 0, total_seconds = 0;  // since the first optimizer step of this process
+  bool resumed = false;                              // the first callback after a resume
 };
 
 using TrainCallback = std::function<void(const TrainProgress&)>;
