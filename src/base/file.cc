@@ -88,11 +88,16 @@ std::string read_text_file(const std::filesystem::path& path, std::uint64_t max_
 }
 
 void replace_file(const std::filesystem::path& path, std::string_view text) {
+  const std::span<const std::byte> bytes = std::as_bytes(std::span(text));
+  replace_file(path, std::span(&bytes, 1));
+}
+
+void replace_file(const std::filesystem::path& path, std::span<const std::span<const std::byte>> parts) {
   std::filesystem::path temporary = path;
   temporary += "." + random_hex128().substr(0, 12) + ".tmp";
   try {
     UniqueFd fd = open_file(temporary, O_WRONLY | O_CREAT | O_EXCL);
-    write_all(fd.get(), std::as_bytes(std::span(text)), temporary);
+    for (const auto part : parts) write_all(fd.get(), part, temporary);
     if (::fsync(fd.get()) != 0) throw_errno(errno, "fsync of " + temporary.string());
     fd.close_checked(temporary);
     if (::rename(temporary.c_str(), path.c_str()) != 0) throw_errno(errno, "renaming onto " + path.string());

@@ -3,11 +3,9 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -16,7 +14,6 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
-#include "draftflow/base/random.h"
 #include "draftflow/base/text.h"
 
 namespace draftflow {
@@ -364,20 +361,9 @@ std::string make_safetensors_header(const TensorMap& tensors,
 void write_safetensors(const std::filesystem::path& path, const TensorMap& tensors,
                        const std::vector<std::pair<std::string, std::string>>& metadata) {
   const std::string header = make_safetensors_header(tensors, metadata);
-  std::filesystem::path temporary = path;
-  temporary += "." + random_hex128().substr(0, 12) + ".tmp";
-  UniqueFd fd = open_file(temporary, O_WRONLY | O_CREAT | O_EXCL);
-  try {
-    write_all(fd.get(), std::as_bytes(std::span(header)), temporary);
-    for (const auto& [name, tensor] : tensors) write_all(fd.get(), tensor.bytes, temporary);
-    if (::fsync(fd.get()) != 0) throw_errno(errno, "fsync of " + temporary.string());
-    fd.close_checked(temporary);
-    if (::rename(temporary.c_str(), path.c_str()) != 0) throw_errno(errno, "renaming onto " + path.string());
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
-  }
-  sync_folder(path.has_parent_path() ? path.parent_path() : ".");
+  std::vector<std::span<const std::byte>> parts{std::as_bytes(std::span(header))};
+  for (const auto& [name, tensor] : tensors) parts.push_back(tensor.bytes);
+  replace_file(path, parts);
 }
 
 }  // namespace draftflow

@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/text.h"
 #include "loader/finite.h"
 
 namespace draftflow {
@@ -43,6 +44,16 @@ std::optional<std::string> check_hidden(const std::string& name, const Tensor& t
   }
   if (const auto bad = find_not_finite(tensor)) return fmt::format("{} holds {} at element {}", name, bad->what, bad->element);
   return std::nullopt;
+}
+
+// A set captured from another target is one mistake, not a failure of each of its samples.
+void check_width(const SampleRef& ref, const LoaderOptions& options) {
+  const FeatureSpec* spec = ref.find_spec("hidden_state");
+  if (options.hidden_size == 0 || spec == nullptr || spec->shape.size() != 3 || spec->shape[2] == options.hidden_size) return;
+  throw InvalidArgument(
+      fmt::format("sample '{}' holds hidden states of width {}, but the target given has width {}: name the target that the "
+                  "features were captured from",
+                  printable(ref.sample_id.str(), 80), spec->shape[2], options.hidden_size));
 }
 
 const LoaderOptions& checked(const LoaderOptions& options) {
@@ -105,6 +116,7 @@ LoadedWindow Prefetcher::load(const Window& window) {
   LoadedWindow loaded;
   loaded.number = window.number;
   for (const SampleRef& ref : window.refs) {
+    check_width(ref, options_);
     LoadedSample sample{.ref = ref, .tensors = {}, .failure = std::nullopt};
     try {
       sample.tensors = store_.get(ref);

@@ -220,6 +220,20 @@ TEST_F(PrefetcherTest, ABadSampleKeepsItsPlaceWithAReasonAndNeverStopsTheRest) {
                                     "there is no tensor 'loss_mask'", ""));
 }
 
+TEST_F(PrefetcherTest, FeaturesOfAnotherTargetStopTheRunByName) {
+  for (const char* id : {"a", "b"}) commit(id, good_tensors());
+  const auto source = stream();
+  LoaderOptions wider = options_;
+  wider.hidden_size = 3;
+  Prefetcher prefetcher(*source, *store_, wider);
+  try {
+    next(prefetcher);
+    FAIL();
+  } catch (const InvalidArgument& error) {
+    EXPECT_THAT(error.what(), HasSubstr("sample 'a' holds hidden states of width 2, but the target given has width 3"));
+  }
+}
+
 // A user's file that was replaced by one of a kind that is refused.
 TEST_F(PrefetcherTest, ARefusedFileIsItsSamplesFailureToo) {
   std::vector<SampleRef> refs;

@@ -49,6 +49,7 @@ std::string read_text_file(const std::filesystem::path& path, std::uint64_t max_
 // Replaces `path` in one step: a temporary beside it, fsync, rename, fsync of the folder. After a failure the old file is
 // untouched and no temporary is left.
 void replace_file(const std::filesystem::path& path, std::string_view text);
+void replace_file(const std::filesystem::path& path, std::span<const std::span<const std::byte>> parts);  // one after another
 
 // Makes the folder (and its parents); fsyncs nothing.
 void make_folders(const std::filesystem::path& path);
