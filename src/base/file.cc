@@ -77,7 +77,7 @@ void write_all(int fd, std::span<const std::byte> data, const std::filesystem::p
 }
 
 std::string read_text_file(const std::filesystem::path& path, std::uint64_t max_bytes) {
-  const UniqueFd fd = open_file(path, O_RDONLY);
+  const UniqueFd fd = open_file(path, O_RDONLY | O_NONBLOCK);  // a pipe with this name must not hang us
   const std::uint64_t size = file_size(fd.get(), path);
   if (size > max_bytes) {
     throw InvalidArgument(fmt::format("{} has {} bytes: at most {} are read here", path.string(), size, max_bytes));

@@ -206,5 +206,37 @@ TEST(LedgerCrash, AFullDiskFromTheStartLeavesNoHalfLedger) {
   EXPECT_EQ(open_here(path)->status().prompts, 0);
 }
 
+// A trainer has the ledger open twice. If opening it lost the process's locks, the next process to close the ledger would
+// remove the log that the trainer still writes to, and a SIGKILL would lose what it committed since.
+TEST(SqliteCrash, AnotherProcessThatComesAndGoesTakesNothingFromOneThatHasTheLedgerOpenTwice) {
+  const testing_support::TempFolder folder;
+  const auto path = folder.path() / "ledger.sqlite3";
+  int told[2], go[2];
+  ASSERT_EQ(::pipe(told), 0);
+  ASSERT_EQ(::pipe(go), 0);
+  char byte = 0;
+  const pid_t twice = start([&] {
+    const auto first = open_here(path), second = open_here(path);
+    first->declare("before", "1");
+    if (::write(told[1], "x", 1) != 1 || ::read(go[0], &byte, 1) != 1) ::_exit(2);
+    second->declare("after", "2");
+    if (::write(told[1], "x", 1) != 1) ::_exit(2);
+    ::pause();
+  });
+  ASSERT_EQ(::read(told[0], &byte, 1), 1);
+  const pid_t visitor = start([&] { open_here(path)->declared("before"); });
+  int status = 0;
+  ASSERT_EQ(::waitpid(visitor, &status, 0), visitor);
+  ASSERT_EQ(status, 0);
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  ASSERT_EQ(::read(told[0], &byte, 1), 1);
+  ASSERT_EQ(::kill(twice, SIGKILL), 0);
+  ASSERT_EQ(::waitpid(twice, &status, 0), twice);
+  const auto again = open_here(path);
+  EXPECT_EQ(again->declared("before"), "1");
+  EXPECT_EQ(again->declared("after"), "2");
+  for (const int fd : {told[0], told[1], go[0], go[1]}) ::close(fd);
+}
+
 }  // namespace
 }  // namespace draftflow

@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <stdexcept>
@@ -17,6 +19,22 @@ namespace {
 
 // The turn keeps our own writers apart; this is for checkpoints, recovery and strangers with a SQLite shell.
 constexpr int kBusyTimeoutMs = 60'000;
+
+// Closing any descriptor of a file drops every POSIX lock that the process holds on it. A database that another connection
+// of this process has open must therefore never be opened here: without its locks the next process to close the file
+// believes to be the last and removes the log that this one still writes to. So it is looked at by name, and made by a
+// descriptor only when it is new, for its mode: SQLite gives its -wal and -shm files the mode of the database.
+void make_if_absent(const std::filesystem::path& path) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0660);
+  if (fd < 0 && errno != EEXIST) throw_errno(errno, "making " + path.string());
+  if (fd >= 0) ::close(fd);
+}
+
+void check_regular(const std::filesystem::path& path) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0) throw_errno(errno, "opening " + path.string());
+  if (!S_ISREG(status.st_mode)) throw InvalidArgument(path.string() + " is not a regular file");
+}
 
 std::filesystem::path beside(std::filesystem::path path, const char* ending) {
   path += ending;
@@ -60,15 +78,11 @@ void Query::check(int code) {
 Database::Database(std::filesystem::path path, Mode mode) : path_(std::filesystem::absolute(path)) {
   int flags = SQLITE_OPEN_READONLY;
   if (mode == Mode::kReadWrite) {
-    // Made here for its mode: SQLite gives its -wal and -shm files the mode of the database.
-    const UniqueFd fd = open_file(path_, O_RDWR | O_CREAT, 0660);
-    file_size(fd.get(), path_);  // refuses what is not a regular file
+    make_if_absent(path_);
     turn_.emplace(beside(path_, ".lock"));
     flags = SQLITE_OPEN_READWRITE;
-  } else {
-    const UniqueFd fd = open_file(path_, O_RDONLY);
-    file_size(fd.get(), path_);
   }
+  check_regular(path_);
   sqlite3* handle = nullptr;
   const int code = sqlite3_open_v2(path_.c_str(), &handle, flags | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
   handle_.reset(handle);
