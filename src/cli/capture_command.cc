@@ -9,11 +9,14 @@
 #include <ostream>
 
 #include "cli/app.h"
+#include "cli/inspect.h"
 #include "cli/metrics.h"
 #include "cli/models.h"
 #include "cli/progress_bar.h"
 #include "cli/stop.h"
+#include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
+#include "draftflow/ledger/ledger.h"
 
 namespace draftflow::cli {
 namespace {
@@ -52,10 +55,22 @@ int run(const CaptureArguments& arguments, const Console& console) {
     console.out << fmt::format("captured {} samples, {} tokens, {}; {} prompts failed\n", result.captured, result.tokens,
                                human_bytes(result.bytes), result.failed);
   }
-  return stop_flag() ? kInterruptedExitCode : 0;
+  if (stop_flag()) return kInterruptedExitCode;
+  if (result.failed > 0) show_failed_prompts(arguments.options.ledger, console);
+  // Nothing but failures is a wrong target or a wrong file, not a result.
+  return result.failed > 0 && result.captured == 0 && result.done == result.failed ? exit_code(ErrorKind::kCorrupt) : 0;
 }
 
 }  // namespace
+
+void show_failed_prompts(const std::filesystem::path& ledger, const Console& console) {
+  constexpr int kShown = 5;
+  const auto opened = open_sqlite_ledger_read_only(ledger);
+  const auto failed = opened->failed_prompts(kShown);
+  for (const auto& [task, reason] : failed) console.err << fmt::format("failed: {}\n", printable(reason, 400));
+  const std::int64_t more = opened->status().prompts_failed - static_cast<std::int64_t>(failed.size());
+  if (more > 0) console.err << fmt::format("failed: and {} more\n", more);
+}
 
 void add_capture_command(CommandLine& line) {
   auto arguments = std::make_shared<CaptureArguments>();

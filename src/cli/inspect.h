@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "cli/app.h"
 #include "draftflow/formats/tensor.h"
 #include "draftflow/ledger/ledger.h"
 
@@ -26,5 +27,6 @@ nlohmann::ordered_json inspect_path(const std::filesystem::path& path, bool with
 
 std::filesystem::path ledger_path(const std::filesystem::path& where);  // of a run folder, or the file itself
 std::string status_text(const LedgerStatus& status);
+void show_failed_prompts(const std::filesystem::path& ledger, const Console& console);  // the first few, with their reasons
 
 }  // namespace draftflow::cli

@@ -134,7 +134,9 @@ int Supervisor::fail(const ChildExit& exit, Children& children) {
   const std::string tail = tail_of(exit.spec.log, kTailLines);
   console_.err << fmt::format("draftflow run: the process '{}' (pid {}) {}; the end of its log {}:\n{}\n", exit.spec.name,
                               exit.pid, how_it_ended(exit), exit.spec.log.string(), tail.empty() ? "(it is empty)" : tail);
-  console_.err << "What is done is kept: give the same command again to go on from there." << std::endl;
+  if (exit.code != exit_code(ErrorKind::kInvalidArgument)) {  // the same command would be refused again
+    console_.err << "What is done is kept: give the same command again to go on from there." << std::endl;
+  }
   return exit.signal != 0 ? exit_code(ErrorKind::kUnavailable) : exit.code;
 }
 

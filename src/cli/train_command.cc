@@ -45,10 +45,11 @@ int run(const TrainArguments& arguments, const Console& console) {
   if (arguments.json) {
     console.out << to_json(result).dump() << "\n";
   } else {
-    console.out << fmt::format("{} {} steps, {} samples, {} tokens; {} samples failed; last loss {:.4f}; {}\n",
+    const std::string loss =
+        result.loss.empty() ? "no step was left to train" : fmt::format("last loss {:.4f}", result.loss_total);
+    console.out << fmt::format("{} {} steps, {} samples, {} tokens; {} samples failed; {}; {}\n",
                                stop_flag() ? "stopped after" : "trained", result.step, result.samples, result.tokens,
-                               result.failed, result.loss_total,
-                               (arguments.options.out / (stop_flag() ? "checkpoints" : "draft")).string());
+                               result.failed, loss, (arguments.options.out / (stop_flag() ? "checkpoints" : "draft")).string());
   }
   return stop_flag() ? kInterruptedExitCode : 0;
 }

@@ -61,6 +61,19 @@ at::Tensor read_weight(const ModelFolder& folder, const std::string& name, const
   return copy;
 }
 
+// A config that names fewer layers than the file holds would run, as another model.
+void check_no_more_layers(const ModelFolder& folder, std::int64_t layers) {
+  const std::string next = fmt::format("model.layers.{}.", layers);
+  for (const std::string& name : folder.names()) {
+    if (name.starts_with(next)) {
+      throw InvalidArgument(
+          fmt::format("model folder {} holds tensor '{}', but config.json has num_hidden_layers {}: the two "
+                      "are of different models",
+                      folder.path().string(), name, layers));
+    }
+  }
+}
+
 at::Tensor swiglu(const LlamaLayer& layer, const at::Tensor& x) {
   return at::linear(at::silu(at::linear(x, layer.gate)) * at::linear(x, layer.up), layer.down);
 }
@@ -76,6 +89,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 Llama Llama::load(const ModelFolder& folder, c10::ScalarType dtype) {
   Llama model;
   model.config_ = parse_llama_config(folder.config_json(), (folder.path() / "config.json").string());
+  check_no_more_layers(folder, model.config_.num_hidden_layers);
   model.layers_.resize(static_cast<std::size_t>(model.config_.num_hidden_layers));
   visit_weights(model.config_, model.layers_, model.embedding_, model.final_norm_, model.head_,
                 [&](const std::string& name, const Shape& shape, at::Tensor& weight) {

@@ -135,6 +135,14 @@ RopeConfig parse_rope_fields(const Fields& fields, std::int64_t head_dim, std::i
 }
 
 void check_heads(const LlamaConfig& config, const std::string& what) {
+  if (!(config.rms_norm_eps > 0 && config.rms_norm_eps < 1)) {
+    throw InvalidArgument(fmt::format("{}: rms_norm_eps is {}: more than 0 and under 1 is allowed", what, config.rms_norm_eps));
+  }
+  for (const std::int64_t id : config.eos_token_ids) {
+    if (id < 0 || id >= config.vocab_size) {
+      throw InvalidArgument(fmt::format("{}: eos_token_id {} is outside the vocabulary of {}", what, id, config.vocab_size));
+    }
+  }
   if (config.num_attention_heads % config.num_key_value_heads != 0) {
     throw InvalidArgument(fmt::format("{}: num_attention_heads {} is no multiple of num_key_value_heads {}", what,
                                       config.num_attention_heads, config.num_key_value_heads));

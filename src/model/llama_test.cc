@@ -70,6 +70,15 @@ TEST(Llama, NamesAMissingTensorAndAMisshapenOne) {
   }
 }
 
+TEST(Llama, RefusesAConfigWithFewerLayersThanTheFile) {
+  const testing_support::TempFolder folder;
+  write_folder(folder.path(), true);
+  std::string config = config_json();
+  config.replace(config.find("\"num_hidden_layers\":3"), 21, "\"num_hidden_layers\":2");
+  replace_file(folder.path() / "config.json", config);
+  EXPECT_THROW(Llama::load(ModelFolder(folder.path()), at::kFloat), InvalidArgument);
+}
+
 TEST(Llama, CachedPassesGiveWhatOneForwardGives) {
   const at::NoGradGuard no_grad;
   const Llama model = Llama::random(parse_llama_config(config_json(), "test"), 5);

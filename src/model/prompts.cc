@@ -14,6 +14,7 @@ namespace draftflow {
 namespace {
 
 using Json = nlohmann::json;
+constexpr std::size_t kMaxLineBytes = 1 << 20;  // of one prompt: a longer line is no prompt
 
 void read_ids(const Json& object, Prompt& prompt) {
   prompt.input_ids = object.at("input_ids").get<std::vector<std::int64_t>>();
@@ -70,6 +71,9 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const Tokeni
     if (line.find_first_not_of(" \t") == std::string_view::npos) continue;
     Prompt prompt{.line = number};
     try {
+      if (line.size() > kMaxLineBytes) {
+        throw InvalidArgument(fmt::format("it has {} bytes: at most {} are allowed", line.size(), kMaxLineBytes));
+      }
       if (json) {
         read_json_line(line, tokenizer, prompt);
       } else {

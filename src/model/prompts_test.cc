@@ -48,6 +48,13 @@ TEST_F(Prompts, OneBadLineNeverStopsTheRest) {
   EXPECT_NE(prompts[9].error->find("tokens: 2 to 16 are allowed"), std::string::npos);
 }
 
+TEST_F(Prompts, ALineTooLongForAnyPromptIsItsOwnError) {
+  const auto prompts = read("p.txt", std::string((1 << 20) + 1, 'x') + "\nCall me Ishmael.\n");
+  ASSERT_EQ(prompts.size(), 2u);
+  EXPECT_EQ(prompts[0].error, "p.txt line 1: it has 1048577 bytes: at most 1048576 are allowed");
+  EXPECT_FALSE(prompts[1].error);
+}
+
 TEST_F(Prompts, PlainTextIsAPromptALine) {
   const auto prompts = read("p.txt", "Call me Ishmael.\n\nSome years ago\n");
   ASSERT_EQ(prompts.size(), 2u);

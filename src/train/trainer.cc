@@ -2,14 +2,18 @@
 #include "draftflow/train/trainer.h"
 
 #include <ATen/ATen.h>
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 
+#include <cerrno>
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <thread>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/file.h"
 #include "draftflow/loader/prefetcher.h"
 #include "draftflow/model/compute.h"
 #include "train/checkpoint.h"
@@ -20,7 +24,8 @@ namespace draftflow {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kStarvedMs = 2000;  // waiting this long with undurable steps, a checkpoint lets their bytes go
+constexpr std::int64_t kUnknownTokensOneIn = 100;  // a larger share of unknown tokens is refused
+constexpr int kStarvedMs = 2000;                   // waiting this long with undurable steps, a checkpoint lets their bytes go
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -113,6 +118,39 @@ DraftConfig make_draft_config(const TrainOptions& options, const LlamaConfig& ta
   return config;
 }
 
+// One trainer a folder: two would clear each other's checkpoints. Free again as soon as its holder has ended.
+UniqueFd take_folder(const std::filesystem::path& out) {
+  make_folders(out);
+  const std::filesystem::path file = out / "train.lock";
+  UniqueFd fd = open_file(file, O_RDWR | O_CREAT);
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) throw_errno(errno, "locking " + file.string());
+    throw Unavailable(
+        fmt::format("another trainer works in {}: wait for it or end it, or train into another folder", out.string()));
+  }
+  return fd;
+}
+
+// Tokens that the target does not have make their samples fail one by one; many of them mean another tokenizer, which
+// make_vocab_map refuses.
+std::vector<TokenCount> known_tokens(std::vector<TokenCount> counts, std::int64_t vocab) {
+  std::int64_t all = 0, unknown = 0;
+  for (const TokenCount& entry : counts) {
+    all += entry.count;
+    if (entry.token < 0 || entry.token >= vocab) unknown += entry.count;
+  }
+  if (unknown * kUnknownTokensOneIn > all) return counts;
+  std::erase_if(counts, [&](const TokenCount& entry) { return entry.token < 0 || entry.token >= vocab; });
+  return counts;
+}
+
+// Tells two targets of the same shape apart.
+std::string fingerprint(const TargetHead& target) {
+  const at::Tensor head = target.head.to(at::kDouble);
+  return fmt::format("{} x {}, sum {:.9e}, norm {:.9e}", head.size(0), head.size(1), head.sum().item<double>(),
+                     head.norm().item<double>());
+}
+
 class TrainRun {
  public:
   TrainRun(const TrainOptions& options, const TrainCallback& on_step, const std::atomic<bool>& stop)
@@ -121,6 +159,7 @@ class TrainRun {
         stop_(stop),
         group_(options.group),
         dtype_(compute_dtype(options.dtype)),
+        lock_(take_folder(options.out)),
         ledger_(open_sqlite_ledger(options.ledger)),
         fetch_ledger_(open_sqlite_ledger(options.ledger)),
         offline_(ledger_->declared("kind") == "offline"),
@@ -175,6 +214,8 @@ class TrainRun {
 
   void start_or_resume() {
     state_.options = numeric_options(options_);
+    state_.options["group"] = options_.group;
+    state_.options["target"] = fingerprint(target_);
     const auto found = checkpoints_.newest();
     if (found) {
       check_same_options(found->state, state_.options, found->folder);
@@ -184,7 +225,8 @@ class TrainRun {
     } else if (!options_.init_draft.empty()) {
       draft_ = Eagle3Draft::load(options_.init_draft, target_.embedding, dtype_);
     } else {
-      const VocabMap map = make_vocab_map(ledger_->token_counts(), options_.draft_vocab, target_.config.vocab_size);
+      const VocabMap map = make_vocab_map(known_tokens(ledger_->token_counts(), target_.config.vocab_size),
+                                          options_.draft_vocab, target_.config.vocab_size);
       const DraftConfig config = make_draft_config(options_, target_.config, map, *ledger_);
       draft_ = Eagle3Draft::random(config, map, target_.embedding, target_.head, dtype_, options_.seed);
     }
@@ -334,6 +376,7 @@ class TrainRun {
   const std::atomic<bool>& stop_;
   const GroupId group_;
   const c10::ScalarType dtype_;
+  const UniqueFd lock_;
   const std::unique_ptr<Ledger> ledger_, fetch_ledger_;  // fetch_ledger_ belongs to the prefetcher's thread
   const bool offline_;
   const CheckpointFolder checkpoints_;

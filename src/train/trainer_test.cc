@@ -164,6 +164,59 @@ TEST(Trainer, OtherOptionsAndOtherLedgersAreRefused) {
   EXPECT_THROW(second.train(foreign), Conflict);
 }
 
+TEST(Trainer, ASecondTrainerInTheSameFolderIsRefused) {
+  TestRun run;
+  run.fill_stream();
+  std::atomic<bool> stop = false;
+  bool refused = false;
+  run_train(
+      run.options(),
+      [&](const TrainProgress&) {
+        stop = true;
+        try {
+          run.train(run.options());
+        } catch (const Unavailable& error) {
+          refused = std::string(error.what()).find("another trainer works in") == 0;
+        }
+      },
+      stop);
+  EXPECT_TRUE(refused);
+  EXPECT_EQ(run.train(run.options()).step, 6);  // the lock went with its holder
+}
+
+TEST(Trainer, AnotherTargetOfTheSameShapeIsRefusedOnResume) {
+  TestRun run;
+  run.fill_stream();
+  run.train(run.options(), 2);
+  const auto file = run.options().target / "model.safetensors";
+  TensorMap tensors = read_safetensors(file);
+  tensors[0].second = from_torch(to_torch(tensors[0].second) * 1.5);
+  write_safetensors(file, tensors);
+  EXPECT_THROW(run.train(run.options()), InvalidArgument);
+}
+
+TEST(Trainer, ATokenThatTheTargetLacksFailsItsSampleOnly) {
+  TestRun run;
+  make_folders(run.path() / "files");
+  for (int i = 0; i < 8; ++i) {
+    TensorMap features = testing_support::make_features(static_cast<std::uint64_t>(i), 40);
+    if (i == 3) {
+      at::Tensor ids = to_torch(features[0].second).clone();
+      ids[5] = 1000;
+      features[0].second = from_torch(ids);
+    }
+    write_safetensors(run.path() / "files" / fmt::format("{}.safetensors", i), features);
+  }
+  const std::atomic<bool> stop = false;
+  run_ingest({.folder = run.path() / "files", .ledger = run.options().ledger}, {}, stop);
+  TrainOptions options = run.options();
+  options.store.clear();
+  const TrainProgress end = run.train(options);
+  EXPECT_EQ(end.step, 2);
+  EXPECT_EQ(end.failed, 1);
+  EXPECT_EQ(end.samples, 7);
+}
+
 TEST(Trainer, RefusesWhatCannotTrain) {
   TestRun run;
   run.fill_stream();
