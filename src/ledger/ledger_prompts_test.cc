@@ -51,6 +51,14 @@ TEST_P(LedgerPrompts, TokenCountsAddUpOverNewTasksOnly) {
   EXPECT_EQ(ledger_->status().prompts, 3);
 }
 
+TEST_P(LedgerPrompts, AnotherTextUnderATaskIdOnTheBooksIsAConflictAndNothingIsTaken) {
+  ingest({"a"});
+  PromptTask changed = make_task("a");
+  changed.payload = R"({"text":"twice upon"})";
+  EXPECT_THROW(ledger_->ingest_prompts({make_task("b"), changed}, {}), Conflict);
+  EXPECT_EQ(ledger_->status().prompts, 1);
+}
+
 TEST_P(LedgerPrompts, LeasesComeInIngestOrderAndGoToOneHolder) {
   ingest({"c", "a", "b"});
   auto other = open();

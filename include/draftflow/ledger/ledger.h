@@ -114,8 +114,8 @@ class Ledger {
   virtual std::optional<std::string> declared(const std::string& key) = 0;
 
   // --- prompts
-  // A batch is all or nothing; a task id already there is skipped. Counts are added for the tasks that are new. Returns how
-  // many were new. InvalidArgument for a new task after close_prompts.
+  // A batch is all or nothing; a task id already there is skipped (Conflict if its payload differs). Counts are added for the
+  // tasks that are new. Returns how many were new. InvalidArgument for a new task after close_prompts.
   virtual std::int64_t ingest_prompts(const std::vector<PromptTask>& tasks,
                                       const std::vector<std::vector<TokenCount>>& counts) = 0;
   virtual void close_prompts() = 0;  // no more will come

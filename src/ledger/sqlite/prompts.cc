@@ -48,7 +48,10 @@ std::int64_t SqliteLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
   std::int64_t row = db_.find("SELECT prompts FROM run WHERE id = 1").value_or(0);
   for (std::size_t i = 0; i < tasks.size(); ++i) {
     const std::string& task_id = tasks[i].task_id.str();
-    if (db_.run("INSERT OR IGNORE INTO prompt(row, task_id) VALUES (?1, ?2)", row, task_id) == 0) continue;
+    if (db_.run("INSERT OR IGNORE INTO prompt(row, task_id) VALUES (?1, ?2)", row, task_id) == 0) {
+      refuse_other_payload(tasks[i]);
+      continue;
+    }
     if (closed) {
       throw InvalidArgument(fmt::format("prompt '{}' is new, but the prompts of ledger {} are closed: start another run for it",
                                         printable(task_id), db_.path().string()));
@@ -62,6 +65,16 @@ std::int64_t SqliteLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
   db_.run("UPDATE run SET prompts = prompts + ?1, prompts_pending = prompts_pending + ?1 WHERE id = 1", added);
   transaction.commit();
   return added;
+}
+
+void SqliteLedger::refuse_other_payload(const PromptTask& task) {
+  sqlite::Query found =
+      db_.query("SELECT t.json FROM prompt p JOIN prompt_task t ON t.row = p.row WHERE p.task_id = ?1", task.task_id.str());
+  if (!found.step() || prompt_task_from_json(found.text(0)).payload == prompt_task_from_json(task_json(task)).payload) return;
+  throw Conflict(
+      fmt::format("prompt '{}' is on the books of ledger {} with another text: the prompts have changed since; start "
+                  "another run for them",
+                  printable(task.task_id.str()), db_.path().string()));
 }
 
 void SqliteLedger::close_prompts() {

@@ -71,6 +71,7 @@ class SqliteLedger final : public Ledger {
   // samples.cc
   void add_token_counts(const std::vector<TokenCount>& counts, std::int64_t row);
   void note_run_id(const RunId& run_id);
+  void refuse_other_payload(const PromptTask& task);
   void insert_sample(const SampleRef& ref);
   void replace_sample(const SampleRef& ref, std::int64_t row);
   SampleRef read_ref(std::int64_t row);
