@@ -112,6 +112,7 @@ class Worker {
         folder_(options.target),
         config_(parse_llama_config(folder_.config_json(), (options.target / "config.json").string())),
         layers_(chosen_layers(options.layers, static_cast<int>(config_.num_hidden_layers))),
+        target_(options.ingest_only ? std::nullopt : std::optional(Llama::load(folder_, at::kFloat))),
         ledger_(open_sqlite_ledger(options.ledger)) {
     ledger_->declare("kind", "stream");
     ledger_->declare("capture_layers", Json(layers_).dump());
@@ -143,7 +144,6 @@ class Worker {
   }
 
   void capture_all() {
-    const Llama target = Llama::load(folder_, at::kFloat);
     const auto store = create_shared_dir_store(options_.store.parent_path(), StoreId(options_.store.filename().string()),
                                                {.durable = options_.durable});
     store->gc();  // what writers that died left behind
@@ -152,7 +152,8 @@ class Worker {
       const LedgerStatus status = ledger_->status();
       if (status.prompts_closed && status.prompts_pending + status.prompts_leased == 0) break;  // done, however full
       if (backpressure.update(status.resident_bytes)) {
-        pause();
+        pause(fmt::format("{} are resident, the high watermark is {}", human_bytes(status.resident_bytes),
+                          human_bytes(options_.high_watermark_bytes)));
         continue;
       }
       const PromptAnswer answer = ledger_->lease_prompts(holder_, options_.lease_tasks, options_.lease_ms);
@@ -162,7 +163,7 @@ class Worker {
       for (const PromptLease& lease : answer.leases) {
         if (stop_.load()) break;
         const auto start = Clock::now();
-        capture_one(target, *store, lease);
+        capture_one(*target_, *store, lease);
         progress_.busy_seconds += seconds_since(start);
         report(false);
       }
@@ -170,7 +171,8 @@ class Worker {
     ledger_->return_leases(holder_);
   }
 
-  void pause() {
+  void pause(const std::string& reason) {
+    progress_.pause_reason = reason;
     const auto start = Clock::now();
     std::this_thread::sleep_for(kPoll);
     progress_.paused_seconds += seconds_since(start);
@@ -264,7 +266,7 @@ class Worker {
       } catch (const Error& error) {
         if (error.kind() != ErrorKind::kExhausted || stop_.load() || seconds_since(start) > kFullDiskSeconds) throw;
         ledger_->extend_leases(holder_, options_.lease_ms);
-        pause();
+        pause(error.what());
       }
     }
   }
@@ -285,6 +287,7 @@ class Worker {
   const ModelFolder folder_;
   const LlamaConfig config_;
   const std::vector<int> layers_;
+  const std::optional<Llama> target_;     // none if it only ingests
   const std::unique_ptr<Ledger> ledger_;  // last: a wrong configuration leaves no ledger
   CaptureProgress progress_;
   Clock::time_point leased_at_;  // or last extended

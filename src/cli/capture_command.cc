@@ -40,7 +40,7 @@ int run(const CaptureArguments& arguments, const Console& console) {
   SingleProgress progress(console.err, console.err_is_terminal, "capture", "prompts");
   double last = 0;
   const auto on_progress = [&](const CaptureProgress& now) {
-    progress.show(now.done, now.total, now.paused ? "paused: the store is full" : human_bytes(now.bytes));
+    progress.show(now.done, now.total, now.paused ? "paused: " + now.pause_reason : human_bytes(now.bytes));
     if (metrics && steady_seconds() - last >= 1) {
       last = steady_seconds();
       metrics->append(to_json(now));

@@ -46,6 +46,7 @@ struct CaptureProgress {
   std::uint64_t bytes = 0;                            // tensor bytes put by this worker
   double busy_seconds = 0, paused_seconds = 0;        // paused: the store was full
   bool paused = false;
+  std::string pause_reason;  // of the last pause: the watermark, or what the store said of the disk
 };
 
 using CaptureCallback = std::function<void(const CaptureProgress&)>;
