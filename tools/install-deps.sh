@@ -18,8 +18,9 @@ if ! command -v dpkg-query > /dev/null; then
   exit 1
 fi
 
-# One call for all. A package that dpkg has never heard of makes it exit 1, which is no failure here.
-installed=" $(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "${packages[@]}" 2> /dev/null | sed -n 's/^installed //p' | tr '\n' ' ') "
+# One call for all. A package that dpkg has never heard of makes it exit 1, which is no failure here: hence `|| true`.
+installed=" $({ dpkg-query -W -f '${db:Status-Status} ${Package}\n' "${packages[@]}" 2> /dev/null || true; } |
+  sed -n 's/^installed //p' | tr '\n' ' ') "
 missing=()
 for package in "${packages[@]}"; do
   [[ "$installed" == *" $package "* ]] || missing+=("$package")
