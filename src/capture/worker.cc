@@ -145,7 +145,7 @@ class Worker {
 
   void capture_all() {
     const auto store = create_shared_dir_store(options_.store.parent_path(), StoreId(options_.store.filename().string()),
-                                               {.durable = options_.durable});
+                                               {.durability = options_.durable ? Durability::kFull : Durability::kNone});
     store->gc();  // what writers that died left behind
     Backpressure backpressure({.high_bytes = options_.high_watermark_bytes, .low_bytes = options_.low_watermark_bytes});
     while (!stop_.load()) {

@@ -117,7 +117,7 @@ class CaptureTest : public ::testing::Test {
     EXPECT_EQ(now.prompts_done, count);
     EXPECT_EQ(now.committed, count);
     for (const SampleRef& ref : refs()) {
-      EXPECT_NO_THROW(EXPECT_EQ(store()->get(ref).size(), 4U)) << ref.sample_id.str();
+      EXPECT_NO_THROW(EXPECT_EQ(store()->read(ref).size(), 4U)) << ref.sample_id.str();
     }
     store()->gc();
     EXPECT_EQ(store()->health().resident_samples, static_cast<std::uint64_t>(count));
@@ -144,7 +144,7 @@ TEST_F(CaptureTest, FeaturesAreTheTargetsOwnBitForBit) {
   const std::vector<SampleRef> found = refs();
   ASSERT_EQ(found.size(), 2U);
   for (std::size_t i = 0; i < 2; ++i) {
-    const TensorMap features = store()->get(found[i]);
+    const TensorMap features = store()->read(found[i]);
     EXPECT_TRUE(to_torch(*find_tensor(features, "input_ids")).equal(at::tensor(ids[i], at::kLong)));
     EXPECT_TRUE(to_torch(*find_tensor(features, "loss_mask")).equal(at::tensor(masks[i], at::kLong)));
     const Llama::Output out = forward(ids[i], {1, 3, 4});
@@ -171,7 +171,7 @@ TEST_F(CaptureTest, NamedLayersAndATypeAreTakenInTheirOrder) {
   options_.dtype = "float32";
   capture_prompts(ids_line({4, 3, 2}));
   const Llama::Output out = forward({4, 3, 2}, {7, 0, 2});
-  const TensorMap features = store()->get(refs().at(0));
+  const TensorMap features = store()->read(refs().at(0));
   EXPECT_TRUE(to_torch(*find_tensor(features, "aux_hidden_state")).equal(at::cat(out.captured, -1)));
   EXPECT_TRUE(to_torch(*find_tensor(features, "hidden_state")).equal(out.last_hidden));
 }
@@ -408,7 +408,7 @@ TEST_F(CaptureTest, KilledWorkersLeaveTheBooksRight) {
     while (worker.running() && status().committed < enough) ::usleep(500);
     worker.kill();
     if (WIFSIGNALED(worker.wait())) ++killed;
-    for (const SampleRef& ref : refs()) EXPECT_NO_THROW(store()->get(ref)) << ref.sample_id.str();
+    for (const SampleRef& ref : refs()) EXPECT_NO_THROW(store()->read(ref)) << ref.sample_id.str();
   }
   EXPECT_GT(killed, 0);
   const std::int64_t before = status().committed;
@@ -441,7 +441,7 @@ TEST_F(CaptureTest, ALateWorkerTouchesNothingThatAnotherTookOver) {
   EXPECT_EQ(progress.failed, 0) << "that one is the other's to fail";
   EXPECT_THAT(reasons(), ElementsAre("bad"));
   EXPECT_EQ(status().committed, 3);
-  for (const SampleRef& ref : refs()) EXPECT_NO_THROW(store()->get(ref)) << ref.sample_id.str();
+  for (const SampleRef& ref : refs()) EXPECT_NO_THROW(store()->read(ref)) << ref.sample_id.str();
 }
 
 // The leases of the prompts behind the one at work are extended, or a slow target would lose them.

@@ -99,7 +99,7 @@ TEST_F(IngestTest, FilesBecomeRefsInOrder) {
   EXPECT_EQ(*ref.find_metadata("format"), "\"offline_eagle3\"");
   EXPECT_EQ(*ref.find_metadata("file_index"), "2");
   EXPECT_EQ(*ref.find_metadata("target_repr"), "\"hidden_state\"");
-  EXPECT_EQ(open_files_store()->get(ref).size(), 4U);
+  EXPECT_EQ(open_files_store()->read(ref).size(), 4U);
   const std::vector<TokenCount> counts = ledger->token_counts();
   ASSERT_EQ(counts.size(), 1U);  // 7 is masked out
   EXPECT_EQ(counts[0].token, 9);

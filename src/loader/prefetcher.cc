@@ -119,7 +119,7 @@ LoadedWindow Prefetcher::load(const Window& window) {
     check_width(ref, options_);
     LoadedSample sample{.ref = ref, .tensors = {}, .failure = std::nullopt};
     try {
-      sample.tensors = store_.get(ref);
+      sample.tensors = store_.read(ref);
       sample.failure = check_eagle3_sample(sample.tensors, options_);
     } catch (const Error& error) {
       // Passing failures (no memory, no descriptors, a hiccup of the disk) must not condemn a sound sample. InvalidArgument is

@@ -243,7 +243,7 @@ TEST_F(PrefetcherTest, ARefusedFileIsItsSamplesFailureToo) {
   }
   ledger_->commit_samples(refs, {});
   const auto files = open_files_store();
-  EXPECT_THROW(files->get(refs[0]), InvalidArgument);
+  EXPECT_THROW(files->read(refs[0]), InvalidArgument);
   const auto source = stream();
   Prefetcher prefetcher(*source, *files, options_);
   const LoadedAnswer answer = next(prefetcher);
@@ -334,13 +334,22 @@ class FailingStore : public FeatureStore {
  public:
   explicit FailingStore(std::function<void()> fail) : fail_(std::move(fail)) {}
   SampleRef put(const TensorMap&, const SampleId&, const PutMetadata&) override { throw InvalidArgument("read-only"); }
-  TensorMap get(const SampleRef&, const std::vector<std::string>&) override {
+  TensorMap read(const SampleRef&, const std::vector<std::string>&) override {
     fail_();
     return good_tensors();
   }
+  Fetched get(const SampleRef& ref, const GetOptions& options) override {
+    return {read(ref, options.names), {ref.sample_id, ref.generation, ""}};
+  }
+  void release(const FeatureHandle&) override {}
   bool remove(const SampleRef&) override { return false; }
+  std::uint64_t abort(const SampleId&) override { return 0; }
   GcReport gc() override { return {}; }
   StoreHealth health() override { return {}; }
+  StoreKind kind() const override { return StoreKind::kLedgered; }
+  void for_each(const std::function<bool(const ResidentSample&)>&,
+                const std::function<void(const std::filesystem::path&, const std::string&)>&) override {}
+  SampleRef find(const SampleId& id, std::optional<std::uint64_t>) override { throw NotFound(id.str()); }
 
  private:
   std::function<void()> fail_;

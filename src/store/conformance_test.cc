@@ -43,13 +43,13 @@ TEST_P(Conformance, EveryDtypeComesBackBitForBit) {
   const auto store = attach();
   const TensorMap tensors = sample_tensors();
   const SampleRef ref = store->put(tensors, SampleId("run:00000001"), run_metadata());
-  expect_same(store->get(ref), tensors);
+  expect_same(store->read(ref), tensors);
 }
 
 TEST_P(Conformance, AnotherAttachReadsWhatTheRefInJsonNames) {
   const TensorMap tensors = sample_tensors(7);
   const std::string json = sample_ref_to_json(attach()->put(tensors, SampleId("a"), run_metadata()));
-  expect_same(attach()->get(sample_ref_from_json(json)), tensors);
+  expect_same(attach()->read(sample_ref_from_json(json)), tensors);
 }
 
 TEST_P(Conformance, RefSaysWhatWasPut) {
@@ -80,8 +80,8 @@ TEST_P(Conformance, OnlyTheNamedTensorsAreRead) {
   const auto store = attach();
   const TensorMap tensors = sample_tensors();
   const SampleRef ref = store->put(tensors, SampleId("a"), run_metadata());
-  expect_same(store->get(ref, {"scalar", "t_int8"}), {tensors[2], tensors[11]});  // in the ref's order
-  EXPECT_THAT(message_of<NotFound>([&] { store->get(ref, {"nobody"}); }), HasSubstr("no tensor 'nobody': it has t_bool"));
+  expect_same(store->read(ref, {"scalar", "t_int8"}), {tensors[2], tensors[11]});  // in the ref's order
+  EXPECT_THAT(message_of<NotFound>([&] { store->read(ref, {"nobody"}); }), HasSubstr("no tensor 'nobody': it has t_bool"));
 }
 
 TEST_P(Conformance, PutCopiesTheCallersBytes) {
@@ -90,7 +90,7 @@ TEST_P(Conformance, PutCopiesTheCallersBytes) {
   std::fill(bytes.begin(), bytes.end(), std::byte{1});
   const SampleRef ref = store->put({{"x", tensor}}, SampleId("a"), run_metadata());
   std::fill(bytes.begin(), bytes.end(), std::byte{2});
-  EXPECT_EQ(store->get(ref)[0].second.bytes[0], std::byte{1});
+  EXPECT_EQ(store->read(ref)[0].second.bytes[0], std::byte{1});
 }
 
 TEST_P(Conformance, PutAgainSupersedes) {
@@ -98,9 +98,9 @@ TEST_P(Conformance, PutAgainSupersedes) {
   const SampleRef old = store->put(small_tensors(1), SampleId("a"), run_metadata());
   const SampleRef current = store->put(small_tensors(2), SampleId("a"), run_metadata());
   EXPECT_GT(current.generation, old.generation);
-  const std::string message = message_of<NotFound>([&] { store->get(old); });
+  const std::string message = message_of<NotFound>([&] { store->read(old); });
   EXPECT_THAT(message, HasSubstr("sample 'a' generation " + std::to_string(old.generation) + " of store 'features'"));
-  expect_same(store->get(current), small_tensors(2));
+  expect_same(store->read(current), small_tensors(2));
 }
 
 TEST_P(Conformance, RemoveIsAtOnceAndIdempotent) {
@@ -109,8 +109,8 @@ TEST_P(Conformance, RemoveIsAtOnceAndIdempotent) {
   const SampleRef other = store->put(small_tensors(), SampleId("b"), run_metadata());
   EXPECT_TRUE(store->remove(ref));
   EXPECT_FALSE(store->remove(ref));
-  EXPECT_THROW(store->get(ref), NotFound);
-  expect_same(store->get(other), small_tensors());
+  EXPECT_THROW(store->read(ref), NotFound);
+  expect_same(store->read(other), small_tensors());
 }
 
 TEST_P(Conformance, RemoveOfAnOldRefLeavesTheNewGeneration) {
@@ -118,7 +118,7 @@ TEST_P(Conformance, RemoveOfAnOldRefLeavesTheNewGeneration) {
   const SampleRef old = store->put(small_tensors(1), SampleId("a"), run_metadata());
   const SampleRef current = store->put(small_tensors(2), SampleId("a"), run_metadata());
   EXPECT_FALSE(store->remove(old));
-  expect_same(store->get(current), small_tensors(2));
+  expect_same(store->read(current), small_tensors(2));
 }
 
 TEST_P(Conformance, GenerationsAreNeverReusedAfterRemoveOrAttach) {
@@ -143,7 +143,7 @@ TEST_P(Conformance, TheOlderAttachStillPutsGreaterGenerations) {
     const SampleRef ref = (i % 2 == 0 ? first : second)->put(small_tensors(i), SampleId("a"), run_metadata());
     EXPECT_GT(ref.generation, last);
     last = ref.generation;
-    expect_same(first->get(ref), small_tensors(i));
+    expect_same(first->read(ref), small_tensors(i));
   }
 }
 
@@ -163,9 +163,9 @@ TEST_P(Conformance, ThreadsThatRaceOnOneSampleLeaveTheGreatest) {
   }
   for (const auto& [generation, ref] : all) {
     if (generation == all.rbegin()->first) {
-      expect_same(store->get(*ref), small_tensors());
+      expect_same(store->read(*ref), small_tensors());
     } else {
-      EXPECT_THROW(store->get(*ref), NotFound) << generation;
+      EXPECT_THROW(store->read(*ref), NotFound) << generation;
     }
   }
 }
@@ -198,7 +198,7 @@ TEST_P(Conformance, HostileIdsAreJustIds) {
       refs.push_back(store->put(small_tensors(i), SampleId(ids[i]), run_metadata()));
     }
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      expect_same(attach(store_id)->get(sample_ref_from_json(sample_ref_to_json(refs[i]))), small_tensors(i));
+      expect_same(attach(store_id)->read(sample_ref_from_json(sample_ref_to_json(refs[i]))), small_tensors(i));
     }
     EXPECT_EQ(store->health().resident_samples, ids.size());
   }
@@ -227,20 +227,20 @@ TEST_P(Conformance, ARefThatPromisesAnotherShapeIsCorrupt) {
   const auto store = attach();
   SampleRef ref = store->put(small_tensors(), SampleId("a"), run_metadata());
   ref.feature_specs[1].shape = {8, 16};
-  EXPECT_THAT(message_of<Corrupt>([&] { store->get(ref); }),
+  EXPECT_THAT(message_of<Corrupt>([&] { store->read(ref); }),
               HasSubstr("tensor 'hidden_state' is bfloat16 [16, 8], but the ref says bfloat16 [8, 16]"));
-  expect_same(store->get(ref, {"input_ids"}), {small_tensors()[0]});
+  expect_same(store->read(ref, {"input_ids"}), {small_tensors()[0]});
 }
 
 TEST_P(Conformance, StoresOfOneRootAreApart) {
   const auto one = attach("one"), two = attach("two");
   const SampleRef ref = one->put(small_tensors(), SampleId("a"), run_metadata());
-  EXPECT_THROW(two->get(ref), NotFound);
+  EXPECT_THROW(two->read(ref), NotFound);
   EXPECT_FALSE(two->remove(ref));
   SampleRef renamed = ref;  // even a ref that lies about its store
   renamed.feature_store_uri.replace(renamed.feature_store_uri.find("one"), 3, "two");
-  EXPECT_THAT(message_of<NotFound>([&] { two->get(renamed); }), HasSubstr("incarnation"));
-  expect_same(one->get(ref), small_tensors());
+  EXPECT_THAT(message_of<NotFound>([&] { two->read(renamed); }), HasSubstr("incarnation"));
+  expect_same(one->read(ref), small_tensors());
 }
 
 TEST_P(Conformance, HealthCountsSamplesAndTensorBytes) {
@@ -263,7 +263,7 @@ std::unique_ptr<FeatureStore> plain(const std::filesystem::path& root, const Sto
 }
 
 std::unique_ptr<FeatureStore> durable(const std::filesystem::path& root, const StoreId& id) {
-  return create_shared_dir_store(root, id, {.durable = true});
+  return create_shared_dir_store(root, id, {.durability = Durability::kFull});
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Conformance,

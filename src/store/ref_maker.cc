@@ -117,3 +117,13 @@ void check_against_spec(const FeatureSpec& spec, DType dtype, const std::vector<
 }
 
 }  // namespace draftflow::store
+
+namespace draftflow {
+
+std::uint64_t estimate_bytes(const std::vector<FeatureSpec>& specs) {
+  std::uint64_t bytes = 0;
+  for (const FeatureSpec& spec : specs) bytes += tensor_bytes(spec.dtype, spec.shape);
+  return bytes;
+}
+
+}  // namespace draftflow

@@ -2,22 +2,25 @@
 //
 // FeatureStore: owns the bytes of samples. (store, incarnation, sample, generation) names one immutable byte string for
 // ever; a generation appears whole, in one atomic step, and is never reused. One interface, backends in folders below
-// (shared_dir/, files/); factories at the end. All functions may be called from any thread and any process at once.
+// (memory/, shared_dir/, files/); factories at the end. All functions may be called from any thread and any process at
+// once. Destroying a store ends its leases as a death would: nothing is consumed by it.
 //
 //   auto store = create_shared_dir_store("out/store", StoreId("features"), {});
 //   SampleRef ref = store->put(tensors, id, metadata);
-//   Fetched sample = store->get(ref, {});
-//   store->remove(ref);
+//   Fetched sample = store->get(ref);     // leased: the bytes stay on the books until
+//   store->release(sample.handle);        // this; it frees them where the store is consume-once
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "draftflow/formats/tensor.h"
+#include "draftflow/records/feature_handle.h"
 #include "draftflow/records/sample_ref.h"
 
 namespace draftflow {
@@ -34,17 +37,59 @@ struct PutMetadata {
   JsonMembers metadata;  // goes into the ref's metadata
 };
 
+// Who frees. kLedgered: only remove and abort, which the ledger's sweep calls; a release just ends the lease.
+// kConsumeOnce: the release of the last lease frees, and max_hold_age_ms frees what nobody took.
+enum class StoreKind { kLedgered, kConsumeOnce };
+
+// kNone: scratch. kData: bytes on disk before the ref is returned. kFull: bytes and folder entry, so that a ref whose
+// commit survived a power cut has its bytes.
+enum class Durability { kNone, kData, kFull };
+
+struct GetOptions {
+  std::vector<std::string> names;  // empty: all
+  // Views of the stored bytes instead of copies: on local file systems and in memory only (InvalidArgument elsewhere). They
+  // stay readable while a tensor over them lives, whatever happens to the lease or the sample.
+  bool zero_copy = false;
+  bool verify = true;  // check checksums; a zero-copy get checks a generation once and remembers
+};
+
+struct Fetched {
+  TensorMap tensors;  // in the ref's order
+  FeatureHandle handle;
+};
+
 struct StoreHealth {
   std::string store_id, backend, root;
-  std::uint64_t resident_samples = 0;  // generations on the books
-  std::uint64_t resident_bytes = 0;    // their tensor bytes
-  std::uint64_t free_bytes = 0;        // on the file system, for this user
+  StoreKind kind = StoreKind::kLedgered;
+  std::uint64_t resident_samples = 0;    // generations on the books, those kept only by leases included
+  std::uint64_t resident_bytes = 0;      // their tensor bytes, and what puts in progress have reserved
+  std::uint64_t max_resident_bytes = 0;  // the cap; 0: none
+  std::uint64_t live_leases = 0;
+  std::uint64_t release_pending = 0;     // generations whose physical free failed; gc tries again
+  std::uint64_t freed_total = 0;         // generations
+  std::uint64_t freed_bytes_total = 0;
+  double oldest_age_s = 0;               // to about a minute
+  double average_age_s = 0;
+  std::uint64_t free_bytes = 0;          // on the file system, for this user
 };
 
 struct GcReport {
-  std::uint64_t temporaries_removed = 0;
-  std::uint64_t generations_removed = 0;
-  std::uint64_t bytes_removed = 0;
+  std::uint64_t temporaries_removed = 0;  // files of writers that died
+  std::uint64_t generations_removed = 0;  // superseded, consumed or past max_hold_age
+  std::uint64_t force_freed = 0;          // of them, those past max_hold_age
+  std::uint64_t bytes_removed = 0;        // of temporaries and of generations that are gone for good
+  std::uint64_t leases_dropped = 0;       // of holders that died
+  std::uint64_t release_pending = 0;      // physical frees that failed again
+};
+
+// One generation on the books, as a walk finds it.
+struct ResidentSample {
+  SampleId sample_id;
+  std::uint64_t generation = 0;
+  std::uint64_t bytes = 0;   // tensor bytes
+  std::uint64_t leases = 0;  // live or not yet cleaned up
+  double age_s = 0;
+  std::filesystem::path path;  // empty where there is no file
 };
 
 class FeatureStore {
@@ -52,43 +97,93 @@ class FeatureStore {
   virtual ~FeatureStore() = default;
 
   // At least one tensor. The new generation is greater than every earlier one of the sample, which stop being gettable
-  // when put returns. On failure nothing became visible and nothing is left behind. Exhausted: the disk or the free-space
-  // floor; nothing was written. A retry makes a new generation.
+  // when put returns. On failure nothing became visible and nothing is left behind. Exhausted: the budget, the disk or the
+  // free-space floor; nothing was written. A retry makes a new generation.
   virtual SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) = 0;
 
-  // Exactly the ref's generation, copied into memory of the caller's; only the named tensors (empty: all) are read.
-  // They come in the ref's order. NotFound: freed, superseded, never written, another incarnation or store, or a name that
-  // the ref lacks. Corrupt: bytes, dtype or shape differ.
-  virtual TensorMap get(const SampleRef& ref, const std::vector<std::string>& names = {}) = 0;
+  // Exactly the ref's generation, under a lease that other processes see. NotFound: freed, superseded, never written,
+  // another incarnation or store, or a name that the ref lacks. Corrupt: bytes, dtype or shape differ. No lease is left
+  // after a failure.
+  virtual Fetched get(const SampleRef& ref, const GetOptions& options = {}) = 0;
 
-  // That generation is at once not gettable. Idempotent; an unknown ref is fine. True if it was there.
+  // get for those who need no lease: copies the bytes and leaves no trace; never consumes.
+  virtual TensorMap read(const SampleRef& ref, const std::vector<std::string>& names = {}) = 0;
+
+  // Ends the lease; in a consume-once store that is consumption, unless this attach retains. Idempotent: an unknown,
+  // foreign or already released handle does nothing.
+  virtual void release(const FeatureHandle& handle) = 0;
+
+  // That generation is at once not gettable; bytes that are leased go with the last lease. Idempotent; an unknown ref is
+  // fine. True if it was there.
   virtual bool remove(const SampleRef& ref) = 0;
 
-  // Clears the temporaries of writers that died and retires superseded generations. Touches nothing a reader holds.
+  // The same for every generation of the sample; says how many there were. For the owner of the sample alone: after a lost
+  // ledger lease use remove.
+  virtual std::uint64_t abort(const SampleId& sample_id) = 0;
+
+  // Retires what the store's kind allows, drops the leases of dead holders, clears orphaned temporary files, tries failed
+  // frees again, recounts. Touches no live lease. From any process, at any time.
   virtual GcReport gc() = 0;
 
-  // The shared directory walks its samples for this and for gc: ask now and then, not per sample. Backpressure reads the
-  // ledger's figure instead.
+  // Scalars, at a cost that does not depend on the number of samples.
   virtual StoreHealth health() = 0;
+
+  virtual StoreKind kind() const = 0;
+
+  // Every generation that can be got, in no order; costs time in proportion to them. Stops when `visit` returns false. A
+  // file that cannot be understood is given to `damaged` with what is wrong.
+  virtual void for_each(const std::function<bool(const ResidentSample&)>& visit,
+                        const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) = 0;
+
+  // A ref to a generation on the books, its specs told by the stored bytes: for people and tools that hold no ref. Without
+  // a generation the current one. NotFound.
+  virtual SampleRef find(const SampleId& sample_id, std::optional<std::uint64_t> generation = {}) = 0;
 };
 
+// The tensor bytes that a sample of these specs takes, from metadata alone.
+std::uint64_t estimate_bytes(const std::vector<FeatureSpec>& specs);
+
 struct SharedDirOptions {
-  // sync file bytes and folder entry before put returns: a ref whose commit survived a power cut has its bytes.
-  bool durable = false;
+  // Of the store: written when it is made. Attaching to a store made otherwise is InvalidArgument, naming both, but for
+  // `durability`, which an attach may raise.
+  StoreKind kind = StoreKind::kLedgered;
+  Durability durability = Durability::kNone;
+  std::uint64_t max_resident_bytes = 0;  // 0: no cap
+  std::int64_t max_hold_age_ms = 0;      // consume-once stores only; 0: for ever
+
+  // Of this attach.
   // put fails with Exhausted, before writing, if the file system would have fewer free bytes than this afterwards.
   std::uint64_t free_space_floor_bytes = 64ULL << 20;
+  bool retain_on_release = false;   // releases of this attach never count as consumption
+  std::int64_t lease_ms = 60'000;   // on network file systems: a holder silent for longer is dead
 };
 
 // Makes the store in the folder `root`/`id`, or attaches to the one already there (idempotent, also when processes race).
 std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
                                                       const SharedDirOptions& options);
 
-// Attaches to an existing store. NotFound if there is none; InvalidArgument for another format version, naming both.
+// Attaches to an existing store, whose own options hold: those of the argument that are of the store count only where they
+// differ from the defaults. NotFound if there is none; InvalidArgument for another format version, naming both.
 std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
                                                     const SharedDirOptions& options);
 
+struct MemoryOptions {
+  StoreKind kind = StoreKind::kLedgered;
+  std::uint64_t max_resident_bytes = 0;  // 0: no cap
+  std::int64_t max_hold_age_ms = 0;      // consume-once stores only; 0: for ever
+  bool retain_on_release = false;
+  // Called before the bytes of a generation go; false means that the free failed: it stays on the books, not gettable, and
+  // gc tries again. For backends over this one whose bytes lie elsewhere. Called without a lock held.
+  std::function<bool(const SampleId&, std::uint64_t generation)> try_physical_free;
+  std::function<std::int64_t()> clock_ms;  // none: a steady clock
+};
+
+// In this process's memory, mem://{id}/...; generations start at random, so that a ref of an earlier store of this name
+// never finds other bytes.
+std::unique_ptr<FeatureStore> create_memory_store(const StoreId& id, const MemoryOptions& options);
+
 // Read-only, for refs whose URI is file://{absolute path}: get reads the user's own feature file in place; put is
-// InvalidArgument; remove never deletes and returns false. A changed file (dtype or shape) is Corrupt.
+// InvalidArgument; remove and abort never delete. A changed file (dtype or shape) is Corrupt.
 std::unique_ptr<FeatureStore> open_files_store();
 
 // The ref of a feature file in place: the raw keys as feature keys, generation 1, incarnation "" and a file:// URI.

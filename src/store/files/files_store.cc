@@ -38,7 +38,7 @@ class FilesStore : public FeatureStore {
                                       printable(sample_id.str())));
   }
 
-  TensorMap get(const SampleRef& ref, const std::vector<std::string>& names) override {
+  TensorMap read(const SampleRef& ref, const std::vector<std::string>& names) override {
     const std::filesystem::path path = path_of(ref);
     const std::vector<const FeatureSpec*> specs = store::specs_to_read(ref, names);
     std::vector<std::string> keys;
@@ -58,8 +58,27 @@ class FilesStore : public FeatureStore {
     return tensors;
   }
 
+  // Nobody frees a user's file, so that a lease has nothing to keep.
+  Fetched get(const SampleRef& ref, const GetOptions& options) override {
+    if (options.zero_copy) {
+      throw InvalidArgument(fmt::format("zero-copy get of sample '{}': a user's file may be changed in place: get copies",
+                                        printable(ref.sample_id.str())));
+    }
+    return {read(ref, options.names), {ref.sample_id, ref.generation, "file"}};
+  }
+
+  void release(const FeatureHandle&) override {}
   bool remove(const SampleRef&) override { return false; }
+  std::uint64_t abort(const SampleId&) override { return 0; }
   GcReport gc() override { return {}; }
+  StoreKind kind() const override { return StoreKind::kLedgered; }
+  void for_each(const std::function<bool(const ResidentSample&)>&,
+                const std::function<void(const std::filesystem::path&, const std::string&)>&) override {}
+
+  SampleRef find(const SampleId& sample_id, std::optional<std::uint64_t>) override {
+    throw NotFound(fmt::format("files in place have no index: sample '{}' is found by its ref alone; ingest its folder",
+                               printable(sample_id.str())));
+  }
   StoreHealth health() override { return {.backend = "files"}; }
 
  private:

@@ -35,9 +35,9 @@ TEST_F(FilesStore, ReadsTheFileInPlaceByARefInJson) {
   EXPECT_EQ(ref_->generation, 1u);
   EXPECT_EQ(ref_->incarnation, "");
   const SampleRef again = sample_ref_from_json(sample_ref_to_json(*ref_));
-  expect_same(store_->get(again), small_tensors());
-  expect_same(store_->get(again, {"hidden_state"}), {small_tensors()[1]});
-  EXPECT_THROW(store_->get(again, {"nobody"}), NotFound);
+  expect_same(store_->read(again), small_tensors());
+  expect_same(store_->read(again, {"hidden_state"}), {small_tensors()[1]});
+  EXPECT_THROW(store_->read(again, {"nobody"}), NotFound);
 }
 
 TEST_F(FilesStore, NeverWritesOrDeletes) {
@@ -45,30 +45,30 @@ TEST_F(FilesStore, NeverWritesOrDeletes) {
               HasSubstr("read-only"));
   EXPECT_FALSE(store_->remove(*ref_));
   store_->gc();
-  expect_same(store_->get(*ref_), small_tensors());
+  expect_same(store_->read(*ref_), small_tensors());
 }
 
 TEST_F(FilesStore, AChangedFileIsCorrupt) {
   TensorMap other = small_tensors();
   other[1].second = store_testing::random_tensor(DType::kBFloat16, {8, 16}, 3);
   write_safetensors(file_, other);
-  EXPECT_THAT(message_of<Corrupt>([&] { store_->get(*ref_); }), HasSubstr("'hidden_state' is bfloat16 [8, 16]"));
+  EXPECT_THAT(message_of<Corrupt>([&] { store_->read(*ref_); }), HasSubstr("'hidden_state' is bfloat16 [8, 16]"));
   write_safetensors(file_, {other[1]});
-  EXPECT_THAT(message_of<Corrupt>([&] { store_->get(*ref_); }), HasSubstr("the file was changed since"));
+  EXPECT_THAT(message_of<Corrupt>([&] { store_->read(*ref_); }), HasSubstr("the file was changed since"));
   std::filesystem::resize_file(file_, 30);
-  EXPECT_THROW(store_->get(*ref_), Corrupt);
+  EXPECT_THROW(store_->read(*ref_), Corrupt);
 }
 
 TEST_F(FilesStore, AFileThatIsGoneIsNotFoundAndNamed) {
   std::filesystem::remove(file_);
-  EXPECT_THAT(message_of<NotFound>([&] { store_->get(*ref_); }), HasSubstr("the file is gone"));
+  EXPECT_THAT(message_of<NotFound>([&] { store_->read(*ref_); }), HasSubstr("the file is gone"));
 }
 
 TEST_F(FilesStore, OtherUrisAreNotFound) {
   for (const char* uri : {"disagg://st/a", "file://", "file://relative", "/etc/passwd"}) {
     SampleRef ref = *ref_;
     ref.feature_store_uri = uri;
-    EXPECT_THAT(message_of<NotFound>([&] { store_->get(ref); }), HasSubstr(uri));
+    EXPECT_THAT(message_of<NotFound>([&] { store_->read(ref); }), HasSubstr(uri));
   }
 }
 
@@ -84,7 +84,7 @@ TEST(FilesStoreRealData, ReadsTorchFilesInPlace) {
   ASSERT_FALSE(files.empty());
   const TensorMap tensors = load_feature_file(files[0]);
   const SampleRef ref = make_file_ref(files[0], tensors, SampleId("run:00000000"), run_metadata());
-  expect_same(open_files_store()->get(ref), tensors);
+  expect_same(open_files_store()->read(ref), tensors);
 }
 
 }  // namespace

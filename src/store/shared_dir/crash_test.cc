@@ -47,7 +47,7 @@ void expect_whole(FeatureStore& store, const std::filesystem::path& root) {
     ref.generation = *generation;
     ref.incarnation = incarnation;
     for (const auto& [name, tensor] : filled(0)) ref.feature_specs.push_back(spec_from_tensor(name, tensor));
-    const TensorMap tensors = store.get(ref);
+    const TensorMap tensors = store.read(ref);
     for (const auto& [name, tensor] : tensors) {
       EXPECT_EQ(std::count(tensor.bytes.begin(), tensor.bytes.end(), tensors[0].second.bytes[0]), kRows) << file;
     }

@@ -4,15 +4,21 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/openat2.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <fstream>
 #include <memory>
+#include <sstream>
 
 #include "draftflow/base/error.h"
 
@@ -98,6 +104,38 @@ std::optional<UniqueFd> Folder::find_file(const std::string& name, int flags) co
   throw_errno(errno, "opening " + shown(name).string());
 }
 
+std::optional<UniqueFd> Folder::find_file_below(const std::string& path, int flags) const {
+  open_how how{};
+  how.flags = static_cast<std::uint64_t>(flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
+  for (;;) {
+    UniqueFd fd(static_cast<int>(::syscall(SYS_openat2, fd_.get(), path.c_str(), &how, sizeof how)));
+    if (fd) return fd;
+    if (errno == ENOENT) return std::nullopt;
+    if (errno == EINTR || errno == EAGAIN) continue;
+    if (errno == ENOSYS) break;  // before Linux 5.6, or a sandbox
+    if (errno == ELOOP || errno == ENOTDIR) {
+      throw Corrupt(fmt::format("{} has a symbolic link or a file where a folder belongs: draftflow did not make it and does "
+                                "not follow it; remove it",
+                                shown(path).string()));
+    }
+    throw_errno(errno, "opening " + shown(path).string());
+  }
+  const std::size_t slash = path.find('/');
+  if (slash == std::string::npos) return find_file(path, flags);
+  const auto next = find(path.substr(0, slash));
+  return next ? next->find_file_below(path.substr(slash + 1), flags) : std::nullopt;
+}
+
+bool Folder::holds(const std::string& name, int fd) const {
+  struct statx ours {
+  }, theirs{};
+  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_INO, &ours) != 0) return false;
+  if (::statx(fd_.get(), name.c_str(), AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC, STATX_INO, &theirs) != 0) return false;
+  return ours.stx_ino == theirs.stx_ino && ours.stx_dev_major == theirs.stx_dev_major &&
+         ours.stx_dev_minor == theirs.stx_dev_minor;
+}
+
 std::optional<std::uint64_t> Folder::size_of(const std::string& name) const {
   struct stat status {};
   if (::fstatat(fd_.get(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(status.st_mode)) return std::nullopt;
@@ -124,6 +162,24 @@ std::vector<std::string> Folder::list() const {
   }
   if (errno != 0) throw_errno(errno, "listing " + path_.string());
   return names;
+}
+
+std::vector<std::string> Folder::list_once() const {
+  std::vector<std::string> names;
+  alignas(8) char buffer[4096];
+  for (;;) {
+    const long got = ::syscall(SYS_getdents64, fd_.get(), buffer, sizeof buffer);
+    if (got < 0 && errno == ENOENT) return {};  // removed meanwhile
+    if (got < 0) throw_errno(errno, "listing " + path_.string());
+    if (got == 0) return names;
+    for (long at = 0; at < got;) {
+      std::uint16_t size = 0;
+      std::memcpy(&size, buffer + at + 16, sizeof size);  // linux_dirent64: inode, offset, size, type, name
+      const std::string name = buffer + at + 19;
+      if (name != "." && name != "..") names.push_back(name);
+      at += size;
+    }
+  }
 }
 
 bool Folder::unlink(const std::string& name) const {
@@ -164,6 +220,49 @@ bool on_network_file_system(const Folder& folder) {
   struct statfs status {};
   if (::fstatfs(folder.fd(), &status) != 0) throw_errno(errno, "statfs of " + folder.path().string());
   return std::find(std::begin(kTypes), std::end(kTypes), static_cast<unsigned>(status.f_type)) != std::end(kTypes);
+}
+
+std::string file_system_name(const Folder& folder) {
+  struct stat status {};
+  if (::fstat(folder.fd(), &status) != 0) throw_errno(errno, "fstat of " + folder.path().string());
+  const std::string device = fmt::format("{}:{}", major(status.st_dev), minor(status.st_dev));
+  std::ifstream mounts("/proc/self/mountinfo");
+  for (std::string line; std::getline(mounts, line);) {
+    std::istringstream fields(line);
+    std::string field, id, parent, found;
+    fields >> id >> parent >> found;
+    if (found != device) continue;
+    while (fields >> field && field != "-") {
+    }
+    fields >> field;
+    return field;
+  }
+  return "";
+}
+
+std::uint64_t link_count(int fd, const std::filesystem::path& path) {
+  struct statx status {};
+  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_NLINK, &status) != 0) {
+    throw_errno(errno, "statx of " + path.string());
+  }
+  return status.stx_nlink;
+}
+
+bool link_file(int fd, const std::filesystem::path& path, const Folder& to, const std::string& name) {
+  const std::string open_file = fmt::format("/proc/self/fd/{}", fd);
+  if (::linkat(AT_FDCWD, open_file.c_str(), to.fd(), name.c_str(), AT_SYMLINK_FOLLOW) == 0) return true;
+  const int error = errno;
+  if (error == EEXIST && to.holds(name, fd)) return true;  // a reply that was lost and asked again
+  if ((error == ENOENT || error == ESTALE) && (error == ESTALE || link_count(fd, path) == 0)) return false;
+  if (error == EMLINK) {
+    throw Unavailable(fmt::format("{} has as many leases as its file system allows links: retry when some have ended", path.string()));
+  }
+  if (error == EPERM || error == EACCES) {
+    throw PermissionDenied(fmt::format("leasing {} failed: its owner is another user and it is not writable to this one; let all "
+                                       "users of the store share a group, and write with umask 007 (mode 0660)",
+                                       path.string()));
+  }
+  throw_errno(error, "leasing " + path.string());
 }
 
 std::uint64_t free_bytes(const Folder& folder) {

@@ -29,8 +29,12 @@ class Folder {
   Folder find_or_make(const std::string& name) const;
   UniqueFd open_file(const std::string& name, int flags) const;                 // 0660 less umask; never follows a link
   std::optional<UniqueFd> find_file(const std::string& name, int flags) const;  // nothing if absent; Corrupt for a link
+  // The same for "folder/folder/name"; no link is followed on the way either.
+  std::optional<UniqueFd> find_file_below(const std::string& path, int flags) const;
+  bool holds(const std::string& name, int fd) const;  // the name is one of this file's, by the server's word
   std::optional<std::uint64_t> size_of(const std::string& name) const;          // of a regular file
   std::vector<std::string> list() const;                                        // any order, without . and ..
+  std::vector<std::string> list_once() const;  // cheaper, for a folder that one thread has opened for itself; once
   bool unlink(const std::string& name) const;                                   // true if it was there
   bool remove_if_empty(const std::string& name) const;                          // a folder; false if not empty or absent
   void sync() const;
@@ -51,6 +55,14 @@ Published publish_by_link(const Folder& from, const std::string& temporary, int 
 
 // Locks and clocks of other hosts cannot be relied on there.
 bool on_network_file_system(const Folder& folder);
+std::string file_system_name(const Folder& folder);  // "ext4", "fuse.sshfs"; "" if the kernel does not say
+
+// The number of names that an open file has, fetched afresh.
+std::uint64_t link_count(int fd, const std::filesystem::path& path);
+
+// A further name in `to` for the file open as `fd`. False if the file has no name any more. EMLINK is Unavailable; EPERM is
+// PermissionDenied with what the kernel's protection of hard links asks for.
+bool link_file(int fd, const std::filesystem::path& path, const Folder& to, const std::string& name);
 
 std::uint64_t free_bytes(const Folder& folder);
 

@@ -2,7 +2,10 @@
 #include "store/shared_dir/generation_file.h"
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 #include <unistd.h>
+
+#define XXH_STATIC_LINKING_ONLY  // for a hash state on the stack
 #include <xxhash.h>
 
 #include <algorithm>
@@ -20,6 +23,8 @@ constexpr std::size_t kDigits = 16;
 constexpr std::string_view kFormatKey = "format", kFormat = "draftflow.generation.1";
 constexpr std::string_view kHeaderKey = "header_xxh3_64", kChunksKey = "chunks_xxh3_64";
 constexpr std::uint64_t kFirstReadBytes = 16 << 10;  // header and, of a small sample, everything
+constexpr std::uint64_t kPieceBytes = 256 << 10;     // read and hashed at once: it must still be in cache
+constexpr std::uint64_t kSmallBytes = 64 << 10;      // a sample of fewer is written in one piece
 
 std::string digits_of(std::uint64_t hash) {
   return fmt::format("{:016x}", hash);
@@ -91,19 +96,30 @@ std::string describe(const Identity& identity) {
 void write_generation(int fd, const std::filesystem::path& path, const Identity& identity, const TensorMap& tensors) {
   const TensorMap ordered = in_file_order(tensors);
   std::string header = blank_header(identity, ordered);
+  const bool small = header.size() + bytes_of(ordered) <= kSmallBytes;
+  std::string file = small ? header : "";
   std::uint64_t offset = header.size();
   std::string checksums;
   for (const auto& [name, tensor] : ordered) {
     for (std::uint64_t at = 0; at < tensor.bytes.size(); at += kChecksumChunkBytes) {
       const auto chunk = tensor.bytes.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, tensor.bytes.size() - at));
       checksums += digits_of(hash_of(chunk));
-      write_at(fd, chunk, offset, path);
+      if (small) {
+        file.append(reinterpret_cast<const char*>(chunk.data()), chunk.size());
+      } else {
+        write_at(fd, chunk, offset, path);
+      }
       offset += chunk.size();
     }
   }
   set_value(header, kChunksKey, checksums);
   set_value(header, kHeaderKey, header_checksum(header));
-  write_at(fd, std::as_bytes(std::span(header)), 0, path);
+  if (small) {
+    file.replace(0, header.size(), header);
+    write_at(fd, std::as_bytes(std::span(file)), 0, path);
+  } else {
+    write_at(fd, std::as_bytes(std::span(header)), 0, path);
+  }
 }
 
 GenerationReader::GenerationReader(UniqueFd fd, std::filesystem::path path, Identity identity)
@@ -131,9 +147,10 @@ GenerationReader::GenerationReader(UniqueFd fd, std::filesystem::path path, Iden
 
 void GenerationReader::read_header() {
   const std::uint64_t size = file_size(fd_.get(), path_);
-  std::string head(std::min(size, kFirstReadBytes), '\0');
+  head_.resize(std::min(size, kFirstReadBytes));
   try {
-    read_exact(fd_.get(), std::as_writable_bytes(std::span(head)), 0, path_);
+    read_exact(fd_.get(), std::as_writable_bytes(std::span(head_)), 0, path_);
+    std::string head = head_;
     std::uint64_t length = 0;
     if (head.size() < sizeof(length)) fail(fmt::format("the file has only {} bytes", size));
     std::memcpy(&length, head.data(), sizeof(length));
@@ -155,34 +172,80 @@ void GenerationReader::read_header() {
   }
 }
 
-Tensor GenerationReader::read(const FeatureSpec& spec) const {
-  std::size_t chunk_number = 0;
-  const SafetensorsEntry* entry = nullptr;
+GenerationReader::Place GenerationReader::find(const FeatureSpec& spec) const {
+  Place place{nullptr, 0};
   for (const SafetensorsEntry& candidate : header_.entries) {
     if (candidate.name == spec.name) {
-      entry = &candidate;
+      place.entry = &candidate;
       break;
     }
-    chunk_number += chunks_in(candidate.end - candidate.begin);
+    place.first_chunk += chunks_in(candidate.end - candidate.begin);
   }
-  if (entry == nullptr) fail(fmt::format("the file has no tensor '{}', which the ref names", printable(spec.name)));
-  check_against_spec(spec, entry->dtype, entry->shape, fmt::format("{} ({})", describe(identity_), path_.string()));
-  auto [tensor, out] = Tensor::allocate(entry->dtype, entry->shape);
-  for (std::uint64_t at = 0; at < out.size(); at += kChecksumChunkBytes, ++chunk_number) {
-    const auto chunk = out.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, out.size() - at));
+  if (place.entry == nullptr) fail(fmt::format("the file has no tensor '{}', which the ref names", printable(spec.name)));
+  if (place.entry->dtype != spec.dtype || place.entry->shape != spec.shape) {
+    check_against_spec(spec, place.entry->dtype, place.entry->shape,
+                       fmt::format("{} ({})", describe(identity_), path_.string()));
+  }
+  return place;
+}
+
+void GenerationReader::check_chunk(const FeatureSpec& spec, std::size_t chunk, std::uint64_t at, std::uint64_t size,
+                                   std::uint64_t hash) const {
+  const std::string found = digits_of(hash);
+  const std::string_view wanted = std::string_view(checksums_).substr(chunk * kDigits, kDigits);
+  if (found == wanted) return;
+  fail(fmt::format("tensor '{}' differs from what was written, in its bytes {} to {} (checksum {}, not {})",
+                   printable(spec.name), at, at + size, found, wanted));
+}
+
+void GenerationReader::fill(const FeatureSpec& spec, const Place& place, std::span<std::byte> out, bool verify) const {
+  const std::uint64_t begin = header_.data_offset + place.entry->begin;
+  XXH3_state_t state;
+  for (std::uint64_t at = 0; at < out.size(); at += kPieceBytes) {
+    const auto piece = out.subspan(at, std::min<std::uint64_t>(kPieceBytes, out.size() - at));
     try {
-      read_exact(fd_.get(), chunk, header_.data_offset + entry->begin + at, path_);
+      if (begin + out.size() <= head_.size()) {
+        std::memcpy(piece.data(), head_.data() + begin + at, piece.size());
+      } else {
+        read_exact(fd_.get(), piece, begin + at, path_);
+      }
     } catch (const Corrupt& error) {
       fail(fmt::format("tensor '{}': {}", printable(spec.name), error.what()));
     }
-    const std::string found = digits_of(hash_of(chunk));
-    const std::string_view wanted = std::string_view(checksums_).substr(chunk_number * kDigits, kDigits);
-    if (found != wanted) {
-      fail(fmt::format("tensor '{}' differs from what was written, in its bytes {} to {} (checksum {}, not {})",
-                       printable(spec.name), at, at + chunk.size(), found, wanted));
-    }
+    if (!verify) continue;
+    const std::uint64_t in_chunk = at % kChecksumChunkBytes, end = at + piece.size();
+    if (in_chunk == 0) XXH3_64bits_reset(&state);
+    XXH3_64bits_update(&state, piece.data(), piece.size());
+    if (end % kChecksumChunkBytes != 0 && end != out.size()) continue;
+    check_chunk(spec, place.first_chunk + at / kChecksumChunkBytes, at - in_chunk, in_chunk + piece.size(),
+                XXH3_64bits_digest(&state));
   }
+}
+
+Tensor GenerationReader::read(const FeatureSpec& spec, BufferPool& pool, bool verify) const {
+  const Place place = find(spec);
+  auto [tensor, out] = pool.allocate(place.entry->dtype, place.entry->shape);
+  fill(spec, place, out, verify);
   return tensor;
+}
+
+TensorMap GenerationReader::map(const std::vector<const FeatureSpec*>& specs, bool verify) const {
+  const std::uint64_t size = file_size(fd_.get(), path_);
+  void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd_.get(), 0);
+  if (memory == MAP_FAILED) throw_errno(errno, "mapping " + path_.string());
+  const std::shared_ptr<const void> owner(memory, [size](const void* mapped) { ::munmap(const_cast<void*>(mapped), size); });
+  TensorMap tensors;
+  for (const FeatureSpec* spec : specs) {
+    const Place place = find(*spec);
+    const std::span<const std::byte> bytes(static_cast<const std::byte*>(memory) + header_.data_offset + place.entry->begin,
+                                           place.entry->end - place.entry->begin);
+    for (std::uint64_t at = 0; verify && at < bytes.size(); at += kChecksumChunkBytes) {
+      const auto chunk = bytes.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, bytes.size() - at));
+      check_chunk(*spec, place.first_chunk + at / kChecksumChunkBytes, at, chunk.size(), hash_of(chunk));
+    }
+    tensors.emplace_back(spec->name, Tensor{place.entry->dtype, place.entry->shape, bytes, owner});
+  }
+  return tensors;
 }
 
 void GenerationReader::fail(const std::string& problem) const {

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The file of one generation: a safetensors file whose __metadata__ says whose bytes these are and holds their checksums
-// (docs/formats/shared_dir.md). Writing needs no copy of the tensors; reading trusts nothing. GenerationReader has one
+// (docs/formats/shared_dir.md). Writing needs no copy of large tensors; reading trusts nothing. GenerationReader has one
 // owner; reading from it is thread-safe.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "draftflow/base/file.h"
+#include "draftflow/formats/buffer_pool.h"
 #include "draftflow/formats/safetensors.h"
 #include "draftflow/formats/tensor.h"
 
@@ -34,18 +36,32 @@ class GenerationReader {
   // Checks the header down to the last bit, and that the file is the one `identity` means: else Corrupt.
   GenerationReader(UniqueFd fd, std::filesystem::path path, Identity identity);
 
-  // Corrupt if the file lacks it, has another dtype or shape, ends early, or a checksum differs: naming all of it.
-  Tensor read(const FeatureSpec& spec) const;
+  // A copy in memory of the pool's. Corrupt if the file lacks it, has another dtype or shape, ends early, or a checksum
+  // differs: naming all of it.
+  Tensor read(const FeatureSpec& spec, BufferPool& pool, bool verify = true) const;
+
+  // Views of the whole file's mapping, which they keep; errors as in `read`. For local file systems: a file that another
+  // host cuts short is a SIGBUS.
+  TensorMap map(const std::vector<const FeatureSpec*>& specs, bool verify) const;
 
   const SafetensorsHeader& header() const { return header_; }
+  int fd() const { return fd_.get(); }
 
  private:
+  struct Place {
+    const SafetensorsEntry* entry;
+    std::size_t first_chunk;
+  };
   void read_header();
+  Place find(const FeatureSpec& spec) const;
+  void check_chunk(const FeatureSpec& spec, std::size_t chunk, std::uint64_t at, std::uint64_t size, std::uint64_t hash) const;
+  void fill(const FeatureSpec& spec, const Place& place, std::span<std::byte> out, bool verify) const;
   [[noreturn]] void fail(const std::string& problem) const;
 
   UniqueFd fd_;
   std::filesystem::path path_;
   Identity identity_;
+  std::string head_;  // the file's first bytes: a small sample is all in here
   SafetensorsHeader header_;
   std::string checksums_;  // 16 hex digits a chunk, in the order of the bytes in the file
 };

@@ -29,7 +29,7 @@ class GenerationFileTest : public ::testing::Test {
   TensorMap read(const TensorMap& like, Identity identity) {
     const GenerationReader reader(open_file(path_, O_RDONLY), path_, std::move(identity));
     TensorMap tensors;
-    for (const auto& [name, tensor] : like) tensors.emplace_back(name, reader.read(spec_from_tensor(name, tensor)));
+    for (const auto& [name, tensor] : like) tensors.emplace_back(name, reader.read(spec_from_tensor(name, tensor), pool_));
     return tensors;
   }
   TensorMap read(const TensorMap& like) { return read(like, identity_); }
@@ -41,6 +41,7 @@ class GenerationFileTest : public ::testing::Test {
 
   testing_support::TempFolder temp_;
   std::filesystem::path path_ = temp_.path() / "a.g7.safetensors";
+  BufferPool pool_{0};
   Identity identity_{"st", std::string(32, '1'), "\"header_xxh3_64\":\"0", 7};
 };
 
@@ -116,7 +117,7 @@ TEST_F(GenerationFileTest, ATruncationAfterOpeningIsCorruptAndNamesTheTensor) {
   const std::string good = write(tensors);
   const GenerationReader reader(open_file(path_, O_RDONLY), path_, identity_);
   std::filesystem::resize_file(path_, good.size() - 5000);
-  EXPECT_THAT(message_of<Corrupt>([&] { reader.read(spec_from_tensor("large", tensors.back().second)); }),
+  EXPECT_THAT(message_of<Corrupt>([&] { reader.read(spec_from_tensor("large", tensors.back().second), pool_); }),
               HasSubstr("tensor 'large'"));
 }
 

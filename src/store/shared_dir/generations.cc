@@ -3,14 +3,13 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <pthread.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <vector>
 
 #include "draftflow/base/error.h"
+#include "store/shared_dir/forks.h"
 #include "store/shared_dir/names.h"
 
 namespace draftflow::store {
@@ -18,15 +17,6 @@ namespace {
 
 constexpr std::uint64_t kMaxCounter = (1ULL << kCounterBits) - 1;
 constexpr std::uint64_t kPruneAbove = 4 * kKeptMarkers;
-
-// Counts forks on the child's side: a child that went on with its parent's epoch would give the parent's numbers again.
-std::atomic<std::uint64_t> g_forks{0};
-
-std::uint64_t forks_of_this_process() {
-  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { g_forks.fetch_add(1); });
-  if (registered != 0) throw_errno(registered, "pthread_atfork");
-  return g_forks.load();
-}
 
 std::vector<std::uint64_t> markers(const Folder& epochs) {
   std::vector<std::uint64_t> numbers;

@@ -16,6 +16,7 @@ constexpr std::size_t kHashDigits = 64;
 constexpr std::size_t kFanOutDigits = 2;
 constexpr char kHashMark = '~';  // never in the readable part
 constexpr std::string_view kSuffix = ".safetensors";
+constexpr std::string_view kMarkSuffix = ".consumed";
 
 bool is_plain(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
@@ -29,9 +30,13 @@ bool is_hex(char c) {
 std::string sha256_hex(std::string_view text) {
   unsigned char digest[SHA256_DIGEST_LENGTH];
   SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest);
+  constexpr std::string_view kDigits = "0123456789abcdef";
   std::string hex;
   hex.reserve(kHashDigits);
-  for (const unsigned char byte : digest) hex += fmt::format("{:02x}", byte);
+  for (const unsigned char byte : digest) {
+    hex += kDigits[byte >> 4];
+    hex += kDigits[byte & 15];
+  }
   return hex;
 }
 
@@ -43,7 +48,20 @@ std::string readable_part(std::string_view id) {
   return text;
 }
 
+// The generation in "{readable}.g{generation}{suffix}".
+std::optional<std::uint64_t> parse_between(const SamplePlace& place, std::string_view name, std::string_view suffix) {
+  const std::string start = place.readable + ".g";
+  if (!name.starts_with(start) || !name.ends_with(suffix) || name.size() <= start.size() + suffix.size()) return std::nullopt;
+  return parse_number(name.substr(start.size(), name.size() - start.size() - suffix.size()));
+}
+
 }  // namespace
+
+std::size_t SamplePlace::fan_out_index() const {
+  std::size_t index = 0;
+  std::from_chars(fan_out.data(), fan_out.data() + fan_out.size(), index, 16);
+  return index;
+}
 
 std::string store_folder_name(const StoreId& id) {
   const std::string& text = id.str();
@@ -76,11 +94,33 @@ std::string generation_name(const SamplePlace& place, std::uint64_t generation) 
 }
 
 std::optional<std::uint64_t> parse_generation_name(const SamplePlace& place, std::string_view name) {
-  const std::string start = place.readable + ".g";
-  if (!name.starts_with(start) || !name.ends_with(kSuffix) || name.size() <= start.size() + kSuffix.size()) {
-    return std::nullopt;
-  }
-  return parse_number(name.substr(start.size(), name.size() - start.size() - kSuffix.size()));
+  return parse_between(place, name, kSuffix);
+}
+
+std::string mark_name(const SamplePlace& place, std::uint64_t generation) {
+  return fmt::format("{}.g{}{}", place.readable, generation, kMarkSuffix);
+}
+
+std::optional<std::uint64_t> parse_mark_name(const SamplePlace& place, std::string_view name) {
+  return parse_between(place, name, kMarkSuffix);
+}
+
+std::string lease_name(const SamplePlace& place, std::uint64_t generation, std::uint64_t number) {
+  return fmt::format("{}.g{}.{}", place.folder, generation, number);
+}
+
+std::optional<LeaseName> parse_lease_name(std::string_view name) {
+  const std::size_t mark = name.rfind(kHashMark);
+  if (mark == std::string_view::npos || name.size() < mark + 1 + kHashDigits) return std::nullopt;
+  const auto place = parse_sample_folder(name.substr(mark + 1, kFanOutDigits), name.substr(0, mark + 1 + kHashDigits));
+  std::string_view rest = name.substr(mark + 1 + kHashDigits);
+  if (!place || !rest.starts_with(".g")) return std::nullopt;
+  rest.remove_prefix(2);
+  const std::size_t dot = rest.find('.');
+  if (dot == std::string_view::npos) return std::nullopt;
+  const auto generation = parse_number(rest.substr(0, dot)), number = parse_number(rest.substr(dot + 1));
+  if (!generation || !number) return std::nullopt;
+  return LeaseName{*place, *generation};
 }
 
 std::optional<std::uint64_t> parse_number(std::string_view digits) {

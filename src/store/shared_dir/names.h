@@ -18,6 +18,7 @@ constexpr std::uint64_t kMaxGeneration = (1ULL << 53) - 1;
 // Where one sample lives below samples/: {fan_out}/{folder}/{readable}.g{generation}.safetensors
 struct SamplePlace {
   std::string fan_out, folder, readable;
+  std::size_t fan_out_index() const;  // 0 to 255
 };
 
 std::string store_folder_name(const StoreId& id);
@@ -29,6 +30,18 @@ bool is_fan_out_name(std::string_view name);
 
 std::string generation_name(const SamplePlace& place, std::uint64_t generation);
 std::optional<std::uint64_t> parse_generation_name(const SamplePlace& place, std::string_view name);
+
+// What a consuming release leaves beside a generation that others still lease.
+std::string mark_name(const SamplePlace& place, std::uint64_t generation);
+std::optional<std::uint64_t> parse_mark_name(const SamplePlace& place, std::string_view name);
+
+// A lease's link in its holder's folder: which generation, and the holder's number for it.
+std::string lease_name(const SamplePlace& place, std::uint64_t generation, std::uint64_t number);
+struct LeaseName {
+  SamplePlace place;
+  std::uint64_t generation = 0;
+};
+std::optional<LeaseName> parse_lease_name(std::string_view name);
 
 // A decimal of 1 to kMaxGeneration without leading zeros.
 std::optional<std::uint64_t> parse_number(std::string_view digits);

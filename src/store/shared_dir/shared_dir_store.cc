@@ -3,58 +3,23 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include <algorithm>
-#include <functional>
+#include <charconv>
+#include <ctime>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
 #include "store/ref_maker.h"
+#include "store/shared_dir/collector.h"
 
 namespace draftflow::store {
 namespace {
 
-std::vector<std::uint64_t> generations_in(const Folder& folder, const SamplePlace& place) {
-  std::vector<std::uint64_t> generations;
-  for (const std::string& name : folder.list()) {
-    if (const auto generation = parse_generation_name(place, name)) generations.push_back(*generation);
-  }
-  std::sort(generations.begin(), generations.end());
-  return generations;
-}
-
-std::uint64_t tensor_bytes_at(const Folder& folder, const std::string& name) {
-  const auto size = folder.size_of(name);
-  if (!size) return 0;
-  const UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-  return fd ? tensor_bytes_of_file(fd.get(), *size) : *size;
-}
-
-// Unlinks all generations but the greatest, the oldest first. Two puts that overlap both do it, so one generation stays.
-GcReport retire_superseded(const Folder& folder, const SamplePlace& place, bool count_bytes) {
-  GcReport report;
-  const std::vector<std::uint64_t> generations = generations_in(folder, place);
-  for (std::size_t i = 0; i + 1 < generations.size(); ++i) {
-    const std::string name = generation_name(place, generations[i]);
-    const std::uint64_t bytes = count_bytes ? tensor_bytes_at(folder, name) : 0;
-    if (!folder.unlink(name)) continue;
-    ++report.generations_removed;
-    report.bytes_removed += bytes;
-  }
-  return report;
-}
-
-void for_each_sample_folder(const Folder& samples,
-                            const std::function<void(const Folder& fan_out, const SamplePlace&)>& visit) {
-  for (const std::string& name : samples.list()) {
-    if (!is_fan_out_name(name)) continue;
-    const auto fan_out = samples.find(name);
-    if (!fan_out) continue;
-    for (const std::string& folder : fan_out->list()) {
-      if (const auto place = parse_sample_folder(name, folder)) visit(*fan_out, *place);
-    }
-  }
-}
+constexpr std::uint64_t kMaxIdleBytes = 256ULL << 20;  // of the buffer pool
+constexpr std::size_t kMaxRemembered = 65536;          // generations that need no second check
+constexpr int kBeatsALease = 6;                        // a holder may miss a few
 
 Folder required_folder(const Folder& store, const char* name) {
   auto found = store.find(name);
@@ -62,20 +27,40 @@ Folder required_folder(const Folder& store, const char* name) {
   return std::move(*found);
 }
 
+std::optional<std::uint64_t> lease_number(const std::string& token, const std::string& holder) {
+  if (!token.starts_with(holder) || token.size() < holder.size() + 2 || token[holder.size()] != '.') return std::nullopt;
+  return parse_number(std::string_view(token).substr(holder.size() + 1));
+}
+
 }  // namespace
 
 SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile& file, const SharedDirOptions& options)
-    : folder_(std::move(folder)),
-      temporaries_(required_folder(folder_, kTemporaryFolder)),
-      samples_(required_folder(folder_, kSamplesFolder)),
-      epochs_(required_folder(folder_, kEpochsFolder)),
+    : layout_(std::move(folder)),
+      temporaries_(required_folder(layout_.store(), kTemporaryFolder)),
+      epochs_(required_folder(layout_.store(), kEpochsFolder)),
+      leases_(required_folder(layout_.store(), kLeasesFolder)),
       id_(id),
-      incarnation_(file.incarnation),
+      file_(file),
       options_(options),
-      generations_(epochs_) {}
+      account_(required_folder(layout_.store(), kAccountsFolder), temporaries_),
+      books_{account_, !on_network_file_system(layout_.store())},
+      generations_(epochs_),
+      pool_(kMaxIdleBytes) {
+  options_.durability = std::max(options_.durability, file_.durability);
+  check_links(temporaries_);
+}
+
+SharedDirStore::~SharedDirStore() {
+  for (const auto& [number, lease] : live_) {
+    try {
+      if (!lease.holder->inherited()) end_lease(lease, /*consume=*/false);
+    } catch (const Error&) {  // gc ends it when the holder is gone
+    }
+  }
+}
 
 Identity SharedDirStore::identity_of(const SampleId& sample_id, std::uint64_t generation) const {
-  return {id_.str(), incarnation_, sample_id.str(), generation};
+  return {id_.str(), file_.incarnation, sample_id.str(), generation};
 }
 
 std::string SharedDirStore::uri_of(const SampleId& sample_id) const {
@@ -84,51 +69,79 @@ std::string SharedDirStore::uri_of(const SampleId& sample_id) const {
 
 std::string SharedDirStore::why_foreign(const SampleRef& ref) const {
   if (ref.feature_store_uri != uri_of(ref.sample_id)) return fmt::format("its URI is '{}'", printable(ref.feature_store_uri));
-  if (ref.incarnation == incarnation_) return "";
+  if (ref.incarnation == file_.incarnation) return "";
   return fmt::format("it is of incarnation '{}', but the store here is incarnation '{}': the store was deleted and made again",
-                     printable(ref.incarnation), incarnation_);
+                     printable(ref.incarnation), file_.incarnation);
 }
 
-std::optional<Folder> SharedDirStore::find_sample_folder(const SamplePlace& place) const {
-  const auto fan_out = samples_.find(place.fan_out);
-  return fan_out ? fan_out->find(place.folder) : std::nullopt;
+void SharedDirStore::throw_not_found(const Identity& identity) const {
+  throw NotFound(fmt::format("{} is not at {}: it was freed, superseded or never written; ask the ledger for a current ref",
+                             describe(identity), layout_.store().path().string()));
 }
 
 std::uint64_t SharedDirStore::greatest_present(const SamplePlace& place) const {
-  const auto folder = find_sample_folder(place);
+  const auto folder = layout_.find_sample(place);
   if (!folder) return 0;
-  const std::vector<std::uint64_t> generations = generations_in(*folder, place);
-  return generations.empty() ? 0 : generations.back();
+  const SampleListing listing = list_sample(*folder, place);
+  return listing.generations.empty() ? 0 : listing.generations.back();
+}
+
+std::shared_ptr<Holder> SharedDirStore::holder() {
+  const std::lock_guard lock(mutex_);
+  if (!holder_ || holder_->inherited()) {
+    live_.clear();  // a parent's leases are the parent's
+    const std::int64_t beat_ms = books_.local ? 0 : std::max<std::int64_t>(1, options_.lease_ms / kBeatsALease);
+    holder_ = std::make_shared<Holder>(leases_, account_, beat_ms);
+  }
+  return holder_;
 }
 
 void SharedDirStore::check_free_space(const SampleId& sample_id, std::uint64_t bytes) const {
-  const std::uint64_t free = free_bytes(folder_), floor = options_.free_space_floor_bytes;
+  const std::uint64_t free = free_bytes(layout_.store()), floor = options_.free_space_floor_bytes;
   if (free >= bytes && free - bytes >= floor) return;
   throw Exhausted(
       fmt::format("put of sample '{}' asks for {} bytes, but store '{}' at {} has {} bytes free and keeps a floor of "
                   "{}: free samples or space, then retry",
-                  printable(sample_id.str()), bytes, printable(id_.str()), folder_.path().string(), free, floor));
+                  printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path().string(), free, floor));
+}
+
+void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uint64_t bytes) const {
+  if (account_.is_private()) {
+    throw Exhausted(fmt::format("put of sample '{}' of {} bytes: the disk of store '{}' at {} was too full to attach for writing: "
+                                "free samples or space, then attach again",
+                                printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path().string()));
+  }
+  if (holder.reserve(bytes, file_.max_resident_bytes)) return;
+  throw Exhausted(fmt::format("put of sample '{}' asks for {} bytes, but store '{}' at {} may hold {} and has {} resident: free "
+                              "samples, then retry",
+                              printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path().string(),
+                              file_.max_resident_bytes, account_.resident_bytes()));
 }
 
 SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) {
   check_put(tensors, sample_id, metadata);
   const std::uint64_t bytes = bytes_of(tensors);
-  check_free_space(sample_id, bytes);
   const SamplePlace place = sample_place(sample_id);
   SampleRef ref = make_ref(tensors, sample_id, metadata, uri_of(sample_id), sample_id.str() + "/");
+  ref.incarnation = file_.incarnation;
   try {
+    check_free_space(sample_id, bytes);
+    const std::shared_ptr<Holder> mine = holder();
+    reserve(*mine, sample_id, bytes);
+    const auto unreserve = [bytes](Holder* reserved) { reserved->unreserve(bytes); };
+    const std::unique_ptr<Holder, decltype(unreserve)> reserved(mine.get(), unreserve);
     ref.generation = generations_.next(greatest_present(place));
-    ref.incarnation = incarnation_;
     write(tensors, place, identity_of(sample_id, ref.generation));
   } catch (const Exhausted& error) {
+    if (std::string_view(error.what()).starts_with("put of sample")) throw;
     throw Exhausted(
         fmt::format("put of sample '{}' of {} bytes into store '{}' with {} bytes free (floor {}): {}; nothing was "
                     "kept: free samples or space, then retry",
-                    printable(sample_id.str()), bytes, printable(id_.str()), free_bytes(folder_),
+                    printable(sample_id.str()), bytes, printable(id_.str()), free_bytes(layout_.store()),
                     options_.free_space_floor_bytes, error.what()));
   } catch (const NotFound& error) {
     throw NotFound(fmt::format("put of sample '{}': store '{}' at {} was deleted while attached; attach again ({})",
-                               printable(sample_id.str()), printable(id_.str()), folder_.path().string(), error.what()));
+                               printable(sample_id.str()), printable(id_.str()), layout_.store().path().string(), error.what()));
   }
   return ref;
 }
@@ -136,15 +149,31 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
 void SharedDirStore::write(const TensorMap& tensors, const SamplePlace& place, const Identity& identity) {
   Temporary temporary(temporaries_);
   write_generation(temporary.fd(), temporary.path(), identity, tensors);
-  if (options_.durable) temporary.sync();
-  temporary.check_close();
+  if (options_.durability != Durability::kNone) temporary.sync();
+  if (!books_.local) temporary.check_close();
   try {
     publish(temporary, place, identity.generation);
   } catch (...) {
     try {
-      forget_empty_folder(place);
+      layout_.forget_if_empty(place);
     } catch (const Error&) {  // the first error is the one to tell; gc removes empty folders
     }
+    throw;
+  }
+}
+
+Published SharedDirStore::publish_on_account(Temporary& temporary, const Folder& folder, const SamplePlace& place,
+                                             const std::string& name) {
+  const Weight weight = weigh(temporary.fd(), temporary.path());
+  const Account::Change change(account_, place.fan_out_index());
+  account_.add(place.fan_out_index(), weight.bytes, weight.birth_seconds);
+  const auto take_back = [&] { account_.subtract(place.fan_out_index(), weight.bytes, weight.birth_seconds); };
+  try {
+    const Published published = temporary.publish(folder, name);
+    if (published != Published::kDone) take_back();
+    return published;
+  } catch (...) {
+    take_back();
     throw;
   }
 }
@@ -153,23 +182,19 @@ void SharedDirStore::publish(Temporary& temporary, const SamplePlace& place, std
   constexpr int kTries = 100;  // each failure means that a remove took the folder away when it was empty
   const std::string name = generation_name(place, generation);
   for (int i = 0; i < kTries; ++i) {
-    const Folder fan_out = samples_.find_or_make(place.fan_out);
+    const Folder fan_out = layout_.samples().find_or_make(place.fan_out);
     const Folder folder = fan_out.find_or_make(place.folder);
-    const Published published = temporary.publish(folder, name);
+    const Published published = publish_on_account(temporary, folder, place, name);
     if (published == Published::kFolderGone) continue;
     if (published == Published::kExists) {
       throw Corrupt(fmt::format("{} is there already, but its generation was never given before: draftflow did not make it",
                                 folder.shown(name).string()));
     }
     try {
-      if (options_.durable) {
-        folder.sync();
-        fan_out.sync();
-        samples_.sync();
-      }
-      retire_superseded(folder, place, /*count_bytes=*/false);
+      if (options_.durability == Durability::kFull) syncs_.sync({&folder, &fan_out, &layout_.samples()});
+      retire_superseded(folder, place, list_sample(folder, place), books_);
     } catch (...) {
-      folder.unlink(name);
+      drop_name(folder, name, place.fan_out_index(), books_);
       throw;
     }
     return;
@@ -177,79 +202,258 @@ void SharedDirStore::publish(Temporary& temporary, const SamplePlace& place, std
   throw Unavailable(fmt::format("the folder of {} was removed {} times while it was published: retry", name, kTries));
 }
 
-TensorMap SharedDirStore::get(const SampleRef& ref, const std::vector<std::string>& names) {
-  const std::string what = describe(identity_of(ref.sample_id, ref.generation));
+SharedDirStore::Opened SharedDirStore::open(const SampleRef& ref) const {
+  const Identity identity = identity_of(ref.sample_id, ref.generation);
   if (const std::string why = why_foreign(ref); !why.empty()) {
-    throw NotFound(fmt::format("{} is not here: {}", what, why));
+    throw NotFound(fmt::format("{} is not here: {}", describe(identity), why));
   }
-  const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
   const SamplePlace place = sample_place(ref.sample_id);
-  const std::string name = generation_name(place, ref.generation);
-  const auto folder = find_sample_folder(place);
-  auto fd = folder ? folder->find_file(name, O_RDONLY) : std::nullopt;
-  if (!fd) {
-    throw NotFound(fmt::format("{} is not at {}: it was freed, superseded or never written; ask the ledger for a current ref",
-                               what, folder_.path().string()));
-  }
-  const GenerationReader reader(std::move(*fd), folder->shown(name), identity_of(ref.sample_id, ref.generation));
+  const std::string below = place.fan_out + "/" + place.folder + "/" + generation_name(place, ref.generation);
+  auto fd = layout_.samples().find_file_below(below, O_RDONLY);
+  if (!fd) throw_not_found(identity);
+  return {std::move(*fd), layout_.samples().shown(below), place, identity};
+}
+
+TensorMap SharedDirStore::read(const SampleRef& ref, const std::vector<std::string>& names) {
+  const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
+  Opened opened = open(ref);
+  const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity);
   TensorMap tensors;
-  for (const FeatureSpec* spec : specs) tensors.emplace_back(spec->name, reader.read(*spec));
+  for (const FeatureSpec* spec : specs) tensors.emplace_back(spec->name, reader.read(*spec, pool_));
   return tensors;
+}
+
+Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) {
+  const std::vector<const FeatureSpec*> specs = specs_to_read(ref, options.names);
+  if (options.zero_copy && !books_.local) {
+    throw InvalidArgument(fmt::format("zero-copy get of sample '{}': store '{}' at {} is on {}, where another host can cut a mapped "
+                                      "file short: get copies",
+                                      printable(ref.sample_id.str()), printable(id_.str()), layout_.store().path().string(),
+                                      file_system_name(layout_.store())));
+  }
+  Opened opened = open(ref);
+  const Lease lease = take_lease(opened);
+  Fetched fetched{{}, {ref.sample_id, ref.generation, ""}};
+  try {
+    const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity);
+    if (options.zero_copy) {
+      fetched.tensors = map_checked(reader, specs, ref.generation, options.verify);
+    } else {
+      for (const FeatureSpec* spec : specs) {
+        fetched.tensors.emplace_back(spec->name, reader.read(*spec, pool_, options.verify));
+      }
+    }
+  } catch (...) {
+    try {
+      end_lease(lease, /*consume=*/false);
+    } catch (const Error&) {  // the first error is the one to tell; gc ends the lease when this process is gone
+    }
+    throw;
+  }
+  const std::lock_guard lock(mutex_);
+  const std::uint64_t number = ++next_lease_;
+  fetched.handle.lease_token = fmt::format("{}.{}", lease.holder->name(), number);
+  live_.emplace(number, lease);
+  return fetched;
+}
+
+TensorMap SharedDirStore::map_checked(const GenerationReader& reader, const std::vector<const FeatureSpec*>& specs,
+                                      std::uint64_t generation, bool verify) {
+  bool known = false;
+  if (verify) {
+    const std::lock_guard lock(mutex_);
+    known = verified_.contains(generation);
+  }
+  TensorMap tensors = reader.map(specs, verify && !known);
+  if (verify && !known && specs.size() == reader.header().entries.size()) {
+    const std::lock_guard lock(mutex_);
+    if (verified_.size() >= kMaxRemembered) verified_.clear();
+    verified_.insert(generation);
+  }
+  return tensors;
+}
+
+SharedDirStore::Lease SharedDirStore::take_lease(const Opened& opened) {
+  constexpr int kTries = 3;
+  for (int i = 0; i < kTries; ++i) {
+    std::shared_ptr<Holder> mine = holder();
+    Lease lease{mine, "", opened.place, opened.identity.sample_id, opened.identity.generation};
+    {
+      const std::lock_guard lock(mutex_);
+      lease.link = lease_name(opened.place, opened.identity.generation, ++next_lease_);
+    }
+    mine->add_lease(1);
+    try {
+      // Where a release can free, it may not come between our look at the file and our link.
+      const InodeLock lock(opened.fd.get(), InodeLock::Mode::kShared, books_.local && file_.kind == StoreKind::kConsumeOnce,
+                           opened.path);
+      if (!link_file(opened.fd.get(), opened.path, mine->links(), lease.link)) throw_not_found(opened.identity);
+    } catch (const NotFound&) {
+      mine->add_lease(-1);
+      if (leases_.find(mine->name())) throw;
+      // gc on another host took our silence for death. What we had leased is gone; we begin anew.
+      const std::lock_guard lock(mutex_);
+      if (holder_ == mine) {
+        holder_.reset();
+        live_.clear();
+      }
+      continue;
+    } catch (...) {
+      mine->add_lease(-1);
+      throw;
+    }
+    // A link made by handle succeeds on a name that was taken away since: look again.
+    const auto folder = books_.local ? std::nullopt : layout_.find_sample(opened.place);
+    if (books_.local ||
+        (folder && folder->holds(generation_name(opened.place, opened.identity.generation), opened.fd.get()))) {
+      return lease;
+    }
+    end_lease(lease, /*consume=*/false);
+    throw_not_found(opened.identity);
+  }
+  throw Unavailable(fmt::format("leasing {}: this process was taken for dead {} times; is lease_ms ({}) too short for this file "
+                                "system?",
+                                opened.path.string(), kTries, options_.lease_ms));
+}
+
+void SharedDirStore::end_lease(const Lease& lease, bool consume) {
+  const LeaseEnd end{.consume_once = file_.kind == StoreKind::kConsumeOnce,
+                     .consume = consume,
+                     .durable = options_.durability != Durability::kNone};
+  end_lease_link(layout_, lease.holder->links(), lease.link, lease.place, lease.generation, end, books_);
+  lease.holder->add_lease(-1);
+}
+
+void SharedDirStore::release(const FeatureHandle& handle) {
+  std::optional<Lease> lease;
+  std::uint64_t number = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!holder_ || holder_->inherited()) return;
+    number = lease_number(handle.lease_token, holder_->name()).value_or(0);
+    const auto found = live_.find(number);
+    if (found == live_.end() || found->second.generation != handle.generation ||
+        found->second.sample_id != handle.sample_id.str()) {
+      return;
+    }
+    lease = std::move(found->second);
+    live_.erase(found);
+  }
+  try {
+    end_lease(*lease, /*consume=*/!options_.retain_on_release);
+  } catch (...) {  // still ours, so that a retry can end it
+    const std::lock_guard lock(mutex_);
+    live_.emplace(number, std::move(*lease));
+    throw;
+  }
 }
 
 bool SharedDirStore::remove(const SampleRef& ref) {
   if (!why_foreign(ref).empty()) return false;
   const SamplePlace place = sample_place(ref.sample_id);
-  const auto folder = find_sample_folder(place);
-  if (!folder || !folder->unlink(generation_name(place, ref.generation))) return false;
-  forget_empty_folder(place);
+  const auto folder = layout_.find_sample(place);
+  if (!folder || !drop_name(*folder, generation_name(place, ref.generation), place.fan_out_index(), books_).was_there) {
+    return false;
+  }
+  if (file_.kind == StoreKind::kConsumeOnce) folder->unlink(mark_name(place, ref.generation));
+  layout_.forget_if_empty(place);
   return true;
 }
 
-void SharedDirStore::forget_empty_folder(const SamplePlace& place) const {
-  if (const auto fan_out = samples_.find(place.fan_out)) fan_out->remove_if_empty(place.folder);
+std::uint64_t SharedDirStore::abort(const SampleId& sample_id) {
+  const SamplePlace place = sample_place(sample_id);
+  const auto folder = layout_.find_sample(place);
+  if (!folder) return 0;
+  const SampleListing listing = list_sample(*folder, place);
+  std::uint64_t aborted = 0;
+  for (const std::uint64_t generation : listing.generations) {
+    aborted += drop_generation(*folder, place, generation, books_).was_there ? 1 : 0;
+  }
+  for (const std::uint64_t generation : listing.marks) folder->unlink(mark_name(place, generation));
+  layout_.forget_if_empty(place);
+  return aborted;
 }
 
 GcReport SharedDirStore::gc() {
-  GcReport report;
-  const Cleared cleared = clear_orphans(temporaries_);
-  report.temporaries_removed = cleared.files;
-  report.bytes_removed = cleared.bytes;
-  for_each_sample_folder(samples_, [&](const Folder& fan_out, const SamplePlace& place) {
-    const auto folder = fan_out.find(place.folder);
-    if (!folder) return;
-    const GcReport retired = retire_superseded(*folder, place, /*count_bytes=*/true);
-    report.generations_removed += retired.generations_removed;
-    report.bytes_removed += retired.bytes_removed;
-    fan_out.remove_if_empty(place.folder);
-  });
+  const auto silent_ms = books_.local ? std::nullopt : std::optional(options_.lease_ms);
+  const GcReport report = collect({layout_, temporaries_, leases_, account_, books_, file_, silent_ms});
   prune_epochs(epochs_);
   return report;
 }
 
 StoreHealth SharedDirStore::health() {
-  StoreHealth health{.store_id = id_.str(), .backend = "shared_dir", .root = folder_.path().parent_path().string()};
-  for_each_sample_folder(samples_, [&](const Folder& fan_out, const SamplePlace& place) {
-    const auto folder = fan_out.find(place.folder);
-    if (!folder) return;
-    for (const std::uint64_t generation : generations_in(*folder, place)) {
-      ++health.resident_samples;
-      health.resident_bytes += tensor_bytes_at(*folder, generation_name(place, generation));
-    }
-  });
-  health.free_bytes = free_bytes(folder_);
+  const auto whole = [](std::int64_t value) { return static_cast<std::uint64_t>(std::max<std::int64_t>(value, 0)); };
+  const AccountTotals totals = account_.totals();
+  StoreHealth health{.store_id = id_.str(), .backend = "shared_dir", .root = layout_.store().path().parent_path().string()};
+  health.kind = file_.kind;
+  health.resident_samples = whole(totals.samples);
+  health.resident_bytes = whole(totals.bytes + totals.reserved);
+  health.max_resident_bytes = file_.max_resident_bytes;
+  health.live_leases = whole(totals.leases);
+  health.freed_total = whole(totals.freed);
+  health.freed_bytes_total = whole(totals.freed_bytes);
+  const std::int64_t now = ::time(nullptr);
+  if (totals.samples > 0) {
+    health.average_age_s = std::max(0.0, static_cast<double>(now) - static_cast<double>(totals.birth_seconds) /
+                                                                        static_cast<double>(totals.samples));
+    health.oldest_age_s = std::max(health.average_age_s, oldest_age(totals, now));
+  }
+  health.free_bytes = free_bytes(layout_.store());
   return health;
+}
+
+void SharedDirStore::for_each(const std::function<bool(const ResidentSample&)>& visit,
+                              const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) {
+  walk(layout_, books_.local ? ::time(nullptr) : server_time_ms(temporaries_) / 1000, visit, damaged);
+}
+
+SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {
+  const SamplePlace place = sample_place(sample_id);
+  const std::uint64_t wanted = generation ? *generation : greatest_present(place);
+  SampleRef ref{.sample_id = sample_id, .run_id = RunId("unknown")};
+  ref.feature_store_uri = uri_of(sample_id);
+  ref.generation = wanted;
+  ref.incarnation = file_.incarnation;
+  Opened opened = open(ref);
+  const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity);
+  for (const SafetensorsEntry& entry : reader.header().entries) {
+    FeatureSpec spec;
+    spec.name = entry.name;
+    spec.shape = entry.shape;
+    spec.dtype = entry.dtype;
+    ref.feature_specs.push_back(spec);
+    ref.feature_keys.emplace_back(entry.name, sample_id.str() + "/" + entry.name);
+    ref.estimated_bytes += entry.end - entry.begin;
+  }
+  return ref;
 }
 
 }  // namespace draftflow::store
 
 namespace draftflow {
+namespace {
+
+void check_options(const SharedDirOptions& options) {
+  if (options.max_hold_age_ms < 0 || options.lease_ms < 1) {
+    throw InvalidArgument(fmt::format("max_hold_age_ms is {} and lease_ms {}: 0 or more and 1 or more are allowed",
+                                      options.max_hold_age_ms, options.lease_ms));
+  }
+  if (options.max_hold_age_ms > 0 && options.kind == StoreKind::kLedgered) {
+    throw InvalidArgument(fmt::format("max_hold_age_ms is {}, but the store is ledgered, where only the ledger frees: make it "
+                                      "consume_once or leave the age out",
+                                      options.max_hold_age_ms));
+  }
+}
+
+}  // namespace
 
 std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
                                                       const SharedDirOptions& options) {
+  check_options(options);
   make_folders(root);
   store::Folder folder = store::Folder::open(root).find_or_make(store::store_folder_name(id));
-  const store::StoreFile file = store::make_store_file(folder, id);
+  const store::StoreFile file = store::make_store_file(folder, id, options);
+  store::check_same_store(file, options, /*all=*/true, folder.path().string());
   store::Folder::open(root).sync();
   return std::make_unique<store::SharedDirStore>(std::move(folder), id, file, options);
 }
@@ -265,6 +469,7 @@ std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path&
     throw NotFound(fmt::format("there is no store '{}' at {} (no {} there): check the path, or create the store first",
                                printable(id.str()), path.string(), store::kStoreFileName));
   }
+  store::check_same_store(*file, options, /*all=*/false, path.string());
   return std::make_unique<store::SharedDirStore>(std::move(*folder), id, *file, options);
 }
 

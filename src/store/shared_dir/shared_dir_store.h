@@ -1,18 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // SharedDirStore: the feature store in a folder that processes share (docs/formats/shared_dir.md). There is no server and no
-// lock around bytes: a generation appears by one exclusive rename and goes by one unlink. All members are constant after
-// construction but for the generation numbers, which synchronise themselves; thread-safe, and usable after a fork.
+// lock around bytes: a generation appears by one exclusive rename, a lease is one more name of its file, and the bytes go
+// with the last name. gc is in collector.h. Thread-safe, and usable after a fork: a child makes its own numbers and leases.
 #pragma once
 
+#include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
+#include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
+#include "draftflow/formats/buffer_pool.h"
 #include "draftflow/store/feature_store.h"
+#include "store/shared_dir/account.h"
 #include "store/shared_dir/folder.h"
 #include "store/shared_dir/generation_file.h"
 #include "store/shared_dir/generations.h"
-#include "store/shared_dir/names.h"
+#include "store/shared_dir/group_sync.h"
+#include "store/shared_dir/holder.h"
+#include "store/shared_dir/layout.h"
 #include "store/shared_dir/store_file.h"
 #include "store/shared_dir/temporary.h"
 
@@ -21,29 +30,69 @@ namespace draftflow::store {
 class SharedDirStore : public FeatureStore {
  public:
   SharedDirStore(Folder folder, const StoreId& id, const StoreFile& file, const SharedDirOptions& options);
+  ~SharedDirStore() override;
 
   SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) override;
-  TensorMap get(const SampleRef& ref, const std::vector<std::string>& names) override;
+  Fetched get(const SampleRef& ref, const GetOptions& options) override;
+  TensorMap read(const SampleRef& ref, const std::vector<std::string>& names) override;
+  void release(const FeatureHandle& handle) override;
   bool remove(const SampleRef& ref) override;
+  std::uint64_t abort(const SampleId& sample_id) override;
   GcReport gc() override;
   StoreHealth health() override;
+  StoreKind kind() const override { return file_.kind; }
+  void for_each(const std::function<bool(const ResidentSample&)>& visit,
+                const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) override;
+  SampleRef find(const SampleId& sample_id, std::optional<std::uint64_t> generation) override;
 
  private:
+  struct Lease {
+    std::shared_ptr<Holder> holder;
+    std::string link;
+    SamplePlace place;
+    std::string sample_id;
+    std::uint64_t generation = 0;
+  };
+  struct Opened {
+    UniqueFd fd;
+    std::filesystem::path path;
+    SamplePlace place;
+    Identity identity;
+  };
+
   Identity identity_of(const SampleId& sample_id, std::uint64_t generation) const;
   std::string uri_of(const SampleId& sample_id) const;
   std::string why_foreign(const SampleRef& ref) const;  // empty if the ref is of this store
-  std::optional<Folder> find_sample_folder(const SamplePlace& place) const;
+  [[noreturn]] void throw_not_found(const Identity& identity) const;
+  Opened open(const SampleRef& ref) const;
   std::uint64_t greatest_present(const SamplePlace& place) const;
+  std::shared_ptr<Holder> holder();
   void check_free_space(const SampleId& sample_id, std::uint64_t bytes) const;
+  void reserve(Holder& holder, const SampleId& sample_id, std::uint64_t bytes) const;
   void write(const TensorMap& tensors, const SamplePlace& place, const Identity& identity);
   void publish(Temporary& temporary, const SamplePlace& place, std::uint64_t generation);
-  void forget_empty_folder(const SamplePlace& place) const;
+  Published publish_on_account(Temporary& temporary, const Folder& folder, const SamplePlace& place, const std::string& name);
+  Lease take_lease(const Opened& opened);
+  void end_lease(const Lease& lease, bool consume);
+  TensorMap map_checked(const GenerationReader& reader, const std::vector<const FeatureSpec*>& specs, std::uint64_t generation,
+                        bool verify);
 
-  Folder folder_, temporaries_, samples_, epochs_;
+  Layout layout_;
+  Folder temporaries_, epochs_, leases_;
   StoreId id_;
-  std::string incarnation_;
+  StoreFile file_;
   SharedDirOptions options_;
+  Account account_;
+  Books books_;
   Generations generations_;
+  BufferPool pool_;
+  GroupSync syncs_;
+
+  std::mutex mutex_;
+  std::shared_ptr<Holder> holder_;                  // guarded by mutex_; none before the first lease or put
+  std::unordered_map<std::uint64_t, Lease> live_;   // guarded by mutex_; by the number in the handle's token
+  std::uint64_t next_lease_ = 0;                    // guarded by mutex_
+  std::unordered_set<std::uint64_t> verified_;      // guarded by mutex_; generations whose bytes a mapping was checked against
 };
 
 }  // namespace draftflow::store

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -19,7 +20,9 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kFormat = "draftflow.shared_dir";
 constexpr std::uint64_t kMaxStoreFileBytes = 64 << 10;
-constexpr std::string_view kOwnNames[] = {kTemporaryFolder, kSamplesFolder, kEpochsFolder};
+constexpr std::string_view kOwnNames[] = {kTemporaryFolder, kSamplesFolder, kEpochsFolder, kLeasesFolder, kAccountsFolder};
+constexpr std::string_view kKinds[] = {"ledgered", "consume_once"};
+constexpr std::string_view kDurabilities[] = {"none", "data", "full"};
 
 std::string read_small(const Folder& folder, const UniqueFd& fd) {
   const std::filesystem::path path = folder.shown(kStoreFileName);
@@ -43,6 +46,25 @@ void check_required(const Json& value, const std::string& path) {
   }
 }
 
+std::size_t read_choice(const Json& value, const char* field, std::span<const std::string_view> known, const std::string& path) {
+  if (!value.contains(field) || !value[field].is_string()) throw Corrupt(fmt::format("{} has no string '{}'", path, field));
+  const auto found = value[field].get<std::string>();
+  const auto at = std::find(known.begin(), known.end(), found);
+  if (at == known.end()) {
+    throw Corrupt(fmt::format("{}: '{}' is '{}': one of {} was expected", path, field, printable(found, 80),
+                              fmt::join(known, ", ")));
+  }
+  return static_cast<std::size_t>(at - known.begin());
+}
+
+std::uint64_t read_amount(const Json& value, const char* field, const std::string& path) {
+  constexpr std::uint64_t kMost = 1ULL << 53;
+  if (!value.contains(field) || !value[field].is_number_unsigned() || value[field].get<std::uint64_t>() > kMost) {
+    throw Corrupt(fmt::format("{}: '{}' is not a number of 0 to {}", path, field, kMost));
+  }
+  return value[field].get<std::uint64_t>();
+}
+
 StoreFile parse(const std::string& text, const std::string& path, const StoreId& id) {
   const Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!value.is_object() || !value.contains("format") || value["format"] != kFormat) {
@@ -64,7 +86,11 @@ StoreFile parse(const std::string& text, const std::string& path, const StoreId&
     throw InvalidArgument(
         fmt::format("{} is the store '{}', not '{}': choose another root or id", path, printable(found), printable(id.str())));
   }
-  StoreFile file{value["incarnation"].get<std::string>()};
+  StoreFile file{.incarnation = value["incarnation"].get<std::string>()};
+  file.kind = static_cast<StoreKind>(read_choice(value, "kind", kKinds, path));
+  file.durability = static_cast<Durability>(read_choice(value, "durability", kDurabilities, path));
+  file.max_resident_bytes = read_amount(value, "max_resident_bytes", path);
+  file.max_hold_age_ms = static_cast<std::int64_t>(read_amount(value, "max_hold_age_ms", path));
   if (!is_incarnation(file.incarnation)) throw Corrupt(path + ": 'incarnation' is not 32 hex digits");
   return file;
 }
@@ -88,7 +114,29 @@ std::optional<StoreFile> find_store_file(const Folder& folder, const StoreId& id
   return parse(read_small(folder, *fd), folder.shown(kStoreFileName).string(), id);
 }
 
-StoreFile make_store_file(const Folder& folder, const StoreId& id) {
+void check_same_store(const StoreFile& file, const SharedDirOptions& options, bool all, const std::string& path) {
+  const auto check = [&](std::string_view what, bool differs, bool is_default, const auto& there, const auto& asked) {
+    if (!differs || (is_default && !all)) return;
+    throw InvalidArgument(fmt::format("the store at {} was made with {} '{}', but '{}' is asked for: leave it out or make a new store",
+                                      path, what, there, asked));
+  };
+  const SharedDirOptions usual;
+  check("kind", file.kind != options.kind, options.kind == usual.kind, kind_name(file.kind), kind_name(options.kind));
+  check("max_resident_bytes", file.max_resident_bytes != options.max_resident_bytes, options.max_resident_bytes == 0,
+        file.max_resident_bytes, options.max_resident_bytes);
+  check("max_hold_age_ms", file.max_hold_age_ms != options.max_hold_age_ms, options.max_hold_age_ms == 0, file.max_hold_age_ms,
+        options.max_hold_age_ms);
+}
+
+const char* kind_name(StoreKind kind) {
+  return kKinds[static_cast<std::size_t>(kind)].data();
+}
+
+const char* durability_name(Durability durability) {
+  return kDurabilities[static_cast<std::size_t>(durability)].data();
+}
+
+StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedDirOptions& options) {
   if (auto found = find_store_file(folder, id)) return *found;
   check_only_ours(folder);
   for (const std::string_view name : kOwnNames) folder.make(std::string(name));
@@ -100,6 +148,10 @@ StoreFile make_store_file(const Folder& folder, const StoreId& id) {
   value["required"] = Json::array();
   value["store_id"] = id.str();
   value["incarnation"] = random_hex128();
+  value["kind"] = kind_name(options.kind);
+  value["durability"] = durability_name(options.durability);
+  value["max_resident_bytes"] = options.max_resident_bytes;
+  value["max_hold_age_ms"] = options.max_hold_age_ms;
   const std::string text = value.dump(2) + "\n";
 
   Temporary temporary(temporaries);

@@ -26,7 +26,8 @@ class StoreFileTest : public ::testing::Test {
   Folder folder_ = Folder::open(temp_.path());
 };
 
-constexpr const char* kGood = R"({"format": "draftflow.shared_dir", "format_version": 1, "required": [], "store_id": "st",
+constexpr const char* kGood = R"({"format": "draftflow.shared_dir", "format_version": 2, "required": [], "store_id": "st",
+                                  "kind": "consume_once", "durability": "data", "max_resident_bytes": 7, "max_hold_age_ms": 9,
                                   "incarnation": "0123456789abcdef0123456789abcdef", "note": "of a later version"})";
 
 std::string replaced(std::string text, const std::string& what, const std::string& with) {
@@ -35,23 +36,28 @@ std::string replaced(std::string text, const std::string& what, const std::strin
 
 TEST_F(StoreFileTest, IsMadeOnceAndReadBack) {
   EXPECT_FALSE(find_store_file(folder_, StoreId("st")));
-  const StoreFile made = make_store_file(folder_, StoreId("st"));
+  const StoreFile made = make_store_file(folder_, StoreId("st"), {});
   EXPECT_EQ(made.incarnation.size(), 32u);
-  EXPECT_EQ(make_store_file(folder_, StoreId("st")).incarnation, made.incarnation);
+  EXPECT_EQ(make_store_file(folder_, StoreId("st"), {}).incarnation, made.incarnation);
   EXPECT_EQ(find_store_file(folder_, StoreId("st"))->incarnation, made.incarnation);
-  EXPECT_EQ(temp_.list(), (std::vector<std::string>{"epochs", "samples", "store.json", "tmp"}));
+  EXPECT_EQ(temp_.list(), (std::vector<std::string>{"accounts", "epochs", "leases", "samples", "store.json", "tmp"}));
   EXPECT_TRUE(std::filesystem::is_empty(temp_.path() / "tmp"));
 }
 
-// The format outlives processes: a file that version 1 wrote stays readable.
+// The format outlives processes: a file that version 2 wrote stays readable.
 TEST_F(StoreFileTest, Golden) {
   write(kGood);
-  EXPECT_EQ(find_store_file(folder_, StoreId("st"))->incarnation, "0123456789abcdef0123456789abcdef");
+  const auto file = find_store_file(folder_, StoreId("st"));
+  EXPECT_EQ(file->incarnation, "0123456789abcdef0123456789abcdef");
+  EXPECT_EQ(file->kind, StoreKind::kConsumeOnce);
+  EXPECT_EQ(file->durability, Durability::kData);
+  EXPECT_EQ(file->max_resident_bytes, 7u);
+  EXPECT_EQ(file->max_hold_age_ms, 9);
 }
 
 TEST_F(StoreFileTest, AnotherVersionIsRefusedNamingBoth) {
-  write(replaced(kGood, "\"format_version\": 1", "\"format_version\": 2"));
-  EXPECT_THAT(refused_as_argument(), HasSubstr("has format version 2: this program knows 1"));
+  write(replaced(kGood, "\"format_version\": 2", "\"format_version\": 3"));
+  EXPECT_THAT(refused_as_argument(), HasSubstr("has format version 3: this program knows 2"));
 }
 
 TEST_F(StoreFileTest, AnUnknownRequirementIsRefused) {
@@ -68,7 +74,8 @@ TEST_F(StoreFileTest, DamageIsCorrupt) {
   const std::string good = kGood;
   for (const std::string& text :
        {std::string(), std::string("[]"), good.substr(0, 60), replaced(good, "shared_dir", "else"),
-        replaced(good, ": 1", ": \"1\""), replaced(good, "[]", "3"), replaced(good, "\"st\"", "7"),
+        replaced(good, ": 2", ": \"2\""), replaced(good, "consume_once", "twice"),
+        replaced(good, ": 7", ": -7"), replaced(good, ": 9", ": 1e3"), replaced(good, "\"data\"", "3"), replaced(good, "[]", "3"), replaced(good, "\"st\"", "7"),
         replaced(good, "0123456789abcdef\"", "short\""), replaced(good, "store_id", "stare_id"), std::string(100'000, ' ')}) {
     write(text);
     EXPECT_NE(refused_as_corrupt(), "") << text.substr(0, 200);
@@ -77,7 +84,7 @@ TEST_F(StoreFileTest, DamageIsCorrupt) {
 
 TEST_F(StoreFileTest, AUsersOwnFolderIsLeftAlone) {
   folder_.open_file("thesis.txt", O_CREAT | O_WRONLY);
-  EXPECT_THAT(message_of<InvalidArgument>([&] { make_store_file(folder_, StoreId("st")); }),
+  EXPECT_THAT(message_of<InvalidArgument>([&] { make_store_file(folder_, StoreId("st"), {}); }),
               HasSubstr("is not a store and holds 'thesis.txt'"));
   EXPECT_EQ(temp_.list(), std::vector<std::string>{"thesis.txt"});
 }
@@ -88,7 +95,7 @@ TEST_F(StoreFileTest, ProcessesThatRaceAgreeOnOneIncarnation) {
     std::vector<pid_t> children;
     for (int i = 0; i < 4; ++i) {
       children.push_back(store_testing::fork_child([&] {
-        const StoreFile file = make_store_file(Folder::open(temp.path()), StoreId("st"));
+        const StoreFile file = make_store_file(Folder::open(temp.path()), StoreId("st"), {});
         replace_file(temp_.path() / std::to_string(i), file.incarnation);
       }));
     }

@@ -11,13 +11,14 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/random.h"
+#include "store/shared_dir/forks.h"
 
 namespace draftflow::store {
 namespace {
 
 constexpr std::string_view kSuffix = ".tmp";
 constexpr std::size_t kNameDigits = 32;
-constexpr std::int64_t kNetworkOrphanSeconds = 600;
+constexpr std::int64_t kNetworkOrphanMs = 600'000;
 
 struct stat status_of(int fd, const std::filesystem::path& path) {
   struct stat status {};
@@ -37,12 +38,6 @@ bool is_temporary_name(std::string_view name) {
          name.substr(0, kNameDigits).find_first_not_of("0123456789abcdef") == std::string_view::npos;
 }
 
-// What time the file system's server thinks it is.
-std::int64_t server_time(const Folder& folder) {
-  const Temporary probe(folder);
-  return status_of(probe.fd(), probe.path()).st_mtime;
-}
-
 }  // namespace
 
 Temporary::Temporary(const Folder& folder) : folder_(folder) {
@@ -50,13 +45,16 @@ Temporary::Temporary(const Folder& folder) : folder_(folder) {
   for (int i = 0; i < kTries; ++i) {
     name_ = random_hex128() + std::string(kSuffix);
     fd_ = folder_.open_file(name_, O_RDWR | O_CREAT | O_EXCL);
+    close_in_children(fd_.get());
     lock(fd_.get(), LOCK_EX);  // a file system without locks is one where gc goes by age
     if (status_of(fd_.get(), path()).st_nlink > 0) return;
+    keep_in_children(fd_.get());
   }
   throw Unavailable(fmt::format("{}: {} new temporaries were removed at once: retry", folder_.path().string(), kTries));
 }
 
 Temporary::~Temporary() {
+  keep_in_children(fd_.get());
   if (!published_) ::unlinkat(folder_.fd(), name_.c_str(), 0);
 }
 
@@ -74,19 +72,35 @@ void Temporary::check_close() {
 Published Temporary::publish(const Folder& to, const std::string& name) {
   const Published result = store::publish(folder_, name_, fd_.get(), to, name);
   published_ = result == Published::kDone;
+  if (published_) lock(fd_.get(), LOCK_UN);  // from now on the lock is that of whoever counts its names
   return result;
+}
+
+std::int64_t modified_ms(int fd, const std::filesystem::path& path) {
+  struct statx status {};
+  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_MTIME, &status) != 0) {
+    throw_errno(errno, "statx of " + path.string());
+  }
+  return status.stx_mtime.tv_sec * 1000 + status.stx_mtime.tv_nsec / 1'000'000;
+}
+
+std::int64_t server_time_ms(const Folder& folder) {
+  const Temporary probe(folder);
+  const char byte = 0;  // a time of creation may be the client's
+  if (::pwrite(probe.fd(), &byte, 1, 0) != 1 || ::fsync(probe.fd()) != 0) throw_errno(errno, "writing " + probe.path().string());
+  return modified_ms(probe.fd(), probe.path());
 }
 
 Cleared clear_orphans(const Folder& folder) {
   Cleared cleared;
   const bool by_age = on_network_file_system(folder);
-  const std::int64_t now = by_age ? server_time(folder) : 0;
+  const std::int64_t now = by_age ? server_time_ms(folder) : 0;
   for (const std::string& name : folder.list()) {
     if (!is_temporary_name(name)) continue;
     UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     if (!fd) continue;  // gone, or not ours to open
     const struct stat status = status_of(fd.get(), folder.shown(name));
-    if (!S_ISREG(status.st_mode) || (by_age && now - status.st_mtime < kNetworkOrphanSeconds)) continue;
+    if (!S_ISREG(status.st_mode) || (by_age && now - modified_ms(fd.get(), folder.shown(name)) < kNetworkOrphanMs)) continue;
     if (!lock(fd.get(), LOCK_EX | LOCK_NB)) continue;
     if (folder.unlink(name)) {
       ++cleared.files;

@@ -37,6 +37,12 @@ class Temporary {
   bool published_ = false;
 };
 
+// When the file was last written, by the file system's own clock, with attributes fetched afresh.
+std::int64_t modified_ms(int fd, const std::filesystem::path& path);
+
+// What time the file system's server thinks it is, told by a fresh file.
+std::int64_t server_time_ms(const Folder& folder);
+
 struct Cleared {
   std::uint64_t files = 0, bytes = 0;
 };

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "store/shared_dir/collector.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <ctime>
+#include <set>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/random.h"
+#include "draftflow/base/text.h"
+#include "store/shared_dir/generation_file.h"
+#include "store/shared_dir/holder.h"
+#include "store/shared_dir/temporary.h"
+
+namespace draftflow::store {
+namespace {
+
+class Collector {
+ public:
+  explicit Collector(const Collection& collection)
+      : c_(collection),
+        now_(collection.books.local ? ::time(nullptr) : server_time_ms(collection.temporaries) / 1000),
+        births_(kAgeBuckets, 0) {}
+
+  GcReport run() {
+    const Cleared cleared = clear_orphans(c_.temporaries);
+    report_.temporaries_removed = cleared.files;
+    report_.bytes_removed = cleared.bytes;
+    for (const DeadHolder& dead : find_dead_holders(c_.leases, c_.temporaries, c_.silent_ms)) end_leases_of(dead);
+    c_.layout.for_each_fan_out([&](const Folder& fan_out, const std::string& name) { visit_fan_out(fan_out, name); });
+    c_.account.settle_births(births_, now_ - 2 * kAgeBucketSeconds);
+    return report_;
+  }
+
+ private:
+  bool consume_once() const { return c_.file.kind == StoreKind::kConsumeOnce; }
+
+  void end_leases_of(const DeadHolder& dead) {
+    if (const auto links = c_.leases.find(dead.name)) {
+      for (const std::string& name : links->list()) {
+        const auto lease = parse_lease_name(name);
+        if (!lease) {
+          links->unlink(name);
+          continue;
+        }
+        const Dropped dropped =
+            end_lease_link(c_.layout, *links, name, lease->place, lease->generation, {.consume_once = consume_once()}, c_.books);
+        report_.leases_dropped += dropped.was_there ? 1 : 0;
+        report_.bytes_removed += dropped.was_last ? dropped.bytes : 0;
+      }
+    }
+    bury(c_.leases, dead, c_.account);
+  }
+
+  // Counts one fan-out folder while it stands still, or tries again: what changes it is counted by itself.
+  void visit_fan_out(const Folder& fan_out, const std::string& name) {
+    constexpr int kTries = 3;
+    const std::size_t index = SamplePlace{name, "", ""}.fan_out_index();
+    for (int i = 0; i < kTries; ++i) {
+      const auto begun = c_.account.begin_count(index, now_);
+      counted_ = {};
+      seen_.assign(kAgeBuckets, 0);
+      Layout::for_each_sample(fan_out, name, [&](const SamplePlace& place) { visit_sample(fan_out, place); });
+      count_nameless(name);
+      if (begun && c_.account.settle(index, *begun, counted_)) break;
+    }
+    for (std::size_t i = 0; i < kAgeBuckets; ++i) births_[i] += seen_[i];
+  }
+
+  void visit_sample(const Folder& fan_out, const SamplePlace& place) {
+    const auto folder = fan_out.find(place.folder);
+    if (!folder) return;
+    const SampleListing listing = list_sample(*folder, place);
+    const Retired retired = retire_superseded(*folder, place, listing, c_.books);
+    report_.generations_removed += retired.generations;
+    report_.bytes_removed += retired.bytes;
+    for (const std::uint64_t marked : listing.marks) {
+      if (!std::binary_search(listing.generations.begin(), listing.generations.end(), marked)) {
+        folder->unlink(mark_name(place, marked));
+      }
+    }
+    if (!listing.generations.empty()) visit_current(*folder, place, listing);
+    fan_out.remove_if_empty(place.folder);
+  }
+
+  void visit_current(const Folder& folder, const SamplePlace& place, const SampleListing& listing) {
+    const std::uint64_t generation = listing.generations.back();
+    const std::string name = generation_name(place, generation);
+    const UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    struct stat status {};
+    if (!fd || ::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) return;
+    const bool marked = std::find(listing.marks.begin(), listing.marks.end(), generation) != listing.marks.end();
+    const bool old = consume_once() && c_.file.max_hold_age_ms > 0 &&
+                     (now_ - status.st_mtim.tv_sec) * 1000 > c_.file.max_hold_age_ms;
+    if (consume_once() && (marked || old) && free_unleased(folder, place, generation, fd.get(), !marked)) return;
+    count(weigh(fd.get(), folder.shown(name)));
+  }
+
+  bool free_unleased(const Folder& folder, const SamplePlace& place, std::uint64_t generation, int fd, bool by_force) {
+    const std::string name = generation_name(place, generation);
+    const InodeLock lock(fd, InodeLock::Mode::kExclusive, c_.books.local, folder.shown(name));
+    if (link_count(fd, folder.shown(name)) > 1) return false;
+    const Dropped dropped = drop_name_locked(folder, name, fd, place.fan_out_index(), c_.books);
+    folder.unlink(mark_name(place, generation));
+    report_.generations_removed += dropped.was_there ? 1 : 0;
+    report_.force_freed += dropped.was_there && by_force ? 1 : 0;
+    report_.bytes_removed += dropped.was_last ? dropped.bytes : 0;
+    return true;
+  }
+
+  void count(const Weight& weight) {
+    ++counted_.samples;
+    counted_.bytes += static_cast<std::int64_t>(weight.bytes);
+    counted_.birth_seconds += weight.birth_seconds;
+    ++seen_[static_cast<std::uint64_t>(weight.birth_seconds / kAgeBucketSeconds) % kAgeBuckets];
+  }
+
+  // Generations that only leases keep: their name is gone, and each inode counts once.
+  void count_nameless(const std::string& fan_out) {
+    std::set<std::uint64_t> inodes;
+    for (const std::string& holder : c_.leases.list()) {
+      if (!is_holder_name(holder)) continue;
+      const auto links = c_.leases.find(holder);
+      if (!links) continue;
+      for (const std::string& name : links->list()) {
+        const auto lease = parse_lease_name(name);
+        if (!lease || lease->place.fan_out != fan_out) continue;
+        const auto fd = links->find_file(name, O_RDONLY);
+        struct stat status {};
+        if (!fd || ::fstat(fd->get(), &status) != 0) continue;
+        const auto folder = c_.layout.find_sample(lease->place);
+        if (folder && folder->holds(generation_name(lease->place, lease->generation), fd->get())) continue;
+        if (inodes.insert(status.st_ino).second) count(weigh(fd->get(), links->shown(name)));
+      }
+    }
+  }
+
+  const Collection& c_;
+  const std::int64_t now_;
+  std::vector<std::int64_t> births_, seen_;
+  FanOutCount counted_;
+  GcReport report_;
+};
+
+ResidentSample describe_file(const Folder& folder, const std::string& name, std::uint64_t generation, std::int64_t now_seconds) {
+  const auto fd = folder.find_file(name, O_RDONLY);
+  if (!fd) throw NotFound(name);
+  const std::filesystem::path path = folder.shown(name);
+  const SafetensorsHeader header = read_safetensors_header(fd->get(), path);
+  const std::string* id = header.find_metadata("sample_id");
+  if (id == nullptr) throw Corrupt(path.string() + ": the file's metadata has no 'sample_id'");
+  const Weight weight = weigh(fd->get(), path);
+  ResidentSample sample{.sample_id = SampleId(*id), .generation = generation, .bytes = weight.bytes, .path = path};
+  sample.leases = std::max<std::uint64_t>(link_count(fd->get(), path), 1) - 1;
+  sample.age_s = static_cast<double>(std::max<std::int64_t>(0, now_seconds - weight.birth_seconds));
+  return sample;
+}
+
+}  // namespace
+
+GcReport collect(const Collection& collection) {
+  return Collector(collection).run();
+}
+
+void walk(const Layout& layout, std::int64_t now_seconds, const std::function<bool(const ResidentSample&)>& visit,
+          const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) {
+  bool go_on = true;
+  layout.for_each_fan_out([&](const Folder& fan_out, const std::string& fan_out_name) {
+    if (!go_on) return;
+    Layout::for_each_sample(fan_out, fan_out_name, [&](const SamplePlace& place) {
+      const auto folder = go_on ? fan_out.find(place.folder) : std::nullopt;
+      if (!folder) return;
+      for (const std::uint64_t generation : list_sample(*folder, place).generations) {
+        const std::string name = generation_name(place, generation);
+        try {
+          go_on = go_on && visit(describe_file(*folder, name, generation, now_seconds));
+        } catch (const NotFound&) {  // freed meanwhile
+        } catch (const Error& error) {
+          if (error.kind() != ErrorKind::kCorrupt && error.kind() != ErrorKind::kInvalidArgument) throw;
+          damaged(folder->shown(name), error.what());
+        }
+      }
+    });
+  });
+}
+
+double oldest_age(const AccountTotals& totals, std::int64_t now_seconds) {
+  const std::int64_t newest = now_seconds / kAgeBucketSeconds;
+  for (std::int64_t bucket = newest - static_cast<std::int64_t>(kAgeBuckets) + 1; bucket <= newest; ++bucket) {
+    if (totals.born[static_cast<std::uint64_t>(bucket) % kAgeBuckets] > 0) {
+      return static_cast<double>(now_seconds - bucket * kAgeBucketSeconds);
+    }
+  }
+  return 0;
+}
+
+void check_links(const Folder& temporaries) {
+  const std::string second = random_hex128() + ".tmp";
+  const auto refuse = [&](const std::string& found) {
+    throw InvalidArgument(fmt::format("{} is on {}, where {}: leases are hard links, so a store cannot work there; use a local "
+                                      "file system or NFS",
+                                      temporaries.path().string(), file_system_name(temporaries), found));
+  };
+  try {
+    const Temporary probe(temporaries);
+    if (!link_file(probe.fd(), probe.path(), temporaries, second)) refuse("a file cannot get a second name");
+    const std::uint64_t count = link_count(probe.fd(), probe.path());
+    temporaries.unlink(second);
+    if (count != 2) refuse(fmt::format("a file with two names says it has {}", count));
+  } catch (const Error& error) {
+    temporaries.unlink(second);
+    if (error.kind() == ErrorKind::kExhausted) return;  // a full disk must not keep anybody from freeing
+    if (error.kind() == ErrorKind::kInvalidArgument) throw;
+    refuse(fmt::format("hard links fail ({})", error.what()));
+  }
+}
+
+}  // namespace draftflow::store

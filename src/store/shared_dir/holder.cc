@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "store/shared_dir/holder.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <pthread.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/random.h"
+#include "store/shared_dir/forks.h"
+#include "store/shared_dir/temporary.h"
+
+namespace draftflow::store {
+namespace {
+
+constexpr std::size_t kNameDigits = 32;
+constexpr std::string_view kLockSuffix = ".holder";
+constexpr std::size_t kFileBytes = 16;
+
+}  // namespace
+
+bool is_holder_name(std::string_view name) {
+  return name.size() == kNameDigits && name.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
+
+std::string lock_name(const std::string& holder) {
+  return holder + std::string(kLockSuffix);
+}
+
+Holder::Holder(const Folder& leases, Account& account, std::int64_t beat_ms)
+    : leases_(leases), account_(account), forks_(forks_of_this_process()) {
+  constexpr int kTries = 100;  // each failure means that gc came between making and locking
+  for (int i = 0; i < kTries && !links_; ++i) make();
+  if (!links_) throw Unavailable(fmt::format("{}: {} new holders were removed at once: retry", leases_.path().string(), kTries));
+  if (beat_ms > 0) beating_ = std::thread([this, beat_ms] { beat(beat_ms); });
+}
+
+void Holder::make() {
+  name_ = random_hex128();
+  const std::string lock = lock_name(name_);
+  lock_ = leases_.open_file(lock, O_RDWR | O_CREAT | O_EXCL);
+  try {
+    const bool locked = ::flock(lock_.get(), LOCK_EX | LOCK_NB) == 0;
+    if (!locked && errno == EWOULDBLOCK) return;  // gc has it already, and will remove it
+    if (const int error = ::posix_fallocate(lock_.get(), 0, kFileBytes); error != 0) {
+      throw_errno(error, "making " + leases_.shown(lock).string());
+    }
+    struct stat status {};
+    if (::fstat(lock_.get(), &status) != 0) throw_errno(errno, "fstat of " + leases_.shown(lock).string());
+    if (status.st_nlink == 0) return;
+    void* memory = ::mmap(nullptr, kFileBytes, PROT_READ | PROT_WRITE, MAP_SHARED, lock_.get(), 0);
+    if (memory == MAP_FAILED) throw_errno(errno, "mapping " + leases_.shown(lock).string());
+    counters_ = static_cast<Counters*>(memory);
+    leases_.make(name_);
+    links_ = leases_.find(name_);
+    close_in_children(lock_.get());
+  } catch (...) {
+    leases_.unlink(lock);
+    leases_.remove_if_empty(name_);
+    if (counters_ != nullptr) ::munmap(counters_, kFileBytes);
+    throw;
+  }
+}
+
+Holder::~Holder() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  stopping_.notify_all();
+  if (inherited()) {
+    if (beating_.joinable()) beating_.detach();  // the thread stayed in the parent
+    lock_.release();                             // closed at the fork
+  } else {
+    if (beating_.joinable()) beating_.join();
+    try {
+      // Still locked: nobody buries us meanwhile. With a link left, gc finds us dead and ends it.
+      if (leases_.remove_if_empty(name_)) leases_.unlink(lock_name(name_));
+    } catch (const Error&) {
+    }
+    keep_in_children(lock_.get());
+  }
+  ::munmap(counters_, kFileBytes);
+}
+
+bool Holder::inherited() const {
+  return forks_ != forks_of_this_process();
+}
+
+void Holder::beat(std::int64_t beat_ms) {
+  std::unique_lock lock(mutex_);
+  while (!stopping_.wait_for(lock, std::chrono::milliseconds(beat_ms), [this] { return stop_; })) {
+    lock.unlock();
+    // Both times as the server's "now". What fails now is tried again with the next beat.
+    if (::futimens(lock_.get(), nullptr) == 0) ::fsync(lock_.get());
+    lock.lock();
+  }
+}
+
+void Holder::add_lease(std::int64_t count) {
+  account_.add_leases(count);
+  counters_->leases.fetch_add(count);
+}
+
+bool Holder::reserve(std::uint64_t bytes, std::uint64_t cap) {
+  if (!account_.reserve(bytes, cap)) return false;
+  counters_->reserved.fetch_add(static_cast<std::int64_t>(bytes));
+  return true;
+}
+
+void Holder::unreserve(std::uint64_t bytes) {
+  counters_->reserved.fetch_sub(static_cast<std::int64_t>(bytes));
+  account_.add_reserved(-static_cast<std::int64_t>(bytes));
+}
+
+std::vector<DeadHolder> find_dead_holders(const Folder& leases, const Folder& temporaries, std::optional<std::int64_t> silent_ms) {
+  std::vector<DeadHolder> dead;
+  const std::int64_t now_ms = silent_ms ? server_time_ms(temporaries) : 0;
+  for (const std::string& file : leases.list()) {
+    if (!file.ends_with(kLockSuffix)) continue;
+    const std::string name = file.substr(0, file.size() - kLockSuffix.size());
+    if (!is_holder_name(name)) continue;
+    UniqueFd fd(::openat(leases.fd(), file.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    if (!fd) continue;  // gone, or not ours to open
+    if (silent_ms && now_ms - modified_ms(fd.get(), leases.shown(file)) < *silent_ms) continue;
+    if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) continue;
+    struct stat status {};
+    if (::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode) || status.st_nlink == 0) continue;
+    dead.push_back({name, std::move(fd)});
+  }
+  return dead;
+}
+
+bool bury(const Folder& leases, const DeadHolder& dead, Account& account) {
+  leases.remove_if_empty(dead.name);
+  if (leases.find(dead.name)) return false;
+  std::int64_t counts[2] = {0, 0};
+  const bool whole = ::pread(dead.lock.get(), counts, sizeof counts, 0) == sizeof counts;
+  if (!leases.unlink(lock_name(dead.name)) || !whole) return true;
+  account.add_reserved(-std::max<std::int64_t>(counts[0], 0));
+  account.add_leases(-std::max<std::int64_t>(counts[1], 0));
+  return true;
+}
+
+}  // namespace draftflow::store

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "store/shared_dir/layout.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "draftflow/base/error.h"
+#include "store/shared_dir/store_file.h"
+
+namespace draftflow::store {
+namespace {
+
+Folder required_folder(const Folder& store, const char* name) {
+  auto found = store.find(name);
+  if (!found) throw Corrupt(fmt::format("{} has a {} but no folder '{}'", store.path().string(), kStoreFileName, name));
+  return std::move(*found);
+}
+
+void make_mark(const Folder& folder, const std::string& name, bool durable) {
+  folder.open_file(name, O_WRONLY | O_CREAT);
+  if (durable) folder.sync();
+}
+
+// The lease is still one of the file's names; the inode is locked where that can be.
+void consume(const Layout& layout, int fd, const SamplePlace& place, std::uint64_t generation, const LeaseEnd& end,
+             const Books& books) {
+  const auto folder = layout.find_sample(place);
+  const std::string name = generation_name(place, generation), mark = mark_name(place, generation);
+  if (!folder || !folder->holds(name, fd)) return;  // removed or superseded: the last lease ends it anyway
+  const bool others = link_count(fd, folder->shown(name)) > 2;
+  if (others) {
+    if (end.consume) make_mark(*folder, mark, end.durable);
+    return;
+  }
+  if (!end.consume && !folder->size_of(mark)) return;
+  drop_name_locked(*folder, name, fd, place.fan_out_index(), books);
+  folder->unlink(mark);
+  layout.forget_if_empty(place);
+}
+
+}  // namespace
+
+Layout::Layout(Folder store) : store_(std::move(store)), samples_(required_folder(store_, kSamplesFolder)) {}
+
+std::optional<Folder> Layout::find_sample(const SamplePlace& place) const {
+  const auto fan_out = samples_.find(place.fan_out);
+  return fan_out ? fan_out->find(place.folder) : std::nullopt;
+}
+
+void Layout::forget_if_empty(const SamplePlace& place) const {
+  if (const auto fan_out = samples_.find(place.fan_out)) fan_out->remove_if_empty(place.folder);
+}
+
+void Layout::for_each_fan_out(const std::function<void(const Folder&, const std::string& name)>& visit) const {
+  for (const std::string& name : samples_.list()) {
+    if (!is_fan_out_name(name)) continue;
+    if (const auto fan_out = samples_.find(name)) visit(*fan_out, name);
+  }
+}
+
+void Layout::for_each_sample(const Folder& fan_out, const std::string& name,
+                             const std::function<void(const SamplePlace&)>& visit) {
+  for (const std::string& folder : fan_out.list()) {
+    if (const auto place = parse_sample_folder(name, folder)) visit(*place);
+  }
+}
+
+SampleListing list_sample(const Folder& freshly_opened, const SamplePlace& place) {
+  SampleListing listing;
+  for (const std::string& name : freshly_opened.list_once()) {
+    if (const auto generation = parse_generation_name(place, name)) listing.generations.push_back(*generation);
+    if (const auto mark = parse_mark_name(place, name)) listing.marks.push_back(*mark);
+  }
+  std::sort(listing.generations.begin(), listing.generations.end());
+  return listing;
+}
+
+Retired retire_superseded(const Folder& folder, const SamplePlace& place, const SampleListing& listing, const Books& books) {
+  Retired retired;
+  for (std::size_t i = 0; i + 1 < listing.generations.size(); ++i) {
+    const Dropped dropped = drop_generation(folder, place, listing.generations[i], books);
+    retired.generations += dropped.was_there ? 1 : 0;
+    retired.bytes += dropped.was_last ? dropped.bytes : 0;
+  }
+  return retired;
+}
+
+Dropped drop_generation(const Folder& folder, const SamplePlace& place, std::uint64_t generation, const Books& books) {
+  const Dropped dropped = drop_name(folder, generation_name(place, generation), place.fan_out_index(), books);
+  folder.unlink(mark_name(place, generation));
+  return dropped;
+}
+
+Dropped end_lease_link(const Layout& layout, const Folder& links, const std::string& link, const SamplePlace& place,
+                       std::uint64_t generation, const LeaseEnd& end, const Books& books) {
+  const auto fd = links.find_file(link, O_RDONLY);
+  if (!fd) return {};
+  const InodeLock lock(fd->get(), InodeLock::Mode::kExclusive, books.local, links.shown(link));
+  if (end.consume_once) consume(layout, fd->get(), place, generation, end, books);
+  return drop_name_locked(links, link, fd->get(), place.fan_out_index(), books);
+}
+
+}  // namespace draftflow::store

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Layout: where things are below a store's folder, and the steps on one sample that put, release and gc have in common.
+// Constant after construction; thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "store/shared_dir/folder.h"
+#include "store/shared_dir/links.h"
+#include "store/shared_dir/names.h"
+
+namespace draftflow::store {
+
+class Layout {
+ public:
+  explicit Layout(Folder store);
+
+  const Folder& store() const { return store_; }
+  const Folder& samples() const { return samples_; }
+
+  std::optional<Folder> find_sample(const SamplePlace& place) const;
+  void forget_if_empty(const SamplePlace& place) const;
+
+  // All fan-out folders or, in one of them, all sample folders. Names that are not of the layout are passed over.
+  void for_each_fan_out(const std::function<void(const Folder&, const std::string& name)>& visit) const;
+  static void for_each_sample(const Folder& fan_out, const std::string& name,
+                              const std::function<void(const SamplePlace&)>& visit);
+
+ private:
+  Folder store_, samples_;
+};
+
+// What a listing of a sample's folder says.
+struct SampleListing {
+  std::vector<std::uint64_t> generations;  // sorted
+  std::vector<std::uint64_t> marks;        // generations that a consuming release has marked
+};
+SampleListing list_sample(const Folder& freshly_opened, const SamplePlace& place);
+
+struct Retired {
+  std::uint64_t generations = 0, bytes = 0;  // names taken away; bytes that went with the last name
+};
+
+// Takes the names of all generations but the greatest away, the oldest first. Two puts that overlap both do it, so that one
+// generation stays.
+Retired retire_superseded(const Folder& folder, const SamplePlace& place, const SampleListing& listing, const Books& books);
+
+// One name, its mark first left and then gone; see drop_name.
+Dropped drop_generation(const Folder& folder, const SamplePlace& place, std::uint64_t generation, const Books& books);
+
+// Ends a lease: takes its link away and, where `consume_once`, frees the generation if that was the last lease and somebody
+// has consumed it: this lease's holder (`consume`), or another by the mark it left. `durable`: the mark is synced.
+struct LeaseEnd {
+  bool consume_once = false, consume = false, durable = false;
+};
+Dropped end_lease_link(const Layout& layout, const Folder& links, const std::string& link, const SamplePlace& place,
+                       std::uint64_t generation, const LeaseEnd& end, const Books& books);
+
+}  // namespace draftflow::store

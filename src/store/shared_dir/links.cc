@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "store/shared_dir/links.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "draftflow/base/error.h"
+#include "store/shared_dir/forks.h"
+#include "store/shared_dir/generation_file.h"
+
+namespace draftflow::store {
+
+InodeLock::InodeLock(int fd, Mode mode, bool local, const std::filesystem::path& path) {
+  if (!local) return;
+  const int operation = mode == Mode::kShared ? LOCK_SH : LOCK_EX;
+  close_in_children(fd);
+  // Short sleeps, longer and longer: 10 seconds in all.
+  for (std::int64_t sleep_us = 1, slept_us = 0;;) {
+    if (::flock(fd, operation | LOCK_NB) == 0) break;
+    if (errno == EINTR) continue;
+    if (errno != EWOULDBLOCK || slept_us > 10'000'000) {
+      keep_in_children(fd);
+      if (errno != EWOULDBLOCK) throw_errno(errno, "locking " + path.string());
+      throw Unavailable(path.string() + " has been locked for 10 seconds: a process that uses it may be stopped; retry");
+    }
+    const timespec pause{0, static_cast<long>(sleep_us * 1000)};
+    ::nanosleep(&pause, nullptr);
+    slept_us += sleep_us;
+    sleep_us = std::min<std::int64_t>(2 * sleep_us, 10'000);
+  }
+  fd_ = fd;
+}
+
+InodeLock::~InodeLock() {
+  if (fd_ < 0) return;
+  ::flock(fd_, LOCK_UN);
+  keep_in_children(fd_);
+}
+
+Weight weigh(int fd, const std::filesystem::path& path) {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path.string());
+  return {tensor_bytes_of_file(fd, static_cast<std::uint64_t>(status.st_size)), status.st_mtim.tv_sec};
+}
+
+Dropped drop_name(const Folder& folder, const std::string& name, std::size_t fan_out, const Books& books) {
+  const UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  if (!fd && errno == ENOENT) return {};
+  struct stat status {};
+  if (!fd || ::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
+    return {.was_there = folder.unlink(name)};  // planted: never on the account
+  }
+  const InodeLock lock(fd.get(), InodeLock::Mode::kExclusive, books.local, folder.shown(name));
+  return drop_name_locked(folder, name, fd.get(), fan_out, books);
+}
+
+Dropped drop_name_locked(const Folder& folder, const std::string& name, int fd, std::size_t fan_out, const Books& books) {
+  const std::filesystem::path path = folder.shown(name);
+  const Weight weight = weigh(fd, path);
+  const Account::Change change(books.account, fan_out);
+  Dropped dropped{.was_there = folder.unlink(name), .bytes = weight.bytes};
+  if (!dropped.was_there) return dropped;
+  dropped.was_last = link_count(fd, path) == 0;
+  if (dropped.was_last) {
+    books.account.subtract(fan_out, weight.bytes, weight.birth_seconds);
+    books.account.count_freed(weight.bytes);
+  }
+  return dropped;
+}
+
+}  // namespace draftflow::store
