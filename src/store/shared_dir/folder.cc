@@ -104,7 +104,8 @@ std::optional<UniqueFd> Folder::find_file(const std::string& name, int flags) co
   throw_errno(errno, "opening " + shown(name).string());
 }
 
-std::optional<UniqueFd> Folder::find_file_below(const std::string& path, int flags) const {
+// One call where the kernel has it (5.6); nothing in `unsupported` where it does not, or a sandbox forbids it.
+std::optional<UniqueFd> Folder::open_below(const std::string& path, int flags, bool& unsupported) const {
   open_how how{};
   how.flags = static_cast<std::uint64_t>(flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
@@ -113,7 +114,8 @@ std::optional<UniqueFd> Folder::find_file_below(const std::string& path, int fla
     if (fd) return fd;
     if (errno == ENOENT) return std::nullopt;
     if (errno == EINTR || errno == EAGAIN) continue;
-    if (errno == ENOSYS) break;  // before Linux 5.6, or a sandbox
+    unsupported = errno == ENOSYS || errno == EPERM;
+    if (unsupported) return std::nullopt;
     if (errno == ELOOP || errno == ENOTDIR) {
       throw Corrupt(fmt::format("{} has a symbolic link or a file where a folder belongs: draftflow did not make it and does "
                                 "not follow it; remove it",
@@ -121,10 +123,27 @@ std::optional<UniqueFd> Folder::find_file_below(const std::string& path, int fla
     }
     throw_errno(errno, "opening " + shown(path).string());
   }
+}
+
+std::optional<UniqueFd> Folder::find_file_below(const std::string& path, int flags) const {
+  bool unsupported = false;
+  auto fd = open_below(path, flags, unsupported);
+  if (!unsupported) return fd;
   const std::size_t slash = path.find('/');
   if (slash == std::string::npos) return find_file(path, flags);
   const auto next = find(path.substr(0, slash));
   return next ? next->find_file_below(path.substr(slash + 1), flags) : std::nullopt;
+}
+
+std::optional<Folder> Folder::find_below(const std::string& path) const {
+  bool unsupported = false;
+  auto fd = open_below(path, kFolderFlags, unsupported);
+  if (fd) return Folder(std::move(*fd), shown(path));
+  if (!unsupported) return std::nullopt;
+  const std::size_t slash = path.find('/');
+  if (slash == std::string::npos) return find(path);
+  const auto next = find(path.substr(0, slash));
+  return next ? next->find_below(path.substr(slash + 1)) : std::nullopt;
 }
 
 bool Folder::holds(const std::string& name, int fd) const {
@@ -164,8 +183,9 @@ std::vector<std::string> Folder::list() const {
   return names;
 }
 
-std::vector<std::string> Folder::list_once() const {
+std::vector<std::string> Folder::list_alone() const {
   std::vector<std::string> names;
+  if (::lseek(fd_.get(), 0, SEEK_SET) != 0) throw_errno(errno, "listing " + path_.string());
   alignas(8) char buffer[4096];
   for (;;) {
     const long got = ::syscall(SYS_getdents64, fd_.get(), buffer, sizeof buffer);

@@ -6,7 +6,11 @@
 #include <unistd.h>
 
 #define XXH_STATIC_LINKING_ONLY  // for a hash state on the stack
+#if defined(__x86_64__) && __has_include(<xxh_x86dispatch.h>)
+#include <xxh_x86dispatch.h>  // AVX2 where there is one: twice as fast
+#else
 #include <xxhash.h>
+#endif
 
 #include <algorithm>
 #include <cerrno>
@@ -48,6 +52,18 @@ void write_at(int fd, std::span<const std::byte> data, std::uint64_t offset, con
     offset += static_cast<std::uint64_t>(wrote);
     data = data.subspan(static_cast<std::size_t>(wrote));
   }
+}
+
+// In pieces, each written while it is in cache.
+std::uint64_t write_hashed(int fd, std::span<const std::byte> chunk, std::uint64_t offset, const std::filesystem::path& path) {
+  XXH3_state_t state;
+  XXH3_64bits_reset(&state);
+  for (std::uint64_t at = 0; at < chunk.size(); at += kPieceBytes) {
+    const auto piece = chunk.subspan(at, std::min<std::uint64_t>(kPieceBytes, chunk.size() - at));
+    XXH3_64bits_update(&state, piece.data(), piece.size());
+    write_at(fd, piece, offset + at, path);
+  }
+  return XXH3_64bits_digest(&state);
 }
 
 TensorMap in_file_order(TensorMap tensors) {
@@ -103,11 +119,11 @@ void write_generation(int fd, const std::filesystem::path& path, const Identity&
   for (const auto& [name, tensor] : ordered) {
     for (std::uint64_t at = 0; at < tensor.bytes.size(); at += kChecksumChunkBytes) {
       const auto chunk = tensor.bytes.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, tensor.bytes.size() - at));
-      checksums += digits_of(hash_of(chunk));
       if (small) {
+        checksums += digits_of(hash_of(chunk));
         file.append(reinterpret_cast<const char*>(chunk.data()), chunk.size());
       } else {
-        write_at(fd, chunk, offset, path);
+        checksums += digits_of(write_hashed(fd, chunk, offset, path));
       }
       offset += chunk.size();
     }

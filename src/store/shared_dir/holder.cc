@@ -56,7 +56,9 @@ void Holder::make() {
     struct stat status {};
     if (::fstat(lock_.get(), &status) != 0) throw_errno(errno, "fstat of " + leases_.shown(lock).string());
     if (status.st_nlink == 0) return;
-    void* memory = ::mmap(nullptr, kFileBytes, PROT_READ | PROT_WRITE, MAP_SHARED, lock_.get(), 0);
+    // Mapped through another open file: a child inherits the mapping, which would keep the lock of its own.
+    const UniqueFd mapped = leases_.open_file(lock, O_RDWR);
+    void* memory = ::mmap(nullptr, kFileBytes, PROT_READ | PROT_WRITE, MAP_SHARED, mapped.get(), 0);
     if (memory == MAP_FAILED) throw_errno(errno, "mapping " + leases_.shown(lock).string());
     counters_ = static_cast<Counters*>(memory);
     leases_.make(name_);

@@ -45,8 +45,16 @@ void consume(const Layout& layout, int fd, const SamplePlace& place, std::uint64
 Layout::Layout(Folder store) : store_(std::move(store)), samples_(required_folder(store_, kSamplesFolder)) {}
 
 std::optional<Folder> Layout::find_sample(const SamplePlace& place) const {
-  const auto fan_out = samples_.find(place.fan_out);
-  return fan_out ? fan_out->find(place.folder) : std::nullopt;
+  return samples_.find_below(place.fan_out + "/" + place.folder);
+}
+
+Folder Layout::find_or_make_sample(const SamplePlace& place) const {
+  constexpr int kTries = 100;  // each failure means that a remove took the folder away when it was empty
+  for (int i = 0; i < kTries; ++i) {
+    if (auto found = find_sample(place)) return std::move(*found);
+    samples_.find_or_make(place.fan_out).make(place.folder);
+  }
+  throw Unavailable(fmt::format("the folder of {} was removed each of {} times that it was made: retry", place.folder, kTries));
 }
 
 void Layout::forget_if_empty(const SamplePlace& place) const {
@@ -67,9 +75,9 @@ void Layout::for_each_sample(const Folder& fan_out, const std::string& name,
   }
 }
 
-SampleListing list_sample(const Folder& freshly_opened, const SamplePlace& place) {
+SampleListing list_sample(const Folder& opened_alone, const SamplePlace& place) {
   SampleListing listing;
-  for (const std::string& name : freshly_opened.list_once()) {
+  for (const std::string& name : opened_alone.list_alone()) {
     if (const auto generation = parse_generation_name(place, name)) listing.generations.push_back(*generation);
     if (const auto mark = parse_mark_name(place, name)) listing.marks.push_back(*mark);
   }

@@ -24,6 +24,7 @@ class Layout {
   const Folder& samples() const { return samples_; }
 
   std::optional<Folder> find_sample(const SamplePlace& place) const;
+  Folder find_or_make_sample(const SamplePlace& place) const;
   void forget_if_empty(const SamplePlace& place) const;
 
   // All fan-out folders or, in one of them, all sample folders. Names that are not of the layout are passed over.
@@ -40,7 +41,7 @@ struct SampleListing {
   std::vector<std::uint64_t> generations;  // sorted
   std::vector<std::uint64_t> marks;        // generations that a consuming release has marked
 };
-SampleListing list_sample(const Folder& freshly_opened, const SamplePlace& place);
+SampleListing list_sample(const Folder& opened_alone, const SamplePlace& place);
 
 struct Retired {
   std::uint64_t generations = 0, bytes = 0;  // names taken away; bytes that went with the last name

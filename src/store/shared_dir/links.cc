@@ -61,15 +61,14 @@ Dropped drop_name(const Folder& folder, const std::string& name, std::size_t fan
 
 Dropped drop_name_locked(const Folder& folder, const std::string& name, int fd, std::size_t fan_out, const Books& books) {
   const std::filesystem::path path = folder.shown(name);
-  const Weight weight = weigh(fd, path);
   const Account::Change change(books.account, fan_out);
-  Dropped dropped{.was_there = folder.unlink(name), .bytes = weight.bytes};
-  if (!dropped.was_there) return dropped;
-  dropped.was_last = link_count(fd, path) == 0;
-  if (dropped.was_last) {
-    books.account.subtract(fan_out, weight.bytes, weight.birth_seconds);
-    books.account.count_freed(weight.bytes);
-  }
+  Dropped dropped{.was_there = folder.unlink(name)};
+  dropped.was_last = dropped.was_there && link_count(fd, path) == 0;
+  if (!dropped.was_last) return dropped;
+  const Weight weight = weigh(fd, path);
+  dropped.bytes = weight.bytes;
+  books.account.subtract(fan_out, weight.bytes, weight.birth_seconds);
+  books.account.count_freed(weight.bytes);
   return dropped;
 }
 

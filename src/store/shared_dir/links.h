@@ -43,7 +43,7 @@ struct Books {
 struct Dropped {
   bool was_there = false;
   bool was_last = false;      // the bytes are gone
-  std::uint64_t bytes = 0;    // of the generation
+  std::uint64_t bytes = 0;  // of the generation, if that was the last
 };
 
 // Takes one name away; `fan_out` is the sample's. What is no regular file is unlinked without more ado.

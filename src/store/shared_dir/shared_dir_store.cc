@@ -79,8 +79,7 @@ void SharedDirStore::throw_not_found(const Identity& identity) const {
                              describe(identity), layout_.store().path().string()));
 }
 
-std::uint64_t SharedDirStore::greatest_present(const SamplePlace& place) const {
-  const auto folder = layout_.find_sample(place);
+std::uint64_t SharedDirStore::greatest_in(const std::optional<Folder>& folder, const SamplePlace& place) {
   if (!folder) return 0;
   const SampleListing listing = list_sample(*folder, place);
   return listing.generations.empty() ? 0 : listing.generations.back();
@@ -130,8 +129,9 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
     reserve(*mine, sample_id, bytes);
     const auto unreserve = [bytes](Holder* reserved) { reserved->unreserve(bytes); };
     const std::unique_ptr<Holder, decltype(unreserve)> reserved(mine.get(), unreserve);
-    ref.generation = generations_.next(greatest_present(place));
-    write(tensors, place, identity_of(sample_id, ref.generation));
+    std::optional<Folder> folder = layout_.find_sample(place);
+    ref.generation = generations_.next(greatest_in(folder, place));
+    write(tensors, place, std::move(folder), identity_of(sample_id, ref.generation));
   } catch (const Exhausted& error) {
     if (std::string_view(error.what()).starts_with("put of sample")) throw;
     throw Exhausted(
@@ -146,13 +146,14 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
   return ref;
 }
 
-void SharedDirStore::write(const TensorMap& tensors, const SamplePlace& place, const Identity& identity) {
+void SharedDirStore::write(const TensorMap& tensors, const SamplePlace& place, std::optional<Folder> folder,
+                           const Identity& identity) {
   Temporary temporary(temporaries_);
   write_generation(temporary.fd(), temporary.path(), identity, tensors);
   if (options_.durability != Durability::kNone) temporary.sync();
   if (!books_.local) temporary.check_close();
   try {
-    publish(temporary, place, identity.generation);
+    publish(temporary, place, std::move(folder), {identity.generation, bytes_of(tensors)});
   } catch (...) {
     try {
       layout_.forget_if_empty(place);
@@ -163,13 +164,13 @@ void SharedDirStore::write(const TensorMap& tensors, const SamplePlace& place, c
 }
 
 Published SharedDirStore::publish_on_account(Temporary& temporary, const Folder& folder, const SamplePlace& place,
-                                             const std::string& name) {
-  const Weight weight = weigh(temporary.fd(), temporary.path());
+                                             const NewGeneration& made) {
+  const std::int64_t birth_seconds = temporary.modified_seconds();
   const Account::Change change(account_, place.fan_out_index());
-  account_.add(place.fan_out_index(), weight.bytes, weight.birth_seconds);
-  const auto take_back = [&] { account_.subtract(place.fan_out_index(), weight.bytes, weight.birth_seconds); };
+  account_.add(place.fan_out_index(), made.bytes, birth_seconds);
+  const auto take_back = [&] { account_.subtract(place.fan_out_index(), made.bytes, birth_seconds); };
   try {
-    const Published published = temporary.publish(folder, name);
+    const Published published = temporary.publish(folder, generation_name(place, made.generation));
     if (published != Published::kDone) take_back();
     return published;
   } catch (...) {
@@ -178,23 +179,29 @@ Published SharedDirStore::publish_on_account(Temporary& temporary, const Folder&
   }
 }
 
-void SharedDirStore::publish(Temporary& temporary, const SamplePlace& place, std::uint64_t generation) {
+void SharedDirStore::publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder,
+                             const NewGeneration& made) {
   constexpr int kTries = 100;  // each failure means that a remove took the folder away when it was empty
-  const std::string name = generation_name(place, generation);
+  const std::string name = generation_name(place, made.generation);
   for (int i = 0; i < kTries; ++i) {
-    const Folder fan_out = layout_.samples().find_or_make(place.fan_out);
-    const Folder folder = fan_out.find_or_make(place.folder);
-    const Published published = publish_on_account(temporary, folder, place, name);
-    if (published == Published::kFolderGone) continue;
+    if (!folder) folder = layout_.find_or_make_sample(place);
+    const Published published = publish_on_account(temporary, *folder, place, made);
+    if (published == Published::kFolderGone) {
+      folder.reset();
+      continue;
+    }
     if (published == Published::kExists) {
       throw Corrupt(fmt::format("{} is there already, but its generation was never given before: draftflow did not make it",
-                                folder.shown(name).string()));
+                                folder->shown(name).string()));
     }
     try {
-      if (options_.durability == Durability::kFull) syncs_.sync({&folder, &fan_out, &layout_.samples()});
-      retire_superseded(folder, place, list_sample(folder, place), books_);
+      if (options_.durability == Durability::kFull) {
+        const Folder fan_out = layout_.samples().find_or_make(place.fan_out);
+        syncs_.sync({&*folder, &fan_out, &layout_.samples()});
+      }
+      retire_superseded(*folder, place, list_sample(*folder, place), books_);
     } catch (...) {
-      drop_name(folder, name, place.fan_out_index(), books_);
+      drop_name(*folder, name, place.fan_out_index(), books_);
       throw;
     }
     return;
@@ -409,7 +416,7 @@ void SharedDirStore::for_each(const std::function<bool(const ResidentSample&)>& 
 
 SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {
   const SamplePlace place = sample_place(sample_id);
-  const std::uint64_t wanted = generation ? *generation : greatest_present(place);
+  const std::uint64_t wanted = generation ? *generation : greatest_in(layout_.find_sample(place), place);
   SampleRef ref{.sample_id = sample_id, .run_id = RunId("unknown")};
   ref.feature_store_uri = uri_of(sample_id);
   ref.generation = wanted;

@@ -53,6 +53,9 @@ class SharedDirStore : public FeatureStore {
     std::string sample_id;
     std::uint64_t generation = 0;
   };
+  struct NewGeneration {
+    std::uint64_t generation, bytes;
+  };
   struct Opened {
     UniqueFd fd;
     std::filesystem::path path;
@@ -65,13 +68,14 @@ class SharedDirStore : public FeatureStore {
   std::string why_foreign(const SampleRef& ref) const;  // empty if the ref is of this store
   [[noreturn]] void throw_not_found(const Identity& identity) const;
   Opened open(const SampleRef& ref) const;
-  std::uint64_t greatest_present(const SamplePlace& place) const;
+  static std::uint64_t greatest_in(const std::optional<Folder>& folder, const SamplePlace& place);  // 0: none
   std::shared_ptr<Holder> holder();
   void check_free_space(const SampleId& sample_id, std::uint64_t bytes) const;
   void reserve(Holder& holder, const SampleId& sample_id, std::uint64_t bytes) const;
-  void write(const TensorMap& tensors, const SamplePlace& place, const Identity& identity);
-  void publish(Temporary& temporary, const SamplePlace& place, std::uint64_t generation);
-  Published publish_on_account(Temporary& temporary, const Folder& folder, const SamplePlace& place, const std::string& name);
+  // `folder`: the sample's, where it was there when the put began.
+  void write(const TensorMap& tensors, const SamplePlace& place, std::optional<Folder> folder, const Identity& identity);
+  void publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder, const NewGeneration& made);
+  Published publish_on_account(Temporary& temporary, const Folder& folder, const SamplePlace& place, const NewGeneration& made);
   Lease take_lease(const Opened& opened);
   void end_lease(const Lease& lease, bool consume);
   TensorMap map_checked(const GenerationReader& reader, const std::vector<const FeatureSpec*>& specs, std::uint64_t generation,

@@ -58,6 +58,10 @@ Temporary::~Temporary() {
   if (!published_) ::unlinkat(folder_.fd(), name_.c_str(), 0);
 }
 
+std::int64_t Temporary::modified_seconds() const {
+  return status_of(fd_.get(), path()).st_mtim.tv_sec;
+}
+
 void Temporary::sync() {
   if (::fsync(fd_.get()) != 0) throw_errno(errno, "fsync of " + path().string());
 }

@@ -26,6 +26,8 @@ class Temporary {
   int fd() const { return fd_.get(); }
   std::filesystem::path path() const { return folder_.shown(name_); }
 
+  std::int64_t modified_seconds() const;
+
   void sync();         // bytes on disk
   void check_close();  // throws what close(2) would report late, keeping the file and its lock
   Published publish(const Folder& to, const std::string& name);
