@@ -63,14 +63,12 @@ struct Inode {
   std::string silly_name;  // not empty: to unlink at the last close
 };
 
-struct Listing {
-  struct Entry {
-    std::string name;
-    ino_t ino;
-    unsigned char type;
-  };
-  std::vector<Entry> entries;
+struct Entry {
+  std::string name;
+  ino_t ino;
+  unsigned char type;
 };
+using Listing = std::vector<Entry>;
 
 std::string proc_path(int fd) {
   return "/proc/self/fd/" + std::to_string(fd);
@@ -149,6 +147,13 @@ class Server {
     return ::unlinkat(fd(folder), name, 0) == 0 ? 0 : errno;
   }
 
+  std::uint64_t keep(Listing listing) {
+    listings_[++last_listing_] = std::move(listing);
+    return last_listing_;
+  }
+  const Listing& listing(std::uint64_t number) const { return listings_.at(number); }
+  void drop(std::uint64_t number) { listings_.erase(number); }
+
   void opened(fuse_ino_t ino) { ++inode(ino).opens; }
   void closed(fuse_ino_t ino) {
     Inode& file = inode(ino);
@@ -173,6 +178,8 @@ class Server {
   UniqueFd removed_;
   std::unordered_map<fuse_ino_t, Inode> inodes_;
   std::map<std::pair<dev_t, ino_t>, fuse_ino_t> by_key_;
+  std::unordered_map<std::uint64_t, Listing> listings_;
+  std::uint64_t last_listing_ = 0;
   fuse_ino_t next_ = FUSE_ROOT_ID + 1;
 };
 
@@ -401,21 +408,22 @@ void on_opendir(fuse_req_t request, fuse_ino_t ino, fuse_file_info* info) {
     fuse_reply_err(request, errno);
     return;
   }
-  auto listing = std::make_unique<Listing>();
+  Listing listing;
   while (const dirent* entry = ::readdir(folder.get())) {
-    listing->entries.push_back({entry->d_name, entry->d_ino, entry->d_type});
+    listing.push_back({entry->d_name, entry->d_ino, entry->d_type});
   }
-  info->fh = reinterpret_cast<std::uint64_t>(listing.release());
+  info->fh = server.keep(std::move(listing));
   fuse_reply_open(request, info);
 }
 
 void on_readdir(fuse_req_t request, fuse_ino_t ino, std::size_t size, off_t offset, fuse_file_info* info) {
-  if (!server_of(request).enter(request, ino)) return;
-  const Listing& listing = *reinterpret_cast<const Listing*>(info->fh);
+  Server& server = server_of(request);
+  if (!server.enter(request, ino)) return;
+  const Listing& listing = server.listing(info->fh);
   std::vector<char> buffer(std::min(size, kMaxRead));
   std::size_t used = 0;
-  for (auto i = static_cast<std::size_t>(offset); i < listing.entries.size(); ++i) {
-    const Listing::Entry& entry = listing.entries[i];
+  for (auto i = static_cast<std::size_t>(offset); i < listing.size(); ++i) {
+    const Entry& entry = listing[i];
     struct stat status {};
     status.st_ino = entry.ino;
     status.st_mode = static_cast<mode_t>(DTTOIF(entry.type));
@@ -428,7 +436,7 @@ void on_readdir(fuse_req_t request, fuse_ino_t ino, std::size_t size, off_t offs
 }
 
 void on_releasedir(fuse_req_t request, fuse_ino_t, fuse_file_info* info) {
-  delete reinterpret_cast<Listing*>(info->fh);
+  server_of(request).drop(info->fh);
   fuse_reply_err(request, 0);
 }
 
