@@ -26,9 +26,9 @@ static_assert(Counter::is_always_lock_free, "the counters are shared between pro
 // One per kernel and boot: containers of one kernel share memory mappings, two hosts do not.
 std::string host_name() {
   const UniqueFd fd = draftflow::open_file(kBootIdPath, O_RDONLY);
-  char text[36];
-  if (::read(fd.get(), text, sizeof text) != sizeof text) throw Unavailable(std::string(kBootIdPath) + " cannot be read");
-  return {text, sizeof text};
+  std::string text(36, '\0');
+  read_exact(fd.get(), std::as_writable_bytes(std::span(text)), 0, kBootIdPath);
+  return text;
 }
 
 }  // namespace

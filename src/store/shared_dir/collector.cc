@@ -4,8 +4,10 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <ctime>
 #include <set>
 
@@ -80,7 +82,7 @@ class Collector {
     report_.bytes_removed += retired.bytes;
     for (const std::uint64_t marked : listing.marks) {
       if (!std::binary_search(listing.generations.begin(), listing.generations.end(), marked)) {
-        folder->unlink(mark_name(place, marked));
+        forget_mark(*folder, place, marked);
       }
     }
     if (!listing.generations.empty()) visit_current(*folder, place, listing);
@@ -105,7 +107,7 @@ class Collector {
     const InodeLock lock(fd, InodeLock::Mode::kExclusive, c_.books.local, folder.shown(name));
     if (link_count(fd, folder.shown(name)) > 1) return false;
     const Dropped dropped = drop_name_locked(folder, name, fd, place.fan_out_index(), c_.books);
-    folder.unlink(mark_name(place, generation));
+    forget_mark(folder, place, generation);
     report_.generations_removed += dropped.was_there ? 1 : 0;
     report_.force_freed += dropped.was_there && by_force ? 1 : 0;
     report_.bytes_removed += dropped.was_last ? dropped.bytes : 0;
@@ -207,15 +209,17 @@ void check_links(const Folder& temporaries) {
   };
   try {
     const Temporary probe(temporaries);
-    if (!link_file(probe.fd(), probe.path(), temporaries, second)) refuse("a file cannot get a second name");
+    if (::linkat(temporaries.fd(), probe.path().filename().c_str(), temporaries.fd(), second.c_str(), 0) != 0) {
+      const int error = errno;
+      if (error == EPERM || error == EOPNOTSUPP || error == ENOSYS || error == EXDEV) refuse("a file cannot get a second name");
+      throw_errno(error, "trying a hard link in " + temporaries.path().string());
+    }
     const std::uint64_t count = link_count(probe.fd(), probe.path());
     temporaries.unlink(second);
     if (count != 2) refuse(fmt::format("a file with two names says it has {}", count));
   } catch (const Error& error) {
-    temporaries.unlink(second);
-    if (error.kind() == ErrorKind::kExhausted) return;  // a full disk must not keep anybody from freeing
-    if (error.kind() == ErrorKind::kInvalidArgument) throw;
-    refuse(fmt::format("hard links fail ({})", error.what()));
+    ::unlinkat(temporaries.fd(), second.c_str(), 0);
+    if (error.kind() != ErrorKind::kExhausted) throw;  // a full disk must not keep anybody from freeing
   }
 }
 

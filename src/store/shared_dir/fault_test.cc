@@ -45,17 +45,17 @@ class Scene {
     attach();
   }
 
-  void create(bool durable = false) { store = create_shared_dir_store(temp_.path(), StoreId("st"), {.durable = durable}); }
-  void attach(bool durable = false) { store = open_shared_dir_store(temp_.path(), StoreId("st"), {.durable = durable}); }
+  void create(bool durable = false) { store = create_shared_dir_store(temp_.path(), StoreId("st"), {.durability = durable ? Durability::kFull : Durability::kNone}); }
+  void attach(bool durable = false) { store = open_shared_dir_store(temp_.path(), StoreId("st"), {.durability = durable ? Durability::kFull : Durability::kNone}); }
   SampleRef put(const char* sample, Seed seed) { return store->put(small_tensors(seed), SampleId(sample), run_metadata()); }
   std::filesystem::path root() const { return temp_.path() / "st"; }
 
-  // Files below the store, without the markers of epochs: those may stay.
+  // Files below the store, without what every writer leaves: markers of epochs, the host's account, the files of holders.
   std::vector<std::string> files() const {
     std::vector<std::string> found;
     if (!std::filesystem::exists(root())) return found;
     for (const std::string& file : files_below(root())) {
-      if (!file.starts_with("epochs/")) found.push_back(file);
+      if (!file.starts_with("epochs/") && !file.starts_with("accounts/") && !file.ends_with(".holder")) found.push_back(file);
     }
     return found;
   }
@@ -63,6 +63,14 @@ class Scene {
     std::vector<std::string> found = files();
     std::erase_if(found, [](const std::string& file) { return !file.starts_with("tmp/"); });
     return found;
+  }
+
+  // Attached processes that have put or leased.
+  std::size_t holders() const {
+    if (!std::filesystem::exists(root())) return 0;
+    const std::vector<std::string> all = files_below(root());
+    return static_cast<std::size_t>(
+        std::count_if(all.begin(), all.end(), [](const std::string& file) { return file.ends_with(".holder"); }));
   }
 
   std::unique_ptr<FeatureStore> store;
@@ -117,7 +125,12 @@ const Operation kOperations[] = {
     {"PutAgain", Effect::kPuts, "a", nothing, [](Scene& s) { s.made = s.put("a", kNew); }},
     {"PutAgainDurable", Effect::kPuts, "a", durable, [](Scene& s) { s.made = s.put("a", kNew); }},
     {"PutAgainByLink", Effect::kPuts, "a", nothing, [](Scene& s) { s.made = s.put("a", kNew); }, kNoRename},
-    {"Get", Effect::kKeeps, "a", nothing, [](Scene& s) { expect_same(s.store->get(*s.old), small_tensors(kOld)); }},
+    {"Read", Effect::kKeeps, "a", nothing, [](Scene& s) { expect_same(s.store->read(*s.old), small_tensors(kOld)); }},
+    {"Get", Effect::kKeeps, "a", nothing, [](Scene& s) { expect_same(s.store->get(*s.old).tensors, small_tensors(kOld)); }},
+    {"ZeroCopy", Effect::kKeeps, "a", nothing,
+     [](Scene& s) { expect_same(s.store->get(*s.old, {.zero_copy = true}).tensors, small_tensors(kOld)); }},
+    {"GetAndRelease", Effect::kKeeps, "a", nothing, [](Scene& s) { s.store->release(s.store->get(*s.old).handle); }},
+    {"Abort", Effect::kRemoves, "a", nothing, [](Scene& s) { EXPECT_EQ(s.store->abort(SampleId("a")), 1u); }},
     {"Remove", Effect::kRemoves, "a", nothing, [](Scene& s) { EXPECT_TRUE(s.store->remove(*s.old)); }},
     {"Gc", Effect::kCollects, "a", leave_debris, [](Scene& s) { s.store->gc(); }},
     {"Health", Effect::kKeeps, "a", nothing, [](Scene& s) { s.store->health(); }},
@@ -154,10 +167,7 @@ struct Known {
   const char* what;
 };
 
-const Known kKnown[] = {
-    {"@(Put*|Create)", "@(EIO|ESTALE)", "fstat", "a Temporary whose fstat fails is not unlinked"},
-    {"Put*ByLink", "@(EIO|ESTALE)", "unlinkat", "a failed unlink of the temporary leaves what link made visible"},
-    {"Attach", "@(EIO|ESTALE|EIOFromThenOn)", "stat", "a folder that cannot be looked at is said to hold no store"},
+const std::vector<Known> kKnown = {
 };
 
 enum class Outcome { kDone, kFailed, kCut };  // cut: killed, or unable to clear up after itself
@@ -176,7 +186,7 @@ std::map<std::uint64_t, Seed> whole_generations(Scene& scene, const std::string&
     ref.incarnation = file->incarnation;
     for (const auto& [name, tensor] : small_tensors()) ref.feature_specs.push_back(spec_from_tensor(name, tensor));
     try {
-      const TensorMap tensors = scene.store->get(ref);
+      const TensorMap tensors = scene.store->read(ref);
       const auto seed = std::find_if(kSeeds.begin(), kSeeds.end(), [&](Seed candidate) {
         const TensorMap wanted = small_tensors(candidate);
         return std::equal(tensors.begin(), tensors.end(), wanted.begin(), wanted.end(), [](const auto& a, const auto& b) {
@@ -195,7 +205,7 @@ std::map<std::uint64_t, Seed> whole_generations(Scene& scene, const std::string&
 // As a front door would be asked: true if it gives these bytes, false for NotFound.
 bool readable(Scene& scene, const SampleRef& ref, Seed seed) {
   try {
-    expect_same(scene.store->get(ref), small_tensors(seed));
+    expect_same(scene.store->read(ref), small_tensors(seed));
     return true;
   } catch (const NotFound&) {
     return false;
@@ -343,7 +353,7 @@ class EveryCall : public ::testing::TestWithParam<std::tuple<Operation, Way>> {
 
   bool fail_at(Scene& scene, const FaultPlan& plan, const std::vector<std::string>& before) {
     const auto& [operation, way] = GetParam();
-    const std::size_t descriptors = open_descriptors();
+    const std::size_t descriptors = open_descriptors() - 2 * scene.holders();  // a holder keeps its file and its folder open
     std::optional<std::string> failed;
     bool hit = false, reached = false;
     {
@@ -366,7 +376,7 @@ class EveryCall : public ::testing::TestWithParam<std::tuple<Operation, Way>> {
       EXPECT_FALSE(failed) << "an interrupted transfer is asked for again";
     }
     if (operation.sample != nullptr) {
-      EXPECT_LE(open_descriptors(), descriptors) << "a descriptor leaks";
+      EXPECT_LE(open_descriptors() - 2 * scene.holders(), descriptors) << "a descriptor leaks";
     }
     if (hit) {
       ++hits_;
@@ -421,7 +431,8 @@ TEST_P(EveryCall, KeepsThePromises) {
     EXPECT_TRUE(!is_of_this_test(known) || needed_.contains(&known))
         << "no longer so: " << known.what << "; take it out of kKnown";
   }
-  EXPECT_GT(hits_, 0u) << "no call can fail so: this proves nothing";
+  const bool asks_for_no_space = std::string_view(std::get<0>(GetParam()).name) == "Health";
+  EXPECT_TRUE(asks_for_no_space || hits_ > 0) << "no call can fail so: this proves nothing";
 }
 
 INSTANTIATE_TEST_SUITE_P(Faults, EveryCall, ::testing::Combine(::testing::ValuesIn(kOperations), ::testing::ValuesIn(kFaults)),
@@ -477,7 +488,16 @@ TEST(Faults, EveryFileCallOfTheStoreHasAWrapper) {
                                     "geteuid",
                                     "malloc",
                                     "free",
-                                    "pthread_once"};
+                                    "pthread_once",
+                                    "time",
+                                    "nanosleep",
+                                    "lseek",
+                                    "pthread_cond_clockwait",
+                                    "XXH3_64bits_digest",
+                                    "XXH3_64bits_dispatch",
+                                    "XXH3_64bits_reset",
+                                    "XXH3_64bits_update",
+                                    "XXH3_64bits_update_dispatch"};
   const std::vector<std::string> wrapped = wrapped_calls();
   FILE* nm = ::popen("nm -u " DRAFTFLOW_STORE_LIBRARIES " 2>/dev/null", "r");
   ASSERT_NE(nm, nullptr);

@@ -34,18 +34,32 @@ int open_retrying(int dir, const char* name, int flags, unsigned mode = 0) {
   }
 }
 
-bool same_file(int fd, int dir, const char* name) {
-  struct stat ours {
+bool same_file(int fd, const Folder& folder, const std::string& name) {
+  struct statx ours {
   }, theirs{};
-  return ::fstat(fd, &ours) == 0 && ::fstatat(dir, name, &theirs, AT_SYMLINK_NOFOLLOW) == 0 && ours.st_dev == theirs.st_dev &&
-         ours.st_ino == theirs.st_ino;
+  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_INO, &ours) != 0) {
+    throw_errno(errno, "looking at the file published as " + folder.shown(name).string());
+  }
+  if (::statx(folder.fd(), name.c_str(), AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC, STATX_INO, &theirs) != 0) {
+    if (errno == ENOENT) return false;
+    throw_errno(errno, "looking at " + folder.shown(name).string());
+  }
+  return ours.stx_ino == theirs.stx_ino && ours.stx_dev_major == theirs.stx_dev_major &&
+         ours.stx_dev_minor == theirs.stx_dev_minor;
+}
+
+// No name is left, or the server has forgotten the file.
+bool is_gone(int fd) {
+  struct statx status {};
+  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_NLINK, &status) != 0) return errno == ESTALE;
+  return status.stx_nlink == 0;
 }
 
 // What a rename or link that failed really means.
 Published settle(int error, const Folder& from, const std::string& temporary, int fd, const Folder& to,
                  const std::string& name) {
   // A reply that was lost and asked again: one's own success looks like EEXIST, or like ENOENT after a rename, too.
-  if ((error == EEXIST || error == ENOENT) && same_file(fd, to.fd(), name.c_str())) return Published::kDone;
+  if ((error == EEXIST || error == ENOENT) && same_file(fd, to, name)) return Published::kDone;
   if (error == EEXIST) return Published::kExists;
   if (error != ENOENT) throw_errno(error, "publishing " + to.shown(name).string());
   struct stat status {};
@@ -147,12 +161,7 @@ std::optional<Folder> Folder::find_below(const std::string& path) const {
 }
 
 bool Folder::holds(const std::string& name, int fd) const {
-  struct statx ours {
-  }, theirs{};
-  if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_INO, &ours) != 0) return false;
-  if (::statx(fd_.get(), name.c_str(), AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC, STATX_INO, &theirs) != 0) return false;
-  return ours.stx_ino == theirs.stx_ino && ours.stx_dev_major == theirs.stx_dev_major &&
-         ours.stx_dev_minor == theirs.stx_dev_minor;
+  return same_file(fd, *this, name);
 }
 
 std::optional<std::uint64_t> Folder::size_of(const std::string& name) const {
@@ -230,7 +239,13 @@ Published publish(const Folder& from, const std::string& temporary, int fd, cons
 Published publish_by_link(const Folder& from, const std::string& temporary, int fd, const Folder& to, const std::string& name) {
   const bool linked = ::linkat(from.fd(), temporary.c_str(), to.fd(), name.c_str(), 0) == 0;
   const Published result = linked ? Published::kDone : settle(errno, from, temporary, fd, to, name);
-  if (result == Published::kDone) from.unlink(temporary);
+  if (result != Published::kDone) return result;
+  try {
+    from.unlink(temporary);
+  } catch (...) {  // with its second name it would count as leased for ever
+    to.unlink(name);
+    throw;
+  }
   return result;
 }
 
@@ -273,7 +288,7 @@ bool link_file(int fd, const std::filesystem::path& path, const Folder& to, cons
   if (::linkat(AT_FDCWD, open_file.c_str(), to.fd(), name.c_str(), AT_SYMLINK_FOLLOW) == 0) return true;
   const int error = errno;
   if (error == EEXIST && to.holds(name, fd)) return true;  // a reply that was lost and asked again
-  if ((error == ENOENT || error == ESTALE) && (error == ESTALE || link_count(fd, path) == 0)) return false;
+  if ((error == ENOENT || error == ESTALE) && is_gone(fd)) return false;
   if (error == EMLINK) {
     throw Unavailable(fmt::format("{} has as many leases as its file system allows links: retry when some have ended", path.string()));
   }

@@ -25,6 +25,13 @@ constexpr std::size_t kNameDigits = 32;
 constexpr std::string_view kLockSuffix = ".holder";
 constexpr std::size_t kFileBytes = 16;
 
+bool try_lock(int fd) {
+  while (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EINTR) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 bool is_holder_name(std::string_view name) {
@@ -38,18 +45,20 @@ std::string lock_name(const std::string& holder) {
 Holder::Holder(const Folder& leases, Account& account, std::int64_t beat_ms)
     : leases_(leases), account_(account), forks_(forks_of_this_process()) {
   constexpr int kTries = 100;  // each failure means that gc came between making and locking
-  for (int i = 0; i < kTries && !links_; ++i) make();
+  for (int i = 0; i < kTries && !links_; ++i) make(/*local=*/beat_ms == 0);
   if (!links_) throw Unavailable(fmt::format("{}: {} new holders were removed at once: retry", leases_.path().string(), kTries));
   if (beat_ms > 0) beating_ = std::thread([this, beat_ms] { beat(beat_ms); });
 }
 
-void Holder::make() {
+void Holder::make(bool local) {
   name_ = random_hex128();
   const std::string lock = lock_name(name_);
   lock_ = leases_.open_file(lock, O_RDWR | O_CREAT | O_EXCL);
   try {
-    const bool locked = ::flock(lock_.get(), LOCK_EX | LOCK_NB) == 0;
-    if (!locked && errno == EWOULDBLOCK) return;  // gc has it already, and will remove it
+    if (!try_lock(lock_.get())) {
+      if (errno == EWOULDBLOCK) return;  // gc has it already, and will remove it
+      if (local) throw_errno(errno, "locking " + leases_.shown(lock).string());
+    }
     if (const int error = ::posix_fallocate(lock_.get(), 0, kFileBytes); error != 0) {
       throw_errno(error, "making " + leases_.shown(lock).string());
     }
@@ -133,7 +142,8 @@ std::vector<DeadHolder> find_dead_holders(const Folder& leases, const Folder& te
     UniqueFd fd(::openat(leases.fd(), file.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     if (!fd) continue;  // gone, or not ours to open
     if (silent_ms && now_ms - modified_ms(fd.get(), leases.shown(file)) < *silent_ms) continue;
-    if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) continue;
+    // Its silence alone is proof enough only where its lock could not be seen anyway.
+    if (!try_lock(fd.get()) && (errno == EWOULDBLOCK || !silent_ms)) continue;
     struct stat status {};
     if (::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode) || status.st_nlink == 0) continue;
     dead.push_back({name, std::move(fd)});

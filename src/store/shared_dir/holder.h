@@ -40,8 +40,7 @@ class Holder {
   struct Counters {
     std::atomic<std::int64_t> reserved, leases;
   };
-  friend class HolderFiles;
-  void make();
+  void make(bool local);
   void beat(std::int64_t beat_ms);
 
   const Folder& leases_;

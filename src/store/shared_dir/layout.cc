@@ -36,8 +36,11 @@ void consume(const Layout& layout, int fd, const SamplePlace& place, std::uint64
   }
   if (!end.consume && !folder->size_of(mark)) return;
   drop_name_locked(*folder, name, fd, place.fan_out_index(), books);
-  folder->unlink(mark);
-  layout.forget_if_empty(place);
+  forget_mark(*folder, place, generation);
+  try {
+    layout.forget_if_empty(place);
+  } catch (const Error&) {  // gc removes empty folders
+  }
 }
 
 }  // namespace
@@ -95,9 +98,16 @@ Retired retire_superseded(const Folder& folder, const SamplePlace& place, const 
   return retired;
 }
 
+void forget_mark(const Folder& folder, const SamplePlace& place, std::uint64_t generation) {
+  try {
+    folder.unlink(mark_name(place, generation));
+  } catch (const Error&) {  // gc clears a mark whose generation is gone
+  }
+}
+
 Dropped drop_generation(const Folder& folder, const SamplePlace& place, std::uint64_t generation, const Books& books) {
   const Dropped dropped = drop_name(folder, generation_name(place, generation), place.fan_out_index(), books);
-  folder.unlink(mark_name(place, generation));
+  forget_mark(folder, place, generation);
   return dropped;
 }
 

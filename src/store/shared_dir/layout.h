@@ -51,7 +51,10 @@ struct Retired {
 // generation stays.
 Retired retire_superseded(const Folder& folder, const SamplePlace& place, const SampleListing& listing, const Books& books);
 
-// One name, its mark first left and then gone; see drop_name.
+// Takes away the mark of a generation that is gone, or leaves it to gc.
+void forget_mark(const Folder& folder, const SamplePlace& place, std::uint64_t generation);
+
+// Its name and then its mark; see drop_name.
 Dropped drop_generation(const Folder& folder, const SamplePlace& place, std::uint64_t generation, const Books& books);
 
 // Ends a lease: takes its link away and, where `consume_once`, frees the generation if that was the last lease and somebody

@@ -362,7 +362,7 @@ bool SharedDirStore::remove(const SampleRef& ref) {
   if (!folder || !drop_name(*folder, generation_name(place, ref.generation), place.fan_out_index(), books_).was_there) {
     return false;
   }
-  if (file_.kind == StoreKind::kConsumeOnce) folder->unlink(mark_name(place, ref.generation));
+  if (file_.kind == StoreKind::kConsumeOnce) forget_mark(*folder, place, ref.generation);
   layout_.forget_if_empty(place);
   return true;
 }
@@ -376,7 +376,7 @@ std::uint64_t SharedDirStore::abort(const SampleId& sample_id) {
   for (const std::uint64_t generation : listing.generations) {
     aborted += drop_generation(*folder, place, generation, books_).was_there ? 1 : 0;
   }
-  for (const std::uint64_t generation : listing.marks) folder->unlink(mark_name(place, generation));
+  for (const std::uint64_t generation : listing.marks) forget_mark(*folder, place, generation);
   layout_.forget_if_empty(place);
   return aborted;
 }
@@ -468,8 +468,12 @@ std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::pat
 std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
                                                     const SharedDirOptions& options) {
   const std::filesystem::path path = root / store::store_folder_name(id);
-  std::error_code ignored;
-  const bool there = std::filesystem::is_directory(path, ignored);
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (error && status.type() != std::filesystem::file_type::not_found) {
+    throw_errno(error.value(), "looking at the folder " + path.string());
+  }
+  const bool there = std::filesystem::is_directory(status);
   auto folder = there ? store::Folder::open(root).find(store::store_folder_name(id)) : std::nullopt;
   const auto file = folder ? store::find_store_file(*folder, id) : std::nullopt;
   if (!file) {

@@ -46,8 +46,14 @@ Temporary::Temporary(const Folder& folder) : folder_(folder) {
     name_ = random_hex128() + std::string(kSuffix);
     fd_ = folder_.open_file(name_, O_RDWR | O_CREAT | O_EXCL);
     close_in_children(fd_.get());
-    lock(fd_.get(), LOCK_EX);  // a file system without locks is one where gc goes by age
-    if (status_of(fd_.get(), path()).st_nlink > 0) return;
+    try {
+      lock(fd_.get(), LOCK_EX);  // a file system without locks is one where gc goes by age
+      if (status_of(fd_.get(), path()).st_nlink > 0) return;
+    } catch (...) {
+      keep_in_children(fd_.get());
+      ::unlinkat(folder_.fd(), name_.c_str(), 0);
+      throw;
+    }
     keep_in_children(fd_.get());
   }
   throw Unavailable(fmt::format("{}: {} new temporaries were removed at once: retry", folder_.path().string(), kTries));
