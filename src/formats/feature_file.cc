@@ -27,6 +27,9 @@ FileKind kind_of(std::string_view name) {
   return FileKind::kOther;
 }
 
+constexpr formats::GzipLimits kGzipLimits{
+    .max_bytes = kMaxUnpackedBytes, .any_bytes = kAnyUnpackedBytes, .max_ratio = kMaxUnpackedRatio};
+
 Tensor read_whole(const std::filesystem::path& path) {
   const UniqueFd fd = open_file(path, O_RDONLY | O_NONBLOCK);  // a pipe with this name must not hang us
   const std::uint64_t size = file_size(fd.get(), path);
@@ -72,7 +75,7 @@ std::vector<std::filesystem::path> list_feature_files(const std::filesystem::pat
 TensorMap load_feature_file(const std::filesystem::path& path) {
   switch (kind_of(path.native())) {
     case FileKind::kTorch: return parse_torch(read_whole(path), path);
-    case FileKind::kTorchGzip: return parse_torch(formats::gunzip_file(path, kMaxUnpackedBytes), path);
+    case FileKind::kTorchGzip: return parse_torch(formats::gunzip_file(path, kGzipLimits), path);
     case FileKind::kSafetensors: return read_safetensors(path);
     case FileKind::kOther: break;
   }

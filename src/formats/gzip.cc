@@ -50,7 +50,8 @@ class Growing {
 
 class Inflater {
  public:
-  Inflater(const std::filesystem::path& path, std::uint64_t max_bytes) : path_(path), max_bytes_(max_bytes) {
+  Inflater(const std::filesystem::path& path, std::uint64_t packed_bytes, std::uint64_t max_bytes)
+      : path_(path), packed_bytes_(packed_bytes), max_bytes_(max_bytes) {
     if (::inflateInit2(&stream_, kGzipWindow) != Z_OK) throw Exhausted(path_.string() + ": no memory to unpack it");
   }
   Inflater(const Inflater&) = delete;
@@ -72,9 +73,9 @@ class Inflater {
       out.use(room - stream_.avail_out);
       pending_ = stream_.avail_out == 0 && result == Z_OK;
       if (out.used() > max_bytes_) {
-        throw InvalidArgument(
-            fmt::format("{} unpacks to more than {} bytes, the most that is read: unpack it by hand if it is meant to",
-                        path_.string(), max_bytes_));
+        throw InvalidArgument(fmt::format(
+            "{} unpacks to more than {} bytes, the most that is read of its {}: unpack it by hand if it is meant to",
+            path_.string(), max_bytes_, packed_bytes_));
       }
       check(result);
     }
@@ -102,18 +103,25 @@ class Inflater {
   }
 
   const std::filesystem::path& path_;
-  std::uint64_t max_bytes_;
+  std::uint64_t packed_bytes_, max_bytes_;
   z_stream stream_{};
   bool member_ended_ = false, pending_ = false;
 };
 
+std::uint64_t most_bytes(const GzipLimits& limits, std::uint64_t packed_bytes) {
+  std::uint64_t by_ratio = 0;
+  if (__builtin_mul_overflow(limits.max_ratio, packed_bytes, &by_ratio)) return limits.max_bytes;
+  return std::min(limits.max_bytes, std::max(limits.any_bytes, by_ratio));
+}
+
 }  // namespace
 
-Tensor gunzip_file(const std::filesystem::path& path, std::uint64_t max_bytes) {
+Tensor gunzip_file(const std::filesystem::path& path, const GzipLimits& limits) {
   const UniqueFd fd = open_file(path, O_RDONLY | O_NONBLOCK);
   const std::uint64_t size = file_size(fd.get(), path);
+  const std::uint64_t max_bytes = most_bytes(limits, size);
   Growing out(std::clamp<std::uint64_t>(size * 2, 1, std::min<std::uint64_t>(kChunkBytes, max_bytes + 1)));
-  Inflater inflater(path, max_bytes);
+  Inflater inflater(path, size, max_bytes);
   std::vector<std::byte> chunk(std::min<std::uint64_t>(size, kChunkBytes));
   for (std::uint64_t at = 0; at < size; at += chunk.size()) {
     chunk.resize(std::min<std::uint64_t>(size - at, kChunkBytes));

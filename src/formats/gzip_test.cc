@@ -28,7 +28,7 @@ class Gzip : public testing::Test {
   }
 
   std::string unpack(const std::string& packed, std::uint64_t max_bytes = kEnough) {
-    const Tensor tensor = gunzip_file(write(packed), max_bytes);
+    const Tensor tensor = gunzip_file(write(packed), {.max_bytes = max_bytes});
     return {reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size()};
   }
 
@@ -101,8 +101,26 @@ TEST_F(Gzip, RefusesABombAtTheLimit) {
   EXPECT_THAT(error_of<InvalidArgument>(gzipped("1234") + gzipped("5"), 4), HasSubstr("unpacks to more than 4 bytes"));
 }
 
+TEST_F(Gzip, RefusesABombByItsRatio) {
+  const std::string bomb = gzipped(std::string(1'000'000, '\0'));  // about 1000 times smaller
+  const GzipLimits limits{.max_bytes = kEnough, .any_bytes = 1000, .max_ratio = 100};
+  try {
+    gunzip_file(write(bomb), limits);
+    FAIL();
+  } catch (const InvalidArgument& error) {
+    EXPECT_THAT(error.what(), HasSubstr(" unpacks to more than " + std::to_string(100 * bomb.size()) +
+                                        " bytes, the most that is read of its " + std::to_string(bomb.size())));
+  }
+  EXPECT_EQ(gunzip_file(write(bomb), {.max_bytes = kEnough, .any_bytes = 1'000'000, .max_ratio = 100}).bytes.size(),
+            1'000'000u);
+  EXPECT_EQ(gunzip_file(write(bomb), {.max_bytes = kEnough, .any_bytes = 0, .max_ratio = 1100}).bytes.size(), 1'000'000u);
+  EXPECT_EQ(gunzip_file(write(gzipped(noise(5000))), limits).bytes.size(), 5000u);
+  const GzipLimits overflowing{.max_bytes = 10, .any_bytes = 0, .max_ratio = UINT64_MAX};
+  EXPECT_THROW(gunzip_file(write(bomb), overflowing), InvalidArgument);
+}
+
 TEST_F(Gzip, NamesAMissingFile) {
-  EXPECT_THROW(gunzip_file("/nonexistent.gz", kEnough), NotFound);
+  EXPECT_THROW(gunzip_file("/nonexistent.gz", {.max_bytes = kEnough}), NotFound);
 }
 
 }  // namespace

@@ -283,6 +283,13 @@ Pickle read_pickle(std::span<const std::byte> bytes, std::string_view what) {
   return Machine(bytes, what).run();
 }
 
+std::string_view torch_storage_class(DType dtype) {
+  const auto row = std::find_if(std::begin(kGlobals), std::end(kGlobals), [&](const Global& global) {
+    return global.role == Role::kTypedStorage && global.dtype == dtype;
+  });
+  return row->name.substr(row->name.find(' ') + 1);
+}
+
 const char* python_type(PickleKind kind) {
   switch (kind) {
     case PickleKind::kNone: return "NoneType";

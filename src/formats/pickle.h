@@ -43,6 +43,9 @@ struct Pickle {
 // Corrupt for damage, InvalidArgument for an opcode or a global off the list.
 Pickle read_pickle(std::span<const std::byte> bytes, std::string_view what);
 
+// The class of torch's storages of this dtype: "LongStorage", an attribute of the module torch.
+std::string_view torch_storage_class(DType dtype);
+
 // The kind as Python calls its type: "str", "int", "NoneType".
 const char* python_type(PickleKind kind);
 

@@ -25,9 +25,10 @@ static_assert(std::endian::native == std::endian::little, "tensors are stored an
 
 constexpr std::size_t kMaxDimensions = 64;  // as torch
 
-// Copies of strided tensors may not pass this: a stride of 0 would let a small file fill memory.
+// Copies of strided tensors may not pass this: a stride of 0 would let a small file fill memory. Small, because the file may
+// itself have come out of a gzip that was a hundred times smaller.
 std::uint64_t copy_budget(std::uint64_t file_bytes) {
-  return std::max<std::uint64_t>(64ULL << 20, 64 * file_bytes);
+  return std::max<std::uint64_t>(16ULL << 20, 8 * file_bytes);
 }
 
 struct Layout {

@@ -11,8 +11,10 @@
 
 namespace draftflow {
 
-// A .ckpt.gz that grows past this many bytes when unpacked is refused (InvalidArgument): a small file cannot fill memory.
-constexpr std::uint64_t kMaxUnpackedBytes = 16ULL << 30;
+// A .ckpt.gz that grows past this many bytes when unpacked is refused (InvalidArgument), and so is one that passes both
+// kAnyUnpackedBytes and kMaxUnpackedRatio times its own size: a small file cannot fill memory. Gzip reaches about 1000 times on
+// zeros, real features about twice.
+constexpr std::uint64_t kMaxUnpackedBytes = 16ULL << 30, kAnyUnpackedBytes = 64ULL << 20, kMaxUnpackedRatio = 100;
 
 // Every feature file below the folder, sorted by absolute path (byte order). Symbolic links to files are followed, links
 // to folders are not. NotFound if the folder does not exist.

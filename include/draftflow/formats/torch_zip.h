@@ -3,10 +3,16 @@
 // Reads the zip that torch.save writes for a dict {name: tensor} (docs/formats/torch_zip.md) as data: the handful of
 // pickle opcodes and globals it needs are interpreted, anything else is refused by name, nothing is ever executed.
 // Plain values (strings, numbers, None, lists, dicts) are recognised and reported as such. Memory is bounded by the file's
-// size. Thread-safe.
+// size. It writes the same kind of zip for torch.load(path, weights_only=True). Thread-safe.
+//
+//   UniqueFd fd = open_file("a.ckpt.tmp", O_WRONLY | O_CREAT | O_EXCL);
+//   write_torch_zip(fd.get(), "a.ckpt.tmp", tensors);
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -26,5 +32,19 @@ struct TorchFile {
 // `bytes` is the whole file; the tensors keep `owner` alive. Corrupt for a damaged file, InvalidArgument for one that is
 // sound but refused (a compressed entry, a global off the list: named).
 TorchFile parse_torch_zip(std::span<const std::byte> bytes, std::shared_ptr<const void> owner, std::string_view what);
+
+// Gets the bytes of a file piece by piece, in order. A piece lives until the call returns.
+using ByteSink = std::function<void(std::span<const std::byte>)>;
+
+// Writes the tensors as a file of torch.save: the same bytes for the same tensors, front to back without seeking (a pipe
+// will do), each tensor straight from where it lies; what grows with the file is some 100 bytes a tensor. InvalidArgument,
+// before the first byte, for a name that is not UTF-8 or is given twice, a tensor whose bytes do not fit its shape, more
+// than 64 dimensions, or so many tensors that parse_torch_zip would refuse the file. A sink that throws ends the writing;
+// what it has got by then is no whole file, and never reads as one.
+void write_torch_zip(const TensorMap& tensors, const ByteSink& sink);
+void write_torch_zip(int fd, const std::filesystem::path& path, const TensorMap& tensors);
+
+// How many bytes write_torch_zip writes; refuses what it refuses. Reads no tensor's bytes.
+std::uint64_t torch_zip_bytes(const TensorMap& tensors);
 
 }  // namespace draftflow
