@@ -13,11 +13,17 @@
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
 
-// The loops below are written for the vectoriser: no branches, both sides of a choice computed, then chosen.
+// The loops below are written for the vectoriser: both sides of a choice are computed and then chosen by a mask, because g++
+// makes a branch of anything else.
 namespace draftflow::formats {
 namespace {
 
 constexpr std::uint32_t kFloatMagnitude = 0x7FFFFFFF;
+
+std::uint32_t choose(bool first, std::uint32_t a, std::uint32_t b) {
+  const std::uint32_t mask = 0U - static_cast<std::uint32_t>(first);
+  return (a & mask) | (b & ~mask);
+}
 
 // A binary float with fewer bits than float32, as the magnitude's bits.
 template <int kMantissa, int kBias>
@@ -35,14 +41,15 @@ struct SmallFloat {
     const std::uint32_t odd = (magnitude >> kDropped) & 1;
     const std::uint32_t normal = (magnitude + ((1U << (kDropped - 1)) - 1) + odd - kRebias) >> kDropped;
     constexpr auto smallest_normal = static_cast<std::int32_t>(kRebias + (1U << 23));
-    return static_cast<std::int32_t>(magnitude) < smallest_normal ? tiny : normal;
+    return choose(static_cast<std::int32_t>(magnitude) < smallest_normal, tiny, normal);
   }
 
   static float widen(std::uint32_t code) {
     constexpr float step = std::bit_cast<float>(static_cast<std::uint32_t>(127 + kStepExponent) << 23);
     const float tiny = static_cast<float>(static_cast<std::int32_t>(code)) * step;
-    const float normal = std::bit_cast<float>((code << kDropped) + kRebias);
-    return static_cast<std::int32_t>(code) < (1 << kMantissa) ? tiny : normal;
+    const std::uint32_t normal = (code << kDropped) + kRebias;
+    return std::bit_cast<float>(
+        choose(static_cast<std::int32_t>(code) < (1 << kMantissa), std::bit_cast<std::uint32_t>(tiny), normal));
   }
 };
 
@@ -78,7 +85,10 @@ struct Float32 {
   static float widen(Bits bits) { return std::bit_cast<float>(bits); }
   // The scale of the largest float32 may be rounded up, and code times scale then to infinity.
   static Bits narrow(float value) {
-    return std::bit_cast<Bits>(std::clamp(value, std::numeric_limits<float>::lowest(), std::numeric_limits<float>::max()));
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    const std::uint32_t magnitude = bits & kFloatMagnitude;
+    return static_cast<Bits>(choose(static_cast<Bits>(magnitude) < kInfinity, magnitude, kInfinity - 1) |
+                             (bits & ~kFloatMagnitude));
   }
 };
 

@@ -3,7 +3,6 @@
 // The first byte picks what the rest is: parts of a scaled tensor, a zstd part, or data that is packed and then damaged,
 // because no mutation survives a frame's checksum. Built and run as safetensors_fuzz.cc says.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <span>
 #include <vector>
