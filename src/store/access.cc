@@ -23,7 +23,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-static_assert(Key::kBytes == crypto_generichash_BYTES && Key::kBytes == crypto_aead_xchacha20poly1305_ietf_KEYBYTES);
+static_assert(Key::kBytes == crypto_generichash_BYTES);
+static_assert(Key::kBytes == crypto_aead_xchacha20poly1305_ietf_KEYBYTES);
 static_assert(AccessPolicy::kSaltBytes == crypto_pwhash_SALTBYTES);
 static_assert(AccessPolicy::kNonceBytes == crypto_aead_xchacha20poly1305_ietf_NPUBBYTES);
 static_assert(AccessPolicy::kTagBytes == crypto_aead_xchacha20poly1305_ietf_ABYTES);
