@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace draftflow {
@@ -26,6 +27,16 @@ std::size_t utf8_length(std::string_view text) {
   return length;
 }
 
+// What a terminal obeys or reorders a line by: C0, C1, line separators, bidirectional embeddings and isolates.
+bool is_control(std::string_view character) {
+  const auto at = [&](std::size_t i) { return static_cast<unsigned char>(character[i]); };
+  if (character.size() == 1) return at(0) < 0x20 || at(0) == 0x7F;
+  if (character.size() == 2) return at(0) == 0xC2 && at(1) < 0xA0;  // U+0080 to U+009F
+  if (character.size() != 3 || at(0) != 0xE2) return false;
+  const bool separates_or_embeds = at(1) == 0x80 && at(2) >= 0xA8 && at(2) <= 0xAE;  // U+2028 to U+202E
+  return separates_or_embeds || (at(1) == 0x81 && at(2) >= 0xA6 && at(2) <= 0xA9);   // U+2066 to U+2069
+}
+
 }  // namespace
 
 std::size_t find_invalid_utf8(std::string_view text) {
@@ -44,14 +55,13 @@ std::string printable(std::string_view text, std::size_t max_bytes) {
   while (offset < text.size()) {
     if (out.size() >= max_bytes) return out + "...";
     const std::size_t length = utf8_length(text.substr(offset));
-    const auto byte = static_cast<unsigned char>(text[offset]);
-    if (length == 0 || (length == 1 && (byte < 0x20 || byte == 0x7F))) {
-      out += fmt::format("\\x{:02x}", byte);
-      offset += 1;
+    const std::string_view character = text.substr(offset, std::max<std::size_t>(length, 1));
+    if (length == 0 || is_control(character)) {
+      for (const char byte : character) out += fmt::format("\\x{:02x}", static_cast<unsigned char>(byte));
     } else {
-      out += text.substr(offset, length);
-      offset += length;
+      out += character;
     }
+    offset += character.size();
   }
   return out;
 }

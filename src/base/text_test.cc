@@ -16,6 +16,14 @@ TEST(Text, FindsTheFirstInvalidByte) {
 
 TEST(Text, PrintableEscapesWhatATerminalWouldObey) {
   EXPECT_EQ(printable("a\x1b[2J\n\xFF"), "a\\x1b[2J\\x0a\\xff");
+  EXPECT_EQ(printable("\xC2\x9B"
+                      "2J"),
+            "\\xc2\\x9b2J");  // U+009B is a terminal's CSI
+  EXPECT_EQ(printable("a\xE2\x80\xAE"
+                      "b"),
+            "a\\xe2\\x80\\xaeb");  // U+202E writes the rest backwards
+  EXPECT_EQ(printable("\xE2\x81\xA6\xE2\x80\xA8"), "\\xe2\\x81\\xa6\\xe2\\x80\\xa8");
+  EXPECT_EQ(printable("gr\xC3\xBC\xC3\x9F \xF0\x9F\xA6\x86 \xE2\x80\x8D"), "gr\xC3\xBC\xC3\x9F \xF0\x9F\xA6\x86 \xE2\x80\x8D");
   EXPECT_EQ(printable(std::string(300, 'x'), 10), "xxxxxxxxxx...");
 }
 

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <new>
 #include <ostream>
 #include <sstream>
@@ -23,10 +24,11 @@ constexpr const char* kExitCodes =
     "7 Corrupt, 8 Unavailable, 9 InDoubt, 130 interrupted.";
 
 std::string command_name(const CLI::App& app, int argc, const char* const* argv) {
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
-    if (argc > 1 && command->get_name() == argv[1]) return "draftflow " + command->get_name();
-  }
-  return "draftflow";
+  const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
+  const auto named = std::find_if(commands.begin(), commands.end(),
+                                  [&](const CLI::App* command) { return argc > 1 && command->get_name() == argv[1]; });
+  if (named == commands.end()) return "";
+  return " " + (*named)->get_name() + command_name(**named, argc - 1, argv + 1);
 }
 
 int report(const Console& console, const std::string& who, const char* kind, const std::string& message, int code) {
@@ -62,7 +64,8 @@ int run_cli(int argc, const char* const* argv, const Console& console) {
   add_eval_command(line);
   add_status_command(line);
   add_inspect_command(line);
-  const std::string who = command_name(app, argc, argv);
+  add_store_command(line);
+  const std::string who = "draftflow" + command_name(app, argc, argv);
   try {
     app.parse(argc, argv);
     return run_action(line, console);

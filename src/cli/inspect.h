@@ -25,6 +25,12 @@ TensorStats tensor_stats(const Tensor& tensor);
 // anything else; NotFound if there is nothing.
 nlohmann::ordered_json inspect_path(const std::filesystem::path& path, bool with_values);
 
+// {"name", "dtype", "shape"}, with values "min", "max", "nan_count" and "infinite_count" too; and a line for each of these.
+// An entry with "checksum" shows that as well.
+nlohmann::ordered_json tensor_entry(const std::string& name, DType dtype, const std::vector<std::int64_t>& shape);
+nlohmann::ordered_json tensor_entry(const std::string& name, const Tensor& tensor, bool with_values);
+std::string tensor_rows(const nlohmann::ordered_json& entries);
+
 std::filesystem::path ledger_path(const std::filesystem::path& where);  // of a run folder, or the file itself
 std::string status_text(const LedgerStatus& status);
 void show_failed_prompts(const std::filesystem::path& ledger, const Console& console);  // the first few, with their reasons

@@ -71,24 +71,9 @@ TensorStats collect_plain(const Tensor& tensor) {
   return collect<T>(tensor, [](T element) { return static_cast<double>(element); });
 }
 
-Json describe(const std::string& name, DType dtype, const std::vector<std::int64_t>& shape) {
-  return {{"name", json_text(name)}, {"dtype", std::string(dtype_name(dtype))}, {"shape", shape}};
-}
-
-Json describe(const std::string& name, const Tensor& tensor, bool with_values) {
-  Json entry = describe(name, tensor.dtype, tensor.shape);
-  if (!with_values) return entry;
-  const TensorStats stats = tensor_stats(tensor);
-  entry["min"] = stats.min;
-  entry["max"] = stats.max;
-  entry["nan_count"] = stats.nan_count;
-  entry["infinite_count"] = stats.infinite_count;
-  return entry;
-}
-
 Json inspect_feature_file(const std::filesystem::path& path, bool with_values) {
   Json tensors = Json::array();
-  for (const auto& [name, tensor] : load_feature_file(path)) tensors.push_back(describe(name, tensor, with_values));
+  for (const auto& [name, tensor] : load_feature_file(path)) tensors.push_back(tensor_entry(name, tensor, with_values));
   return {{"kind", "feature file"}, {"path", json_text(path.string())}, {"tensors", tensors}};
 }
 
@@ -97,10 +82,10 @@ Json inspect_model_folder(const std::filesystem::path& path, bool with_values) {
   Json tensors = Json::array();
   for (const std::string& name : folder.names()) {
     if (with_values) {
-      tensors.push_back(describe(name, folder.read(name), true));
+      tensors.push_back(tensor_entry(name, folder.read(name), true));
     } else {
       const SafetensorsEntry* entry = folder.find(name);
-      tensors.push_back(describe(name, entry->dtype, entry->shape));
+      tensors.push_back(tensor_entry(name, entry->dtype, entry->shape));
     }
   }
   const Json config = Json::parse(folder.config_json(), nullptr, false);
@@ -134,25 +119,6 @@ bool has_feature_ending(const std::string& name) {
   return name.ends_with(".ckpt") || name.ends_with(".ckpt.gz") || name.ends_with(".safetensors");
 }
 
-std::string tensor_rows(const Json& tensors) {
-  std::size_t width = 4;
-  for (const Json& entry : tensors) width = std::max(width, entry["name"].get_ref<const std::string&>().size());
-  width = std::min<std::size_t>(width, 60);
-  std::string text;
-  for (const Json& entry : tensors) {
-    const auto shape = entry["shape"].get<std::vector<std::int64_t>>();
-    text += fmt::format("  {:<{}}  {:<9} {:<18}", printable(entry["name"].get<std::string>()), width,
-                        entry["dtype"].get<std::string>(), shape_text(shape));
-    if (entry.contains("min")) {
-      text += fmt::format(" min {:<12.6g} max {:<12.6g} NaN {}", entry["min"].get<double>(), entry["max"].get<double>(),
-                          entry["nan_count"].get<std::int64_t>());
-      if (entry["infinite_count"] != 0) text += fmt::format(" infinite {}", entry["infinite_count"].get<std::int64_t>());
-    }
-    text += "\n";
-  }
-  return text;
-}
-
 std::string plain_text(const Json& found) {
   std::string text =
       fmt::format("{}: {}\n", found["kind"].get<std::string>(), printable(found["path"].get<std::string>(), 2000));
@@ -180,6 +146,41 @@ TensorStats tensor_stats(const Tensor& tensor) {
     case DType::kFloat64: return collect_plain<double>(tensor);
   }
   return {};
+}
+
+Json tensor_entry(const std::string& name, DType dtype, const std::vector<std::int64_t>& shape) {
+  return {{"name", json_text(name)}, {"dtype", std::string(dtype_name(dtype))}, {"shape", shape}};
+}
+
+Json tensor_entry(const std::string& name, const Tensor& tensor, bool with_values) {
+  Json entry = tensor_entry(name, tensor.dtype, tensor.shape);
+  if (!with_values) return entry;
+  const TensorStats stats = tensor_stats(tensor);
+  entry["min"] = stats.min;
+  entry["max"] = stats.max;
+  entry["nan_count"] = stats.nan_count;
+  entry["infinite_count"] = stats.infinite_count;
+  return entry;
+}
+
+std::string tensor_rows(const Json& tensors) {
+  std::size_t width = 4;
+  for (const Json& entry : tensors) width = std::max(width, entry["name"].get_ref<const std::string&>().size());
+  width = std::min<std::size_t>(width, 60);
+  std::string text;
+  for (const Json& entry : tensors) {
+    const auto shape = entry["shape"].get<std::vector<std::int64_t>>();
+    text += fmt::format("  {:<{}}  {:<9} {:<18}", printable(entry["name"].get<std::string>()), width,
+                        entry["dtype"].get<std::string>(), shape_text(shape));
+    if (entry.contains("min")) {
+      text += fmt::format(" min {:<12.6g} max {:<12.6g} NaN {}", entry["min"].get<double>(), entry["max"].get<double>(),
+                          entry["nan_count"].get<std::int64_t>());
+      if (entry["infinite_count"] != 0) text += fmt::format(" infinite {}", entry["infinite_count"].get<std::int64_t>());
+    }
+    if (entry.contains("checksum")) text += "  checksum " + entry["checksum"].get<std::string>();
+    text += "\n";
+  }
+  return text;
 }
 
 Json inspect_path(const std::filesystem::path& path, bool with_values) {

@@ -128,6 +128,12 @@ void ProgressBoard::say(const std::string& text) {
   err_.flush();
 }
 
+void ProgressBoard::hide() {
+  dirty_ = dirty_ || drawn_ > 0;
+  erase();
+  err_.flush();
+}
+
 void ProgressBoard::finish() {
   if (dirty_) draw();
   dirty_ = false;

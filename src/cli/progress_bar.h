@@ -52,6 +52,7 @@ class ProgressBoard {
 
   void show(const std::vector<ProgressLine>& lines);  // as often as you like: it draws when it is time
   void say(const std::string& text);                  // a line of its own, above the bars
+  void hide();                                        // takes the bars off the terminal, for a line on another stream
   void finish();                                      // draws the last state once more
 
  private:
@@ -71,6 +72,7 @@ class SingleProgress {
  public:
   SingleProgress(std::ostream& err, bool terminal, std::string label, std::string unit);
   void show(std::int64_t done, std::int64_t total, const std::string& note);
+  void hide() { board_.hide(); }
   void finish() { board_.finish(); }
 
  private:

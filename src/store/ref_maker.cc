@@ -120,6 +120,21 @@ void check_against_spec(const FeatureSpec& spec, DType dtype, const std::vector<
 
 namespace draftflow {
 
+ResidentSample FeatureStore::resident(const SampleRef& ref) {
+  std::optional<ResidentSample> found;
+  for_each(
+      [&](const ResidentSample& sample) {
+        if (sample.sample_id == ref.sample_id && sample.generation == ref.generation) found = sample;
+        return !found;
+      },
+      [](const std::filesystem::path&, const std::string&) {});
+  if (found) return *found;
+  throw NotFound(
+      fmt::format("sample '{}' generation {} is not in the store: it was freed, superseded or never written; ask the "
+                  "ledger for a current ref",
+                  printable(ref.sample_id.str()), ref.generation));
+}
+
 std::uint64_t estimate_bytes(const std::vector<FeatureSpec>& specs) {
   std::uint64_t bytes = 0;
   for (const FeatureSpec& spec : specs) bytes += tensor_bytes(spec.dtype, spec.shape);

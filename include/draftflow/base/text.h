@@ -12,7 +12,8 @@ namespace draftflow {
 // The offset of the first byte that is not well-formed UTF-8 (surrogates and overlong forms count as ill-formed), or npos.
 std::size_t find_invalid_utf8(std::string_view text);
 
-// Text as it may stand in a message or a terminal: control bytes and invalid UTF-8 escaped as \xNN, cut to max_bytes.
+// Text as it may stand in a message or a terminal: control characters (those that reorder a
+// line too) and invalid UTF-8 escaped as \xNN, cut to max_bytes.
 std::string printable(std::string_view text, std::size_t max_bytes = 200);
 
 std::string human_bytes(std::uint64_t bytes);  // "12.3 MiB"

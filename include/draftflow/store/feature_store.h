@@ -138,6 +138,9 @@ class FeatureStore {
   // A ref to a generation on the books, its specs told by the stored bytes: for people and tools that hold no ref. Without
   // a generation the current one. NotFound.
   virtual SampleRef find(const SampleId& sample_id, std::optional<std::uint64_t> generation = {}) = 0;
+
+  // What for_each tells of the ref's sample and generation. NotFound. A backend that does not say otherwise walks.
+  virtual ResidentSample resident(const SampleRef& ref);
 };
 
 // The tensor bytes that a sample of these specs takes, from metadata alone.

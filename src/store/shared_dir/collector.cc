@@ -49,8 +49,8 @@ class Collector {
           links->unlink(name);
           continue;
         }
-        const Dropped dropped =
-            end_lease_link(c_.layout, *links, name, lease->place, lease->generation, {.consume_once = consume_once()}, c_.books);
+        const Dropped dropped = end_lease_link(c_.layout, *links, name, lease->place, lease->generation,
+                                               {.consume_once = consume_once()}, c_.books);
         report_.leases_dropped += dropped.was_there ? 1 : 0;
         report_.bytes_removed += dropped.was_last ? dropped.bytes : 0;
       }
@@ -96,8 +96,8 @@ class Collector {
     struct stat status {};
     if (!fd || ::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) return;
     const bool marked = std::find(listing.marks.begin(), listing.marks.end(), generation) != listing.marks.end();
-    const bool old = consume_once() && c_.file.max_hold_age_ms > 0 &&
-                     (now_ - status.st_mtim.tv_sec) * 1000 > c_.file.max_hold_age_ms;
+    const bool old =
+        consume_once() && c_.file.max_hold_age_ms > 0 && (now_ - status.st_mtim.tv_sec) * 1000 > c_.file.max_hold_age_ms;
     if (consume_once() && (marked || old) && free_unleased(folder, place, generation, fd.get(), !marked)) return;
     count(weigh(fd.get(), folder.shown(name)));
   }
@@ -148,21 +148,24 @@ class Collector {
   GcReport report_;
 };
 
-ResidentSample describe_file(const Folder& folder, const std::string& name, std::uint64_t generation, std::int64_t now_seconds) {
-  const auto fd = folder.find_file(name, O_RDONLY);
-  if (!fd) throw NotFound(name);
-  const std::filesystem::path path = folder.shown(name);
-  const SafetensorsHeader header = read_safetensors_header(fd->get(), path);
+}  // namespace
+
+ResidentSample describe_file(int fd, const std::filesystem::path& path, const SamplePlace& place, std::uint64_t generation,
+                             std::int64_t now_seconds) {
+  const SafetensorsHeader header = read_safetensors_header(fd, path);
   const std::string* id = header.find_metadata("sample_id");
   if (id == nullptr) throw Corrupt(path.string() + ": the file's metadata has no 'sample_id'");
-  const Weight weight = weigh(fd->get(), path);
+  const SamplePlace said = sample_place(SampleId(*id));
+  if (said.fan_out != place.fan_out || said.folder != place.folder) {
+    throw Corrupt(fmt::format("{}: the file says it is sample '{}', whose files lie in {}/{}: it is another one's file",
+                              path.string(), printable(*id), said.fan_out, said.folder));
+  }
+  const Weight weight = weigh(fd, path);
   ResidentSample sample{.sample_id = SampleId(*id), .generation = generation, .bytes = weight.bytes, .path = path};
-  sample.leases = std::max<std::uint64_t>(link_count(fd->get(), path), 1) - 1;
+  sample.leases = std::max<std::uint64_t>(link_count(fd, path), 1) - 1;
   sample.age_s = static_cast<double>(std::max<std::int64_t>(0, now_seconds - weight.birth_seconds));
   return sample;
 }
-
-}  // namespace
 
 GcReport collect(const Collection& collection) {
   return Collector(collection).run();
@@ -179,7 +182,9 @@ void walk(const Layout& layout, std::int64_t now_seconds, const std::function<bo
       for (const std::uint64_t generation : list_sample(*folder, place).generations) {
         const std::string name = generation_name(place, generation);
         try {
-          go_on = go_on && visit(describe_file(*folder, name, generation, now_seconds));
+          const auto fd = go_on ? folder->find_file(name, O_RDONLY) : std::nullopt;
+          if (!fd) continue;
+          go_on = visit(describe_file(fd->get(), folder->shown(name), place, generation, now_seconds));
         } catch (const NotFound&) {  // freed meanwhile
         } catch (const Error& error) {
           if (error.kind() != ErrorKind::kCorrupt && error.kind() != ErrorKind::kInvalidArgument) throw;
@@ -203,9 +208,10 @@ double oldest_age(const AccountTotals& totals, std::int64_t now_seconds) {
 void check_links(const Folder& temporaries) {
   const std::string second = random_hex128() + ".tmp";
   const auto refuse = [&](const std::string& found) {
-    throw InvalidArgument(fmt::format("{} is on {}, where {}: leases are hard links, so a store cannot work there; use a local "
-                                      "file system or NFS",
-                                      temporaries.path().string(), file_system_name(temporaries), found));
+    throw InvalidArgument(
+        fmt::format("{} is on {}, where {}: leases are hard links, so a store cannot work there; use a local "
+                    "file system or NFS",
+                    temporaries.path().string(), file_system_name(temporaries), found));
   };
   try {
     const Temporary probe(temporaries);

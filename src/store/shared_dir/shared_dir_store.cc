@@ -106,15 +106,17 @@ void SharedDirStore::check_free_space(const SampleId& sample_id, std::uint64_t b
 
 void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uint64_t bytes) const {
   if (account_.is_private()) {
-    throw Exhausted(fmt::format("put of sample '{}' of {} bytes: the disk of store '{}' at {} was too full to attach for writing: "
-                                "free samples or space, then attach again",
-                                printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path().string()));
+    throw Exhausted(
+        fmt::format("put of sample '{}' of {} bytes: the disk of store '{}' at {} was too full to attach for writing: "
+                    "free samples or space, then attach again",
+                    printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path().string()));
   }
   if (holder.reserve(bytes, file_.max_resident_bytes)) return;
-  throw Exhausted(fmt::format("put of sample '{}' asks for {} bytes, but store '{}' at {} may hold {} and has {} resident: free "
-                              "samples, then retry",
-                              printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path().string(),
-                              file_.max_resident_bytes, account_.resident_bytes()));
+  throw Exhausted(
+      fmt::format("put of sample '{}' asks for {} bytes, but store '{}' at {} may hold {} and has {} resident: free "
+                  "samples, then retry",
+                  printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path().string(),
+                  file_.max_resident_bytes, account_.resident_bytes()));
 }
 
 SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) {
@@ -141,7 +143,8 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
                     options_.free_space_floor_bytes, error.what()));
   } catch (const NotFound& error) {
     throw NotFound(fmt::format("put of sample '{}': store '{}' at {} was deleted while attached; attach again ({})",
-                               printable(sample_id.str()), printable(id_.str()), layout_.store().path().string(), error.what()));
+                               printable(sample_id.str()), printable(id_.str()), layout_.store().path().string(),
+                               error.what()));
   }
   return ref;
 }
@@ -233,10 +236,11 @@ TensorMap SharedDirStore::read(const SampleRef& ref, const std::vector<std::stri
 Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) {
   const std::vector<const FeatureSpec*> specs = specs_to_read(ref, options.names);
   if (options.zero_copy && !books_.local) {
-    throw InvalidArgument(fmt::format("zero-copy get of sample '{}': store '{}' at {} is on {}, where another host can cut a mapped "
-                                      "file short: get copies",
-                                      printable(ref.sample_id.str()), printable(id_.str()), layout_.store().path().string(),
-                                      file_system_name(layout_.store())));
+    throw InvalidArgument(
+        fmt::format("zero-copy get of sample '{}': store '{}' at {} is on {}, where another host can cut a mapped "
+                    "file short: get copies",
+                    printable(ref.sample_id.str()), printable(id_.str()), layout_.store().path().string(),
+                    file_system_name(layout_.store())));
   }
   Opened opened = open(ref);
   const Lease lease = take_lease(opened);
@@ -311,16 +315,16 @@ SharedDirStore::Lease SharedDirStore::take_lease(const Opened& opened) {
     }
     // A link made by handle succeeds on a name that was taken away since: look again.
     const auto folder = books_.local ? std::nullopt : layout_.find_sample(opened.place);
-    if (books_.local ||
-        (folder && folder->holds(generation_name(opened.place, opened.identity.generation), opened.fd.get()))) {
+    if (books_.local || (folder && folder->holds(generation_name(opened.place, opened.identity.generation), opened.fd.get()))) {
       return lease;
     }
     end_lease(lease, /*consume=*/false);
     throw_not_found(opened.identity);
   }
-  throw Unavailable(fmt::format("leasing {}: this process was taken for dead {} times; is lease_ms ({}) too short for this file "
-                                "system?",
-                                opened.path.string(), kTries, options_.lease_ms));
+  throw Unavailable(
+      fmt::format("leasing {}: this process was taken for dead {} times; is lease_ms ({}) too short for this file "
+                  "system?",
+                  opened.path.string(), kTries, options_.lease_ms));
 }
 
 void SharedDirStore::end_lease(const Lease& lease, bool consume) {
@@ -401,8 +405,8 @@ StoreHealth SharedDirStore::health() {
   health.freed_bytes_total = whole(totals.freed_bytes);
   const std::int64_t now = ::time(nullptr);
   if (totals.samples > 0) {
-    health.average_age_s = std::max(0.0, static_cast<double>(now) - static_cast<double>(totals.birth_seconds) /
-                                                                        static_cast<double>(totals.samples));
+    health.average_age_s = std::max(
+        0.0, static_cast<double>(now) - static_cast<double>(totals.birth_seconds) / static_cast<double>(totals.samples));
     health.oldest_age_s = std::max(health.average_age_s, oldest_age(totals, now));
   }
   health.free_bytes = free_bytes(layout_.store());
@@ -411,7 +415,16 @@ StoreHealth SharedDirStore::health() {
 
 void SharedDirStore::for_each(const std::function<bool(const ResidentSample&)>& visit,
                               const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) {
-  walk(layout_, books_.local ? ::time(nullptr) : server_time_ms(temporaries_) / 1000, visit, damaged);
+  walk(layout_, now_seconds(), visit, damaged);
+}
+
+std::int64_t SharedDirStore::now_seconds() const {
+  return books_.local ? ::time(nullptr) : server_time_ms(temporaries_) / 1000;
+}
+
+ResidentSample SharedDirStore::resident(const SampleRef& ref) {
+  const Opened opened = open(ref);
+  return describe_file(opened.fd.get(), opened.path, opened.place, ref.generation, now_seconds());
 }
 
 SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {
@@ -446,9 +459,10 @@ void check_options(const SharedDirOptions& options) {
                                       options.max_hold_age_ms, options.lease_ms));
   }
   if (options.max_hold_age_ms > 0 && options.kind == StoreKind::kLedgered) {
-    throw InvalidArgument(fmt::format("max_hold_age_ms is {}, but the store is ledgered, where only the ledger frees: make it "
-                                      "consume_once or leave the age out",
-                                      options.max_hold_age_ms));
+    throw InvalidArgument(
+        fmt::format("max_hold_age_ms is {}, but the store is ledgered, where only the ledger frees: make it "
+                    "consume_once or leave the age out",
+                    options.max_hold_age_ms));
   }
 }
 

@@ -44,6 +44,7 @@ class SharedDirStore : public FeatureStore {
   void for_each(const std::function<bool(const ResidentSample&)>& visit,
                 const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) override;
   SampleRef find(const SampleId& sample_id, std::optional<std::uint64_t> generation) override;
+  ResidentSample resident(const SampleRef& ref) override;
 
  private:
   struct Lease {
@@ -69,6 +70,7 @@ class SharedDirStore : public FeatureStore {
   [[noreturn]] void throw_not_found(const Identity& identity) const;
   Opened open(const SampleRef& ref) const;
   static std::uint64_t greatest_in(const std::optional<Folder>& folder, const SamplePlace& place);  // 0: none
+  std::int64_t now_seconds() const;  // on the clock that the files' times are of
   std::shared_ptr<Holder> holder();
   void check_free_space(const SampleId& sample_id, std::uint64_t bytes) const;
   void reserve(Holder& holder, const SampleId& sample_id, std::uint64_t bytes) const;
@@ -93,10 +95,10 @@ class SharedDirStore : public FeatureStore {
   GroupSync syncs_;
 
   std::mutex mutex_;
-  std::shared_ptr<Holder> holder_;                  // guarded by mutex_; none before the first lease or put
-  std::unordered_map<std::uint64_t, Lease> live_;   // guarded by mutex_; by the number in the handle's token
-  std::uint64_t next_lease_ = 0;                    // guarded by mutex_
-  std::unordered_set<std::uint64_t> verified_;      // guarded by mutex_; generations whose bytes a mapping was checked against
+  std::shared_ptr<Holder> holder_;                 // guarded by mutex_; none before the first lease or put
+  std::unordered_map<std::uint64_t, Lease> live_;  // guarded by mutex_; by the number in the handle's token
+  std::uint64_t next_lease_ = 0;                   // guarded by mutex_
+  std::unordered_set<std::uint64_t> verified_;     // guarded by mutex_; generations whose bytes a mapping was checked against
 };
 
 }  // namespace draftflow::store

@@ -118,6 +118,37 @@ TEST_F(SharedDir, AnothersFileUnderThisNameIsCorrupt) {
   expect_same(store->read(a), small_tensors());
 }
 
+TEST_F(SharedDir, ResidentTellsWhatTheWalkTells) {
+  const auto store = attach();
+  const SampleRef ref = put(*store, "a"), other = put(*store, "b", 2);
+  const Fetched leased = store->get(ref);
+  const ResidentSample direct = store->resident(ref), walked = store->FeatureStore::resident(ref);
+  EXPECT_EQ(direct.sample_id, walked.sample_id);
+  EXPECT_EQ(direct.generation, walked.generation);
+  EXPECT_EQ(direct.bytes, walked.bytes);
+  EXPECT_EQ(direct.leases, 1u);
+  EXPECT_EQ(walked.leases, 1u);
+  EXPECT_EQ(direct.path, walked.path);
+  store->remove(other);
+  EXPECT_THROW(store->resident(other), NotFound);
+  EXPECT_THROW(store->FeatureStore::resident(other), NotFound);
+}
+
+TEST_F(SharedDir, TheWalkGivesNoFileOfAnotherSample) {
+  const auto store = attach();
+  put(*store, "a");
+  put(*store, "b", 2);
+  const auto files = generation_files(root());
+  std::filesystem::copy_file(files[0], files[1], std::filesystem::copy_options::overwrite_existing);
+  std::size_t visited = 0;
+  std::string damage;
+  store->for_each([&](const ResidentSample&) { return ++visited > 0; },
+                  [&](const std::filesystem::path& path, const std::string& why) { damage = path.string() + why; });
+  EXPECT_EQ(visited, 1u);
+  EXPECT_THAT(damage, HasSubstr(files[1].string()));
+  EXPECT_THAT(damage, HasSubstr("it is another one's file"));
+}
+
 TEST_F(SharedDir, AFlippedByteNeverComesOut) {
   const auto store = attach();
   const SampleRef ref = put(*store);

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// draftflow store: the group, and create, gc and stat.
+#include "cli/store_command.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <ostream>
+
+#include "cli/metrics.h"
+#include "draftflow/base/error.h"
+#include "draftflow/base/file.h"
+#include "draftflow/base/text.h"
+
+namespace draftflow::cli {
+namespace {
+
+constexpr const char* kExample =
+    "Example:\n"
+    "  draftflow store create out/store\n"
+    "  draftflow store put out/store features/0000.ckpt --id sample-0\n"
+    "  draftflow store ls out/store\n"
+    "  draftflow store verify out/store\n"
+    "PATH is a store's folder, {root}/{store id}: what 'draftflow capture --store' takes.";
+
+constexpr const char* kCreateExample =
+    "Example:\n"
+    "  draftflow store create out/store\n"
+    "  draftflow store create out/scratch --kind consume_once --max-resident-bytes 20GiB --max-hold-age-ms 3600000 --json\n"
+    "Creating a store that is there already with the same options is fine; 'capture --store' creates what it needs itself.";
+
+constexpr const char* kGcExample =
+    "Example:\n"
+    "  draftflow store gc out/store\n"
+    "  draftflow store gc out/store --json\n"
+    "Safe at any time, beside a running capture or training too: it touches nothing that is leased by a live process.";
+
+constexpr const char* kStatExample =
+    "Example:\n"
+    "  draftflow store stat out/store\n"
+    "  draftflow store stat out/store --json\n"
+    "Reads counters alone, so that it costs the same for ten samples and ten million; 'draftflow store gc' counts again.";
+
+std::string share_of_cap(const StoreHealth& health) {
+  if (health.max_resident_bytes == 0) return "";
+  return fmt::format(" of at most {} ({:.0f} %)", human_bytes(health.max_resident_bytes),
+                     100 * static_cast<double>(health.resident_bytes) / static_cast<double>(health.max_resident_bytes));
+}
+
+Json to_json(const StoreHealth& h) {
+  return {{"store_id", json_text(h.store_id)},
+          {"backend", h.backend},
+          {"root", json_text(h.root)},
+          {"kind", kind_text(h.kind)},
+          {"resident_samples", h.resident_samples},
+          {"resident_bytes", h.resident_bytes},
+          {"max_resident_bytes", h.max_resident_bytes},
+          {"live_leases", h.live_leases},
+          {"release_pending", h.release_pending},
+          {"freed_total", h.freed_total},
+          {"freed_bytes_total", h.freed_bytes_total},
+          {"oldest_age_s", h.oldest_age_s},
+          {"average_age_s", h.average_age_s},
+          {"free_bytes", h.free_bytes}};
+}
+
+std::string plain_text(const StoreHealth& h) {
+  std::string text = fmt::format("store      {}   {} in {}, {}\n", printable(h.store_id, 4096), h.backend,
+                                 printable(h.root, 4096), kind_text(h.kind));
+  text += fmt::format("resident   {} generations, {}{}\n", h.resident_samples, human_bytes(h.resident_bytes), share_of_cap(h));
+  text += fmt::format("leases     {} live\n", h.live_leases);
+  text += h.resident_samples == 0 ? "age        -\n"
+                                  : fmt::format("age        oldest {}, average {}\n", human_seconds(h.oldest_age_s),
+                                                human_seconds(h.average_age_s));
+  text += fmt::format("freed      {} generations, {}; {} waiting for gc to try again\n", h.freed_total,
+                      human_bytes(h.freed_bytes_total), h.release_pending);
+  return text + fmt::format("disk       {} free\n", human_bytes(h.free_bytes));
+}
+
+Json to_json(const GcReport& r) {
+  return {{"temporaries_removed", r.temporaries_removed},
+          {"generations_removed", r.generations_removed},
+          {"force_freed", r.force_freed},
+          {"bytes_removed", r.bytes_removed},
+          {"leases_dropped", r.leases_dropped},
+          {"release_pending", r.release_pending}};
+}
+
+std::string plain_text(const GcReport& r) {
+  return fmt::format(
+      "freed {}: {} generations ({} past their greatest age), {} unfinished files of writers that died; {} leases of holders "
+      "that "
+      "died dropped; {} frees to try again\n",
+      human_bytes(r.bytes_removed), r.generations_removed, r.force_freed, r.temporaries_removed, r.leases_dropped,
+      r.release_pending);
+}
+
+struct CreateArguments {
+  std::filesystem::path path;
+  std::string kind = "ledgered", durability = "none";
+  SharedDirOptions options;
+  bool json = false;
+};
+
+bool is_there(const StoreName& name) {
+  try {
+    open_shared_dir_store(name.root, name.id, {});
+    return true;
+  } catch (const NotFound&) {
+    return false;
+  }
+}
+
+int run_create(CreateArguments arguments, const Console& console) {
+  const StoreName name = store_name(arguments.path);
+  arguments.options.kind = arguments.kind == "ledgered" ? StoreKind::kLedgered : StoreKind::kConsumeOnce;
+  arguments.options.durability = arguments.durability == "none"   ? Durability::kNone
+                                 : arguments.durability == "data" ? Durability::kData
+                                                                  : Durability::kFull;
+  const bool there = is_there(name);
+  const StoreHealth health = create_shared_dir_store(name.root, name.id, arguments.options)->health();
+  if (arguments.json) {
+    console.out << json_line({{"store_id", health.store_id},
+                              {"root", json_text(health.root)},
+                              {"kind", kind_text(health.kind)},
+                              {"max_resident_bytes", health.max_resident_bytes},
+                              {"created", !there}});
+    return 0;
+  }
+  console.out << fmt::format(
+      "{} store '{}' in {}: {}, {}\n", there ? "there already:" : "created", printable(health.store_id, 4096),
+      printable(health.root, 4096), kind_text(health.kind),
+      health.max_resident_bytes == 0 ? "no cap" : "at most " + human_bytes(health.max_resident_bytes) + " resident");
+  return 0;
+}
+
+void add_create(CLI::App& group, CommandLine& line) {
+  auto arguments = std::make_shared<CreateArguments>();
+  CLI::App& app = *group.add_subcommand("create", "Make a feature store");
+  add_store_path(app, arguments->path);
+  app.add_option("--kind", arguments->kind, "who frees: the ledger (ledgered) or the last release (consume_once)")
+      ->check(CLI::IsMember({"ledgered", "consume_once"}))
+      ->capture_default_str();
+  app.add_option("--durability", arguments->durability, "what a put waits for: none, data (bytes on disk) or full (names too)")
+      ->check(CLI::IsMember({"none", "data", "full"}))
+      ->capture_default_str();
+  SharedDirOptions& o = arguments->options;
+  add_fields(app, {{"max_resident_bytes", ByteSize{&o.max_resident_bytes}, "a put that would pass this is refused; 0: no cap"},
+                   {"max_hold_age_ms", &o.max_hold_age_ms, "consume_once: gc frees what nobody took for so long; 0: never"}});
+  app.add_flag("--json", arguments->json, "print the result as JSON");
+  app.footer(kCreateExample);
+  app.callback([&line, arguments] { line.action = [&line, arguments] { return run_create(*arguments, line.console); }; });
+}
+
+// gc and stat: a store in, a report out.
+template <class Ask>
+void add_report(CLI::App& group, CommandLine& line, const char* name, const char* about, const char* example, Ask ask) {
+  struct Arguments {
+    std::filesystem::path path;
+    bool json = false;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App& app = *group.add_subcommand(name, about);
+  add_store_path(app, arguments->path);
+  app.add_flag("--json", arguments->json, "print JSON");
+  app.footer(example);
+  app.callback([&line, arguments, ask] {
+    line.action = [&line, arguments, ask] {
+      const auto report = ask(*open_store(arguments->path).store);
+      line.console.out << (arguments->json ? json_line(to_json(report)) : plain_text(report));
+      return 0;
+    };
+  });
+}
+
+// For those who name a store by a folder whose name is not its id, such as one with a hash in it.
+std::string other_name_hint(const std::filesystem::path& folder, const StoreName& name) {
+  constexpr std::uint64_t kMostBytes = 64 << 10;
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(folder / "store.json", ignored)) {
+    return fmt::format("; 'draftflow store create {}' makes one", printable(folder.string(), 4096));
+  }
+  const Json file = Json::parse(read_text_file(folder / "store.json", kMostBytes), nullptr, /*allow_exceptions=*/false);
+  if (!file.is_object() || !file.contains("store_id") || !file["store_id"].is_string()) return "";
+  const auto id = file["store_id"].get<std::string>();
+  if (id == name.id.str() || id.find('/') != std::string::npos) return "";
+  return fmt::format("; the store in that folder is named '{}'", printable((name.root / id).string(), 4096));
+}
+
+}  // namespace
+
+StoreName store_name(const std::filesystem::path& folder) {
+  std::filesystem::path named = folder;
+  if (!named.has_filename() && named.has_relative_path()) named = named.parent_path();  // a slash at the end
+  if (named.filename() == "." || named.filename() == "..") named = std::filesystem::weakly_canonical(named);
+  if (named.filename().empty()) {
+    throw InvalidArgument(
+        fmt::format("'{}' names no store: a store's folder is needed, such as out/store", printable(folder.string(), 4096)));
+  }
+  return {named.has_parent_path() ? named.parent_path() : ".", StoreId(named.filename().string())};
+}
+
+OpenedStore open_store(const std::filesystem::path& folder) {
+  const StoreName name = store_name(folder);
+  try {
+    return {folder, name.id, open_shared_dir_store(name.root, name.id, {})};
+  } catch (const NotFound& error) {
+    throw NotFound(error.what() + other_name_hint(folder, name));
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(error.what() + other_name_hint(folder, name));
+  }
+}
+
+SampleRef find_sample(const OpenedStore& opened, const std::string& id, std::optional<std::uint64_t> generation) {
+  const SampleId sample_id(id);
+  const std::string path = printable(opened.path.string(), 4096);
+  std::optional<SampleRef> current;
+  try {
+    if (generation) return opened.store->find(sample_id, generation);
+  } catch (const NotFound&) {  // told below, with what there is instead
+  }
+  try {
+    current = opened.store->find(sample_id);
+    if (!generation) return *current;
+  } catch (const NotFound&) {
+    throw NotFound(
+        fmt::format("store {} has no sample '{}': it was freed or never put; 'draftflow store ls {}' lists what is there", path,
+                    printable_id(sample_id), path));
+  }
+  throw NotFound(fmt::format("store {} has no generation {} of sample '{}': it was freed or superseded; the current one is {}",
+                             path, *generation, printable_id(sample_id), current->generation));
+}
+
+SampleCheck check_sample(FeatureStore& store, const ResidentSample& sample) {
+  try {
+    store.read(store.find(sample.sample_id, sample.generation));
+    return {};
+  } catch (const NotFound&) {
+    return {SampleCheck::State::kFreed, ""};
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kExhausted) throw;  // files or memory ran out here: it says nothing about the sample
+    return {SampleCheck::State::kDamaged, error.what()};
+  }
+}
+
+std::string damage_text(const std::filesystem::path& path, const std::string& why) {
+  const bool told = why.find(path.string()) != std::string::npos;
+  return "damaged " + (told ? "" : printable(path.string(), 4096) + ": ") + printable(why, 8192);
+}
+
+std::string printable_id(const SampleId& id) {
+  return printable(id.str(), 4 * kMaxIdBytes);
+}
+
+std::string json_line(const nlohmann::ordered_json& value) {
+  return value.dump(-1, ' ', /*ensure_ascii=*/true) + "\n";
+}
+
+const char* kind_text(StoreKind kind) {
+  return kind == StoreKind::kLedgered ? "ledgered" : "consume_once";
+}
+
+void add_store_path(CLI::App& app, std::filesystem::path& path) {
+  app.add_option("store", path, "the store's folder, {root}/{store id}")->required()->type_name("PATH");
+}
+
+void add_store_command(CommandLine& line) {
+  CLI::App& group = *line.app.add_subcommand("store", "Make feature stores and look after them");
+  group.require_subcommand(1);
+  group.footer(kExample);
+  add_create(group, line);
+  add_store_put_command(group, line);
+  add_store_list_command(group, line);
+  add_store_inspect_command(group, line);
+  add_store_verify_command(group, line);
+  add_report(group, line, "gc", "Free what nobody can use any more", kGcExample,
+             [](FeatureStore& store) { return store.gc(); });
+  add_report(group, line, "stat", "Show a store's counters at once", kStatExample,
+             [](FeatureStore& store) { return store.health(); });
+}
+
+}  // namespace draftflow::cli
