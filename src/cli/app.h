@@ -41,6 +41,7 @@ void add_eval_command(CommandLine& line);
 void add_run_command(CommandLine& line);
 void add_status_command(CommandLine& line);
 void add_inspect_command(CommandLine& line);
+void add_bench_command(CommandLine& line);
 
 // Adds a flag for every field. The fields' struct must outlive the parse.
 void add_fields(CLI::App& app, const Fields& fields);
