@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
@@ -22,7 +24,6 @@ namespace draftflow::cli {
 namespace {
 
 using nlohmann::json;
-using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::UnorderedElementsAre;
@@ -58,17 +59,18 @@ bool becomes_empty(const testing_support::TempFolder& folder) {
 pid_t start_bench(const testing_support::TempFolder& folder) {
   const pid_t pid = ::fork();
   if (pid == 0) {
-    ::freopen("/dev/null", "w", stdout);
-    ::freopen("/dev/null", "w", stderr);
+    const int null = ::open("/dev/null", O_WRONLY);
+    ::dup2(null, STDOUT_FILENO);
+    ::dup2(null, STDERR_FILENO);
     ::execl(kBinary.c_str(), "draftflow", "bench", "store", "--rows", "put_1m_resident", "--dir", folder.path().c_str(),
             nullptr);
     ::_exit(127);
   }
-  for (int i = 0; i < 1000; ++i) {
+  for (int i = 0; i < 10'000; ++i) {
     for (const std::string& name : folder.list()) {
       if (std::filesystem::exists(folder.path() / name / "resident" / "bench" / "store.json")) return pid;
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
   ADD_FAILURE() << "the benchmark made no store";
   return pid;

@@ -47,21 +47,22 @@ double consume(int samples, int messages, int acknowledgements, const Take& take
 
 // Makes the work of each process in that process.
 double run_pair(int samples, const std::function<Put()>& make_put, const std::function<Take()>& make_take) {
-  auto [messages_out, messages_in] = make_pipe();
-  auto [acks_out, acks_in] = make_pipe();
-  UniqueFd &to_read = messages_out, &to_write = messages_in, &acks_to_read = acks_out, &acks_to_write = acks_in;
+  auto messages = make_pipe(), acknowledgements = make_pipe();
   ForkedChild producer([&] {
-    to_read.reset();
-    acks_to_write.reset();
-    produce(samples, to_write.get(), acks_to_read.get(), make_put());
+    messages.first.reset();
+    acknowledgements.second.reset();
+    produce(samples, messages.second.get(), acknowledgements.first.get(), make_put());
     return std::string();
   });
   ForkedChild consumer([&] {
-    to_write.reset();
-    acks_to_read.reset();
-    return fmt::format("{}", consume(samples, to_read.get(), acks_to_write.get(), make_take()));
+    messages.second.reset();
+    acknowledgements.first.reset();
+    return fmt::format("{}", consume(samples, messages.first.get(), acknowledgements.second.get(), make_take()));
   });
-  for (UniqueFd* fd : {&to_read, &to_write, &acks_to_read, &acks_to_write}) fd->reset();
+  for (auto* both : {&messages, &acknowledgements}) {
+    both->first.reset();
+    both->second.reset();
+  }
   const double seconds = std::stod(consumer.result());
   producer.result();
   return seconds;
