@@ -3,7 +3,7 @@
 BUILD ?= build
 JOBS ?= $(shell nproc)
 
-.PHONY: help demo test build deps lint clean example-model asan
+.PHONY: help demo test build deps lint clean example-model asan bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -33,6 +33,9 @@ asan: deps ## the rooms without libtorch under address and undefined-behaviour s
 	@test -f build/asan-ubsan/build.ninja || cmake --preset asan-ubsan > /dev/null
 	@cmake --build build/asan-ubsan -j$(JOBS)
 	@bash tools/run-tests.sh build/asan-ubsan
+
+bench: build ## the feature store beside the raw system calls; minutes and 9 GB
+	@$(BUILD)/bin/draftflow bench store --dir $(BUILD)
 
 example-model: build ## make the example model, tokenizer and prompts again (examples/README.md)
 	@bash examples/make/make.sh

@@ -42,6 +42,7 @@ void add_run_command(CommandLine& line);
 void add_status_command(CommandLine& line);
 void add_inspect_command(CommandLine& line);
 void add_store_command(CommandLine& line);
+void add_bench_command(CommandLine& line);
 
 // Adds a flag for every field. The fields' struct must outlive the parse.
 void add_fields(CLI::App& app, const Fields& fields);

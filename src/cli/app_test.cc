@@ -49,7 +49,7 @@ Outcome shell(const std::string& command) {
 }
 
 const std::string kBinary = std::string(DRAFTFLOW_BINARY_DIR) + "/bin/draftflow";
-constexpr const char* kCommands[] = {"capture", "ingest", "train", "eval", "run", "status", "inspect"};
+constexpr const char* kCommands[] = {"capture", "ingest", "train", "eval", "run", "status", "inspect", "bench"};
 
 TEST(App, EveryCommandHasHelpWithAnExample) {
   for (const std::string command : kCommands) {
