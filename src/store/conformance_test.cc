@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What every backend that stores bytes must do, over each of them.
-#include <functional>
+#include "store/conformance.h"
+
+#include <fmt/format.h>
+
 #include <map>
-#include <ostream>
 #include <set>
 #include <thread>
 
-#include "draftflow/store/feature_store.h"
 #include "store/store_testing.h"
-#include "testing/temp_folder.h"
 
 namespace draftflow {
 namespace {
@@ -20,24 +20,6 @@ using store_testing::run_metadata;
 using store_testing::sample_tensors;
 using store_testing::small_tensors;
 using ::testing::HasSubstr;
-
-struct Backend {
-  const char* name;
-  std::function<std::unique_ptr<FeatureStore>(const std::filesystem::path& root, const StoreId& id)> attach;
-};
-
-void PrintTo(const Backend& backend, std::ostream* out) {
-  *out << backend.name;
-}
-
-class Conformance : public ::testing::TestWithParam<Backend> {
- protected:
-  std::unique_ptr<FeatureStore> attach(const std::string& id = "features") {
-    return GetParam().attach(folder_.path(), StoreId(id));
-  }
-
-  testing_support::TempFolder folder_;
-};
 
 TEST_P(Conformance, EveryDtypeComesBackBitForBit) {
   const auto store = attach();
@@ -64,7 +46,7 @@ TEST_P(Conformance, RefSaysWhatWasPut) {
   const SampleRef ref = store->put(small_tensors(), SampleId("s/1"), metadata);
   EXPECT_EQ(ref.run_id.str(), "r1");
   EXPECT_EQ(ref.source_task_id, "task");
-  EXPECT_THAT(ref.feature_store_uri, ::testing::EndsWith("://features/s/1"));
+  EXPECT_EQ(ref.feature_store_uri, fmt::format(fmt::runtime(GetParam().uri), ref.generation));
   EXPECT_THAT(ref.feature_keys, ::testing::ElementsAre(::testing::Pair("input_ids", "s/1/input_ids"),
                                                        ::testing::Pair("hidden_state", "s/1/hidden_state")));
   EXPECT_EQ(ref.num_tokens, 16);
@@ -258,17 +240,7 @@ TEST_P(Conformance, HealthCountsSamplesAndTensorBytes) {
   EXPECT_GT(health.free_bytes, 0u);
 }
 
-std::unique_ptr<FeatureStore> plain(const std::filesystem::path& root, const StoreId& id) {
-  return create_shared_dir_store(root, id, {});
-}
-
-std::unique_ptr<FeatureStore> durable(const std::filesystem::path& root, const StoreId& id) {
-  return create_shared_dir_store(root, id, {.durability = Durability::kFull});
-}
-
-INSTANTIATE_TEST_SUITE_P(Backends, Conformance,
-                         ::testing::Values(Backend{"shared_dir", plain}, Backend{"shared_dir_durable", durable}),
-                         [](const auto& backend) { return std::string(backend.param.name); });
+DRAFTFLOW_INSTANTIATE_CONFORMANCE(Conformance);
 
 }  // namespace
 }  // namespace draftflow
