@@ -10,9 +10,11 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "draftflow/store/feature_store.h"
@@ -66,8 +68,55 @@ inline Backend shared_dir_backend(const char* name, Durability durability) {
   return {name, attach, "disagg://features/s/1"};
 }
 
+// A store in memory has one owner and cannot be attached to again: the test's attaches share one, which lives until the
+// test ends. Each keeps its own retain_on_release only as the first attach of the name asked for it.
+class SharedMemoryStore : public FeatureStore {
+ public:
+  explicit SharedMemoryStore(std::shared_ptr<FeatureStore> store) : store_(std::move(store)) {}
+  SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) override {
+    return store_->put(tensors, sample_id, metadata);
+  }
+  Fetched get(const SampleRef& ref, const GetOptions& options) override { return store_->get(ref, options); }
+  TensorMap read(const SampleRef& ref, const std::vector<std::string>& names) override { return store_->read(ref, names); }
+  void release(const FeatureHandle& handle) override { store_->release(handle); }
+  bool remove(const SampleRef& ref) override { return store_->remove(ref); }
+  std::uint64_t abort(const SampleId& sample_id) override { return store_->abort(sample_id); }
+  GcReport gc() override { return store_->gc(); }
+  StoreHealth health() override { return store_->health(); }
+  StoreKind kind() const override { return store_->kind(); }
+  void for_each(const std::function<bool(const ResidentSample&)>& visit,
+                const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) override {
+    store_->for_each(visit, damaged);
+  }
+  SampleRef find(const SampleId& sample_id, std::optional<std::uint64_t> generation) override {
+    return store_->find(sample_id, generation);
+  }
+
+ private:
+  std::shared_ptr<FeatureStore> store_;
+};
+
+inline Backend memory_backend() {
+  using Stores = std::map<StoreId, std::shared_ptr<FeatureStore>>;
+  const auto roots = std::make_shared<std::map<std::filesystem::path, Stores>>();
+  const auto attach = [roots](const std::filesystem::path& root, const StoreId& id, const StoreOptionsForTests& options) {
+    std::shared_ptr<FeatureStore>& store = (*roots)[root][id];
+    if (store == nullptr) {
+      store = create_memory_store(id, {.kind = options.kind,
+                                       .max_resident_bytes = options.max_resident_bytes,
+                                       .max_hold_age_ms = options.max_hold_age_ms,
+                                       .retain_on_release = options.retain_on_release});
+    }
+    return std::make_unique<SharedMemoryStore>(store);
+  };
+  return {"memory", attach, "mem://features/s%2F1?generation={}",
+          "attaches of one test share one store: what its end does to leases, refs and views is in memory_store_test.cc",
+          [roots](const std::filesystem::path& root) { roots->erase(root); }};
+}
+
 inline std::vector<Backend> conformance_backends() {
-  return {shared_dir_backend("shared_dir", Durability::kNone), shared_dir_backend("shared_dir_durable", Durability::kFull)};
+  return {shared_dir_backend("shared_dir", Durability::kNone), shared_dir_backend("shared_dir_durable", Durability::kFull),
+          memory_backend()};
 }
 
 #define DRAFTFLOW_INSTANTIATE_CONFORMANCE(suite)                                         \

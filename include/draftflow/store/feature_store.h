@@ -70,7 +70,7 @@ struct StoreHealth {
   std::uint64_t freed_bytes_total = 0;
   double oldest_age_s = 0;               // to about a minute
   double average_age_s = 0;
-  std::uint64_t free_bytes = 0;          // on the file system, for this user
+  std::uint64_t free_bytes = 0;          // on the file system, for this user; in memory: the machine's
 };
 
 struct GcReport {
@@ -172,8 +172,9 @@ struct MemoryOptions {
   std::uint64_t max_resident_bytes = 0;  // 0: no cap
   std::int64_t max_hold_age_ms = 0;      // consume-once stores only; 0: for ever
   bool retain_on_release = false;
-  // Called before the bytes of a generation go; false means that the free failed: it stays on the books, not gettable, and
-  // gc tries again. For backends over this one whose bytes lie elsewhere. Called without a lock held.
+  // Called before the bytes of a generation go; false, or an exception, means that the free failed: it stays on the books, not
+  // gettable, and gc tries again. For backends over this one whose bytes lie elsewhere. Called without a lock held, so that it
+  // may call the store; not by the destructor.
   std::function<bool(const SampleId&, std::uint64_t generation)> try_physical_free;
   std::function<std::int64_t()> clock_ms;  // none: a steady clock
 };
