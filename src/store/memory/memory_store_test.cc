@@ -156,8 +156,11 @@ TEST(MemoryStore, MaxHoldAgeFreesWhatNobodyTook) {
   expect_same(store->read(young), small_tensors());
   store->release(reading.handle);
   EXPECT_EQ(store->gc().force_freed, 0u);
-  EXPECT_EQ(store->health().resident_samples, 1u);
-  EXPECT_EQ(store->health().freed_bytes_total, 2 * kSmallBytes);
+  const StoreHealth health = store->health();
+  EXPECT_EQ(health.resident_samples, 1u);
+  EXPECT_EQ(health.freed_bytes_total, 2 * kSmallBytes);
+  EXPECT_DOUBLE_EQ(health.average_age_s, 0.001);
+  EXPECT_DOUBLE_EQ(health.oldest_age_s, 0.001);
 }
 
 TEST(MemoryStore, WithoutAMaxHoldAgeGcFreesNothing) {
@@ -284,31 +287,40 @@ TEST(MemoryStore, AFreeThatThrowsIsAFreeThatFailed) {
   EXPECT_EQ(store->gc().generations_removed, 1u);
 }
 
-TEST(MemoryStore, TheCallersFunctionsMayCallTheStore) {
+TEST(MemoryStore, APhysicalFreeMayCallTheStore) {
   std::unique_ptr<FeatureStore> store;
-  std::uint64_t resident_during_free = 0;
-  GcReport nested;
-  MemoryOptions options{.kind = StoreKind::kConsumeOnce};
-  options.try_physical_free = [&](const SampleId& id, std::uint64_t generation) {
+  bool answer = false;
+  int asked = 0;
+  const auto free = [&](const SampleId& id, std::uint64_t generation) {
+    if (++asked > 2) return true;
     EXPECT_THROW(store->find(id, generation), NotFound);
-    resident_during_free = store->health().resident_bytes;
-    nested = store->gc();
-    return true;
+    EXPECT_EQ(store->health().resident_bytes, 2 * kSmallBytes);
+    const GcReport nested = store->gc();  // nobody frees what is being freed
+    EXPECT_EQ(nested.generations_removed + nested.release_pending, 0u);
+    return answer;
   };
-  std::atomic<int> depth = 0;
-  options.clock_ms = [&]() -> std::int64_t {
-    if (store != nullptr && depth++ == 0) store->find(SampleId("kept"));
-    return 0;
-  };
-  store = make(options);
-  depth = 1;
+  store = make({.try_physical_free = free});
   put(*store, "kept");
-  depth = 0;
-  const SampleRef ref = put(*store);
-  EXPECT_TRUE(store->remove(ref));
-  EXPECT_EQ(resident_during_free, 2 * kSmallBytes);
-  EXPECT_EQ(nested.generations_removed, 0u);  // nobody frees what is being freed
+  EXPECT_TRUE(store->remove(put(*store)));
+  EXPECT_EQ(store->health().release_pending, 1u);
+  answer = true;
+  EXPECT_EQ(store->gc().generations_removed, 1u);
+  EXPECT_EQ(asked, 2);
   EXPECT_EQ(store->health().freed_total, 1u);
+}
+
+TEST(MemoryStore, AClockMayCallTheStore) {
+  std::unique_ptr<FeatureStore> store;
+  int calls = 0;
+  store = make({.clock_ms = [&]() -> std::int64_t {
+    if (store != nullptr && ++calls % 2 == 1) store->health();
+    return 0;
+  }});
+  put(*store);
+  store->gc();
+  store->health();
+  store->for_each([](const ResidentSample&) { return true; }, {});
+  EXPECT_EQ(calls, 8);
 }
 
 TEST(MemoryStore, AVisitorMayCallTheStoreAndSeesAThousand) {
