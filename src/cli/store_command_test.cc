@@ -28,6 +28,8 @@ TEST_F(StoreCommand, ErrorsNameTheWholeCommand) {
   EXPECT_THAT(call({"ls"}).err, EndsWith("; see 'draftflow store ls --help'\n"));
   EXPECT_EQ(call({"get", path(), "a"}).code, 2);
   EXPECT_EQ(call({"ls", path(), "--limit=-1"}).code, 2);
+  EXPECT_EQ(call({"inspect", path(), "a", "--generation=-1"}).code, 2);
+  EXPECT_EQ(call({"get", path(), "a", "--generation=0", "--out", "a.safetensors"}).code, 2);
 }
 
 TEST_F(StoreCommand, AStoreThatIsNotThereIsNotFoundAndNotMade) {

@@ -93,7 +93,9 @@ void add_store_inspect_command(CLI::App& group, CommandLine& line) {
   CLI::App& app = *group.add_subcommand("inspect", "Show a sample's tensors and whether its bytes are what was written");
   add_store_path(app, arguments->path);
   app.add_option("id", arguments->id, "the sample's id")->required()->type_name("ID");
-  app.add_option("--generation", arguments->generation, "which generation; default: the current one")->type_name("N");
+  app.add_option("--generation", arguments->generation, "which generation; default: the current one")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
   app.add_flag("--json", arguments->json, "print JSON");
   app.footer(kExample);
   app.callback([&line, arguments] { line.action = [&line, arguments] { return run(*arguments, line.console); }; });

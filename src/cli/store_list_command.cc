@@ -74,7 +74,10 @@ void add_store_list_command(CLI::App& group, CommandLine& line) {
   auto arguments = std::make_shared<ListArguments>();
   CLI::App& app = *group.add_subcommand("ls", "List a store's samples, one row a generation");
   add_store_path(app, arguments->path);
-  app.add_option("--limit", arguments->limit, "rows; 0: all")->capture_default_str()->type_name("N");
+  app.add_option("--limit", arguments->limit, "rows; 0: all")
+      ->capture_default_str()
+      ->type_name("N")
+      ->check(CLI::NonNegativeNumber);
   app.add_flag("--json", arguments->json, "print one JSON object a line");
   app.footer(kExample);
   app.callback([&line, arguments] { line.action = [&line, arguments] { return run(*arguments, line.console); }; });

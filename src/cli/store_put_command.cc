@@ -102,7 +102,9 @@ void add_get(CLI::App& group, CommandLine& line) {
   CLI::App& app = *group.add_subcommand("get", "Copy a sample out of a store, checked, as a .safetensors file");
   add_store_path(app, arguments->path);
   app.add_option("id", arguments->id, "the sample's id")->required()->type_name("ID");
-  app.add_option("--generation", arguments->generation, "which generation; default: the current one")->type_name("N");
+  app.add_option("--generation", arguments->generation, "which generation; default: the current one")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
   app.add_option("--out", arguments->out, "file to write")->required()->type_name("FILE.safetensors");
   app.add_flag("--force", arguments->force, "replace the file if it is there");
   app.add_flag("--json", arguments->json, "print the result as JSON");
