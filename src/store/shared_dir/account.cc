@@ -84,7 +84,7 @@ UniqueFd Account::make(const Folder& temporaries) {
   // Every block now: a hole that cannot be filled later would be a SIGBUS.
   if (const int error = ::posix_fallocate(temporary.fd(), 0, sizeof(Counters)); error != 0) throw_errno(error, "making " + path);
   const std::uint64_t head[2] = {kMagic, sizeof(Counters)};
-  if (::pwrite(temporary.fd(), head, sizeof head, 0) != sizeof head) throw_errno(errno, "writing " + path);
+  write_all(temporary.fd(), std::as_bytes(std::span(head)), path);
   temporary.publish(folder_, name_);
   auto fd = folder_.find_file(name_, O_RDWR);
   if (!fd) throw Unavailable(path + " was removed while it was made: retry");

@@ -222,6 +222,7 @@ void check_links(const Folder& temporaries) {
     }
     const std::uint64_t count = link_count(probe.fd(), probe.path());
     temporaries.unlink(second);
+    temporaries.unlink(probe.path().filename());  // its destructor tries again, but could not tell
     if (count != 2) refuse(fmt::format("a file with two names says it has {}", count));
   } catch (const Error& error) {
     ::unlinkat(temporaries.fd(), second.c_str(), 0);
