@@ -13,9 +13,9 @@
 namespace draftflow {
 namespace {
 
-constexpr std::uint64_t kPooledBytes = 512 << 10;     // the heap serves what is smaller
+constexpr std::uint64_t kPooledBytes = 512 << 10;  // the heap serves what is smaller
 constexpr std::uint64_t kHugePageBytes = 2ULL << 20;
-constexpr std::uint64_t kStepBytes = 256 << 10;       // sizes of about the same are one size
+constexpr std::uint64_t kStepBytes = 256 << 10;  // sizes of about the same are one size
 
 std::uint64_t pooled_size(std::uint64_t bytes) {
   const std::uint64_t step = bytes >= 2 * kHugePageBytes ? kHugePageBytes : kStepBytes;

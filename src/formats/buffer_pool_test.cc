@@ -30,9 +30,7 @@ TEST(BufferPool, ALargeBufferIsGivenOutAgain) {
 
 TEST(BufferPool, KeepsNoMoreThanItMay) {
   BufferPool pool(4 << 20);
-  {
-    const auto a = pool.allocate(DType::kUInt8, {kLarge}), b = pool.allocate(DType::kUInt8, {kLarge});
-  }
+  { const auto a = pool.allocate(DType::kUInt8, {kLarge}), b = pool.allocate(DType::kUInt8, {kLarge}); }
   EXPECT_LE(pool.idle_bytes(), 4u << 20);
   EXPECT_GT(pool.idle_bytes(), 0u);
 }

@@ -65,12 +65,12 @@ struct StoreHealth {
   std::uint64_t resident_bytes = 0;      // their tensor bytes, and what puts in progress have reserved
   std::uint64_t max_resident_bytes = 0;  // the cap; 0: none
   std::uint64_t live_leases = 0;
-  std::uint64_t release_pending = 0;     // generations whose physical free failed; gc tries again
-  std::uint64_t freed_total = 0;         // generations
+  std::uint64_t release_pending = 0;  // generations whose physical free failed; gc tries again
+  std::uint64_t freed_total = 0;      // generations
   std::uint64_t freed_bytes_total = 0;
-  double oldest_age_s = 0;               // to about a minute
+  double oldest_age_s = 0;  // to about a minute
   double average_age_s = 0;
-  std::uint64_t free_bytes = 0;          // on the file system, for this user; in memory: the machine's
+  std::uint64_t free_bytes = 0;  // on the file system, for this user; in memory: the machine's
 };
 
 struct GcReport {
@@ -157,8 +157,8 @@ struct SharedDirOptions {
   // Of this attach.
   // put fails with Exhausted, before writing, if the file system would have fewer free bytes than this afterwards.
   std::uint64_t free_space_floor_bytes = 64ULL << 20;
-  bool retain_on_release = false;   // releases of this attach never count as consumption
-  std::int64_t lease_ms = 60'000;   // on network file systems: a holder silent for longer is dead
+  bool retain_on_release = false;  // releases of this attach never count as consumption
+  std::int64_t lease_ms = 60'000;  // on network file systems: a holder silent for longer is dead
 };
 
 // Makes the store in the folder `root`/`id`, or attaches to the one already there (idempotent, also when processes race).

@@ -65,8 +65,8 @@ Account::Account(Folder folder, const Folder& temporaries) : folder_(std::move(f
     private_ = true;
   }
   if (fd && file_size(fd->get(), path) != sizeof(Counters)) {
-    throw Corrupt(fmt::format("{} is not {} bytes long: it is damaged; remove it while nobody uses the store, then run gc", path,
-                              sizeof(Counters)));
+    throw Corrupt(fmt::format("{} is not {} bytes long: it is damaged; remove it while nobody uses the store, then run gc",
+                              path, sizeof(Counters)));
   }
   void* memory = ::mmap(nullptr, sizeof(Counters), PROT_READ | PROT_WRITE, fd ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS,
                         fd ? fd->get() : -1, 0);
@@ -82,7 +82,8 @@ UniqueFd Account::make(const Folder& temporaries) {
   const std::string path = folder_.shown(name_).string();
   Temporary temporary(temporaries);
   // Every block now: a hole that cannot be filled later would be a SIGBUS.
-  if (const int error = ::posix_fallocate(temporary.fd(), 0, sizeof(Counters)); error != 0) throw_errno(error, "making " + path);
+  if (const int error = ::posix_fallocate(temporary.fd(), 0, sizeof(Counters)); error != 0)
+    throw_errno(error, "making " + path);
   const std::uint64_t head[2] = {kMagic, sizeof(Counters)};
   write_all(temporary.fd(), std::as_bytes(std::span(head)), path);
   temporary.publish(folder_, name_);
@@ -221,7 +222,8 @@ bool Account::settle(std::size_t fan_out, std::uint64_t begun, const FanOutCount
 void Account::settle_births(const std::vector<std::int64_t>& seen, std::int64_t before_seconds) {
   const Others elsewhere = others();
   const std::int64_t end = before_seconds / kAgeBucketSeconds;
-  for (std::int64_t bucket = std::max<std::int64_t>(0, end - static_cast<std::int64_t>(kAgeBuckets) + 2); bucket < end; ++bucket) {
+  for (std::int64_t bucket = std::max<std::int64_t>(0, end - static_cast<std::int64_t>(kAgeBuckets) + 2); bucket < end;
+       ++bucket) {
     const std::size_t i = static_cast<std::size_t>(bucket) % kAgeBuckets;
     const auto read = [&](const Counters& c) { return static_cast<std::int64_t>(c.born[i].load()); };
     const std::int64_t excess = read(*counters_) + elsewhere.sum(read) - seen[i];

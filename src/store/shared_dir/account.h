@@ -2,8 +2,8 @@
 //
 // Account: what a store holds, in counters that every process can read at once (docs/formats/shared_dir.md). Each host (each
 // boot of one) has a file of its own, mapped by its processes; the store's figure is the sum over the files. Exact over
-// the processes of a host; other hosts' counters are as fresh as the file system's attributes. A process that dies in mid-step leaves
-// a figure that is too high, never too low, until gc recounts. Thread-safe and process-safe.
+// the processes of a host; other hosts' counters are as fresh as the file system's attributes. A process that dies in mid-step
+// leaves a figure that is too high, never too low, until gc recounts. Thread-safe and process-safe.
 //
 //   const Account::Change change(account, fan_out);   // around the step that makes or ends a generation
 #pragma once
@@ -24,8 +24,8 @@ constexpr std::int64_t kAgeBucketSeconds = 64;
 
 struct AccountTotals {
   std::int64_t samples = 0, bytes = 0, reserved = 0, leases = 0, freed = 0, freed_bytes = 0;
-  std::int64_t birth_seconds = 0;          // sum over the resident generations
-  std::vector<std::int64_t> born;          // by absolute time / kAgeBucketSeconds modulo kAgeBuckets
+  std::int64_t birth_seconds = 0;  // sum over the resident generations
+  std::vector<std::int64_t> born;  // by absolute time / kAgeBucketSeconds modulo kAgeBuckets
 };
 
 struct FanOutCount {

@@ -45,8 +45,13 @@ class Scene {
     attach();
   }
 
-  void create(bool durable = false) { store = create_shared_dir_store(temp_.path(), StoreId("st"), {.durability = durable ? Durability::kFull : Durability::kNone}); }
-  void attach(bool durable = false) { store = open_shared_dir_store(temp_.path(), StoreId("st"), {.durability = durable ? Durability::kFull : Durability::kNone}); }
+  void create(bool durable = false) {
+    store =
+        create_shared_dir_store(temp_.path(), StoreId("st"), {.durability = durable ? Durability::kFull : Durability::kNone});
+  }
+  void attach(bool durable = false) {
+    store = open_shared_dir_store(temp_.path(), StoreId("st"), {.durability = durable ? Durability::kFull : Durability::kNone});
+  }
   SampleRef put(const char* sample, Seed seed) { return store->put(small_tensors(seed), SampleId(sample), run_metadata()); }
   std::filesystem::path root() const { return temp_.path() / "st"; }
 
@@ -167,8 +172,7 @@ struct Known {
   const char* what;
 };
 
-const std::vector<Known> kKnown = {
-};
+const std::vector<Known> kKnown = {};
 
 enum class Outcome { kDone, kFailed, kCut };  // cut: killed, or unable to clear up after itself
 
@@ -453,6 +457,13 @@ TEST(Faults, CountAndNameTheCallsOfTheStore) {
 }
 
 // Else a call that the store learns to make would pass the faults by.
+// Hashes and ciphers, which open no file of the store.
+bool is_of_a_library(const std::string& name) {
+  constexpr std::string_view kPrefixes[] = {"EVP_", "ERR_", "XXH3_", "crypto_", "sodium_", "randombytes_"};
+  return std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
+                     [&](std::string_view prefix) { return name.starts_with(prefix); });
+}
+
 TEST(Faults, EveryFileCallOfTheStoreHasAWrapper) {
   constexpr std::array kHarmless = {"cos",
                                     "getrandom",
@@ -490,6 +501,9 @@ TEST(Faults, EveryFileCallOfTheStoreHasAWrapper) {
                                     "free",
                                     "pthread_once",
                                     "time",
+                                    "getenv",
+                                    "unsetenv",
+                                    "sysconf",
                                     "nanosleep",
                                     "lseek",
                                     "pthread_cond_clockwait",
@@ -511,7 +525,7 @@ TEST(Faults, EveryFileCallOfTheStoreHasAWrapper) {
     if (word.starts_with("_") || word.ends_with(":") || word.size() == 1) continue;
     ++seen;
     const bool known = std::binary_search(wrapped.begin(), wrapped.end(), word) ||
-                       std::find(kHarmless.begin(), kHarmless.end(), word) != kHarmless.end();
+                       std::find(kHarmless.begin(), kHarmless.end(), word) != kHarmless.end() || is_of_a_library(word);
     EXPECT_TRUE(known) << word << " is called by the store: wrap it in testing_faults.cc, or call it harmless here";
   }
   EXPECT_GT(seen, 20u);

@@ -131,9 +131,10 @@ std::optional<UniqueFd> Folder::open_below(const std::string& path, int flags, b
     unsupported = errno == ENOSYS || errno == EPERM;
     if (unsupported) return std::nullopt;
     if (errno == ELOOP || errno == ENOTDIR) {
-      throw Corrupt(fmt::format("{} has a symbolic link or a file where a folder belongs: draftflow did not make it and does "
-                                "not follow it; remove it",
-                                shown(path).string()));
+      throw Corrupt(
+          fmt::format("{} has a symbolic link or a file where a folder belongs: draftflow did not make it and does "
+                      "not follow it; remove it",
+                      shown(path).string()));
     }
     throw_errno(errno, "opening " + shown(path).string());
   }
@@ -290,12 +291,14 @@ bool link_file(int fd, const std::filesystem::path& path, const Folder& to, cons
   if (error == EEXIST && to.holds(name, fd)) return true;  // a reply that was lost and asked again
   if ((error == ENOENT || error == ESTALE) && is_gone(fd)) return false;
   if (error == EMLINK) {
-    throw Unavailable(fmt::format("{} has as many leases as its file system allows links: retry when some have ended", path.string()));
+    throw Unavailable(
+        fmt::format("{} has as many leases as its file system allows links: retry when some have ended", path.string()));
   }
   if (error == EPERM || error == EACCES) {
-    throw PermissionDenied(fmt::format("leasing {} failed: its owner is another user and it is not writable to this one; let all "
-                                       "users of the store share a group, and write with umask 007 (mode 0660)",
-                                       path.string()));
+    throw PermissionDenied(
+        fmt::format("leasing {} failed: its owner is another user and it is not writable to this one; let all "
+                    "users of the store share a group, and write with umask 007 (mode 0660)",
+                    path.string()));
   }
   throw_errno(error, "leasing " + path.string());
 }

@@ -46,7 +46,8 @@ Holder::Holder(const Folder& leases, Account& account, std::int64_t beat_ms)
     : leases_(leases), account_(account), forks_(forks_of_this_process()) {
   constexpr int kTries = 100;  // each failure means that gc came between making and locking
   for (int i = 0; i < kTries && !links_; ++i) make(/*local=*/beat_ms == 0);
-  if (!links_) throw Unavailable(fmt::format("{}: {} new holders were removed at once: retry", leases_.path().string(), kTries));
+  if (!links_)
+    throw Unavailable(fmt::format("{}: {} new holders were removed at once: retry", leases_.path().string(), kTries));
   if (beat_ms > 0) beating_ = std::thread([this, beat_ms] { beat(beat_ms); });
 }
 
@@ -132,7 +133,8 @@ void Holder::unreserve(std::uint64_t bytes) {
   account_.add_reserved(-static_cast<std::int64_t>(bytes));
 }
 
-std::vector<DeadHolder> find_dead_holders(const Folder& leases, const Folder& temporaries, std::optional<std::int64_t> silent_ms) {
+std::vector<DeadHolder> find_dead_holders(const Folder& leases, const Folder& temporaries,
+                                          std::optional<std::int64_t> silent_ms) {
   std::vector<DeadHolder> dead;
   const std::int64_t now_ms = silent_ms ? server_time_ms(temporaries) : 0;
   for (const std::string& file : leases.list()) {

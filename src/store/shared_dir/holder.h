@@ -63,7 +63,8 @@ struct DeadHolder {
 };
 
 // The holders that are dead by the kernel's word or, with `silent_ms`, by their silence on the server's clock.
-std::vector<DeadHolder> find_dead_holders(const Folder& leases, const Folder& temporaries, std::optional<std::int64_t> silent_ms);
+std::vector<DeadHolder> find_dead_holders(const Folder& leases, const Folder& temporaries,
+                                          std::optional<std::int64_t> silent_ms);
 
 // Takes what it had reserved and leased off the account, then removes its folder and file. Its links must be gone: if not,
 // nothing happens and it is false.

@@ -36,7 +36,8 @@ class LeasesBetweenProcesses : public ::testing::Test {
   }
 
   // A process that attaches, does `body`, says so, and lives until it is killed.
-  pid_t living_child(const std::function<void(FeatureStore&)>& body, SharedDirOptions options = {.kind = StoreKind::kConsumeOnce}) {
+  pid_t living_child(const std::function<void(FeatureStore&)>& body,
+                     SharedDirOptions options = {.kind = StoreKind::kConsumeOnce}) {
     int ends[2];
     EXPECT_EQ(::pipe(ends), 0);
     const pid_t child = store_testing::fork_child([&] {

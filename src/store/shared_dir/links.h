@@ -42,7 +42,7 @@ struct Books {
 
 struct Dropped {
   bool was_there = false;
-  bool was_last = false;      // the bytes are gone
+  bool was_last = false;    // the bytes are gone
   std::uint64_t bytes = 0;  // of the generation, if that was the last
 };
 

@@ -78,7 +78,12 @@ std::uint64_t seed_of(const TensorMap& tensors) {
 class Actor {
  public:
   Actor(FeatureStore& store, const SampleRef& like, Shared& shared, int number, std::uint64_t seed)
-      : store_(store), like_(like), shared_(shared), log_(shared.logs[number]), random_(seed), next_seed_(1 + number * 1'000'000ULL) {}
+      : store_(store),
+        like_(like),
+        shared_(shared),
+        log_(shared.logs[number]),
+        random_(seed),
+        next_seed_(1 + number * 1'000'000ULL) {}
 
   void run(std::int64_t until) {
     while (now_ns() < until && log_.count.load() + 2 < kMaxEvents) {
@@ -86,8 +91,14 @@ class Actor {
       switch (random_.below(20)) {
         case 0: abort(sample); break;
         case 1: store_.gc(); break;
-        case 2: case 3: case 4: remove(sample); break;
-        case 5: case 6: case 7: case 8: case 9: put(sample); break;
+        case 2:
+        case 3:
+        case 4: remove(sample); break;
+        case 5:
+        case 6:
+        case 7:
+        case 8:
+        case 9: put(sample); break;
         default: get(sample); break;
       }
     }
@@ -220,7 +231,7 @@ class Checker {
     EXPECT_EQ(get.seed, put->second.seed) << "the bytes of another put, or torn ones";
     for (const Event& other : events_) {
       if (other.sample != get.sample || !ends(other, get.generation) || other.end >= get.begin) continue;
-      if (other.op == Op::kRelease) continue;  // others may still lease it
+      if (other.op == Op::kRelease) continue;                                 // others may still lease it
       if (other.op == Op::kAbort && other.begin < put->second.end) continue;  // may have come before
       if (other.op == Op::kPut && may_follow(put->second, other, get)) continue;
       ADD_FAILURE() << "s" << get.sample << " generation " << get.generation << " was found although op "
@@ -270,7 +281,8 @@ void race(StoreKind kind, bool with_kills, std::uint64_t seed) {
     EXPECT_TRUE(WIFSIGNALED(store_testing::wait_for(children[static_cast<std::size_t>(i)])));
     start(kProcesses + i);
   }
-  for (std::size_t i = with_kills ? kProcesses : 0; i < children.size(); ++i) EXPECT_EQ(store_testing::wait_for(children[i]), 0);
+  for (std::size_t i = with_kills ? kProcesses : 0; i < children.size(); ++i)
+    EXPECT_EQ(store_testing::wait_for(children[i]), 0);
   Checker(*shared, kind).check();
 
   store->abort(SampleId("like"));

@@ -46,13 +46,14 @@ void check_required(const Json& value, const std::string& path) {
   }
 }
 
-std::size_t read_choice(const Json& value, const char* field, std::span<const std::string_view> known, const std::string& path) {
+std::size_t read_choice(const Json& value, const char* field, std::span<const std::string_view> known,
+                        const std::string& path) {
   if (!value.contains(field) || !value[field].is_string()) throw Corrupt(fmt::format("{} has no string '{}'", path, field));
   const auto found = value[field].get<std::string>();
   const auto at = std::find(known.begin(), known.end(), found);
   if (at == known.end()) {
-    throw Corrupt(fmt::format("{}: '{}' is '{}': one of {} was expected", path, field, printable(found, 80),
-                              fmt::join(known, ", ")));
+    throw Corrupt(
+        fmt::format("{}: '{}' is '{}': one of {} was expected", path, field, printable(found, 80), fmt::join(known, ", ")));
   }
   return static_cast<std::size_t>(at - known.begin());
 }
@@ -117,8 +118,9 @@ std::optional<StoreFile> find_store_file(const Folder& folder, const StoreId& id
 void check_same_store(const StoreFile& file, const SharedDirOptions& options, bool all, const std::string& path) {
   const auto check = [&](std::string_view what, bool differs, bool is_default, const auto& there, const auto& asked) {
     if (!differs || (is_default && !all)) return;
-    throw InvalidArgument(fmt::format("the store at {} was made with {} '{}', but '{}' is asked for: leave it out or make a new store",
-                                      path, what, there, asked));
+    throw InvalidArgument(
+        fmt::format("the store at {} was made with {} '{}', but '{}' is asked for: leave it out or make a new store", path,
+                    what, there, asked));
   };
   const SharedDirOptions usual;
   check("kind", file.kind != options.kind, options.kind == usual.kind, kind_name(file.kind), kind_name(options.kind));

@@ -40,7 +40,7 @@ StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedD
 // are at their defaults (a store that is there already is made again).
 void check_same_store(const StoreFile& file, const SharedDirOptions& options, bool all, const std::string& path);
 
-const char* kind_name(StoreKind kind);                    // "ledgered", "consume_once"
-const char* durability_name(Durability durability);       // "none", "data", "full"
+const char* kind_name(StoreKind kind);               // "ledgered", "consume_once"
+const char* durability_name(Durability durability);  // "none", "data", "full"
 
 }  // namespace draftflow::store

@@ -74,9 +74,10 @@ TEST_F(StoreFileTest, DamageIsCorrupt) {
   const std::string good = kGood;
   for (const std::string& text :
        {std::string(), std::string("[]"), good.substr(0, 60), replaced(good, "shared_dir", "else"),
-        replaced(good, ": 2", ": \"2\""), replaced(good, "consume_once", "twice"),
-        replaced(good, ": 7", ": -7"), replaced(good, ": 9", ": 1e3"), replaced(good, "\"data\"", "3"), replaced(good, "[]", "3"), replaced(good, "\"st\"", "7"),
-        replaced(good, "0123456789abcdef\"", "short\""), replaced(good, "store_id", "stare_id"), std::string(100'000, ' ')}) {
+        replaced(good, ": 2", ": \"2\""), replaced(good, "consume_once", "twice"), replaced(good, ": 7", ": -7"),
+        replaced(good, ": 9", ": 1e3"), replaced(good, "\"data\"", "3"), replaced(good, "[]", "3"),
+        replaced(good, "\"st\"", "7"), replaced(good, "0123456789abcdef\"", "short\""), replaced(good, "store_id", "stare_id"),
+        std::string(100'000, ' ')}) {
     write(text);
     EXPECT_NE(refused_as_corrupt(), "") << text.substr(0, 200);
   }
