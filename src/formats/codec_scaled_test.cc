@@ -139,6 +139,7 @@ TEST(CodecScaled, ZeroTokensComeBackAsZeros) {
   for (const Codec codec : kLossy) {
     const EncodedTensor packed = encode(codec, "x", floats({2, 5}, {0, 0, 0, 0, 0, 1, 2, 3, 4, 5}));
     EXPECT_EQ(packed.parts[1].second.as<float>()[0], 0);
+    for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(packed.parts[0].second.bytes[i], std::byte{0});
     const Tensor again = decode(codec, "x", DType::kFloat32, {2, 5}, packed.parts);
     for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(again.as<float>()[i], 0);
     EXPECT_EQ(again.as<float>()[9], 5);

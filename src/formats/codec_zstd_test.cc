@@ -133,7 +133,9 @@ TEST(CodecZstd, FramesHaveAFixedSizeAndTheTableSaysWhere) {
 TEST(CodecZstd, APartIsReadWithoutTheFramesAround) {
   const Tensor tensor = sample();
   const EncodedTensor whole = encode(Codec::kZstd, "x", tensor);
-  auto [packed, bytes] = Tensor::allocate(DType::kUInt8, whole.parts[0].second.shape);
+  const auto allocated = Tensor::allocate(DType::kUInt8, whole.parts[0].second.shape);
+  const Tensor& packed = allocated.first;
+  const std::span<std::byte> bytes = allocated.second;
   std::copy(whole.parts[0].second.bytes.begin(), whole.parts[0].second.bytes.end(), bytes.begin());
   const std::uint64_t size = tensor.bytes.size(), frame = formats::kZstdFrameBytes;
   bytes[20] = ~bytes[20];  // in the first frame, which no part below touches
