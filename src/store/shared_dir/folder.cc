@@ -172,7 +172,8 @@ std::optional<std::uint64_t> Folder::size_of(const std::string& name) const {
 }
 
 std::vector<std::string> Folder::list() const {
-  // A descriptor of its own: the read position belongs to the open file, and another thread may be listing too.
+  // A descriptor of its own: the read position belongs to the open file, another thread may be listing too, and a remote file
+  // system may answer with what was there when the folder was opened.
   UniqueFd fd(open_retrying(fd_.get(), ".", kFolderFlags));
   if (!fd) {
     if (errno == ENOENT) return {};  // removed meanwhile
@@ -191,25 +192,6 @@ std::vector<std::string> Folder::list() const {
   }
   if (errno != 0) throw_errno(errno, "listing " + path_.string());
   return names;
-}
-
-std::vector<std::string> Folder::list_alone() const {
-  std::vector<std::string> names;
-  if (::lseek(fd_.get(), 0, SEEK_SET) != 0) throw_errno(errno, "listing " + path_.string());
-  alignas(8) char buffer[4096];
-  for (;;) {
-    const long got = ::syscall(SYS_getdents64, fd_.get(), buffer, sizeof buffer);
-    if (got < 0 && errno == ENOENT) return {};  // removed meanwhile
-    if (got < 0) throw_errno(errno, "listing " + path_.string());
-    if (got == 0) return names;
-    for (long at = 0; at < got;) {
-      std::uint16_t size = 0;
-      std::memcpy(&size, buffer + at + 16, sizeof size);  // linux_dirent64: inode, offset, size, type, name
-      const std::string name = buffer + at + 19;
-      if (name != "." && name != "..") names.push_back(name);
-      at += size;
-    }
-  }
 }
 
 bool Folder::unlink(const std::string& name) const {

@@ -35,9 +35,8 @@ class Folder {
   bool holds(const std::string& name, int fd) const;                    // the name is one of this file's, by the server's word
   std::optional<std::uint64_t> size_of(const std::string& name) const;  // of a regular file
   std::vector<std::string> list() const;                                // any order, without . and ..
-  std::vector<std::string> list_alone() const;          // cheaper, for a folder that one thread has opened for itself
-  bool unlink(const std::string& name) const;           // true if it was there
-  bool remove_if_empty(const std::string& name) const;  // a folder; false if not empty or absent
+  bool unlink(const std::string& name) const;                           // true if it was there
+  bool remove_if_empty(const std::string& name) const;                  // a folder; false if not empty or absent
   void sync() const;
 
  private:

@@ -78,9 +78,9 @@ void Layout::for_each_sample(const Folder& fan_out, const std::string& name,
   }
 }
 
-SampleListing list_sample(const Folder& opened_alone, const SamplePlace& place) {
+SampleListing list_sample(const Folder& folder, const SamplePlace& place) {
   SampleListing listing;
-  for (const std::string& name : opened_alone.list_alone()) {
+  for (const std::string& name : folder.list()) {
     if (const auto generation = parse_generation_name(place, name)) listing.generations.push_back(*generation);
     if (const auto mark = parse_mark_name(place, name)) listing.marks.push_back(*mark);
   }

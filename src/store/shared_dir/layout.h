@@ -41,7 +41,7 @@ struct SampleListing {
   std::vector<std::uint64_t> generations;  // sorted
   std::vector<std::uint64_t> marks;        // generations that a consuming release has marked
 };
-SampleListing list_sample(const Folder& opened_alone, const SamplePlace& place);
+SampleListing list_sample(const Folder& folder, const SamplePlace& place);
 
 struct Retired {
   std::uint64_t generations = 0, bytes = 0;  // names taken away; bytes that went with the last name
