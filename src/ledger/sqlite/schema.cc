@@ -81,6 +81,8 @@ bool is_ours(Database& database) {
   if (application != kApplicationId) {
     const bool empty = database.find("SELECT COUNT(*) FROM sqlite_schema").value_or(0) == 0;
     if (empty && application == 0 && version == 0) return false;
+    // Each of these reads is a transaction of its own: another process may have made the ledger in between.
+    if (application == 0 && database.find("PRAGMA application_id").value_or(0) == kApplicationId) return is_ours(database);
     throw InvalidArgument(
         fmt::format("{} is a SQLite database of another program (application id {}; a draftflow ledger has {}); "
                     "name another file",
