@@ -59,7 +59,7 @@ Json look_at(const OpenedStore& opened, const SampleRef& ref) {
 }
 
 std::string plain_text(const Json& found, const SampleRef& ref) {
-  const auto text_of = [&](const char* key) { return printable(found[key].get<std::string>(), 4 * 4096); };
+  const auto text_of = [&](const char* key) { return printable(found[key].get<std::string>(), 16384); };
   std::string text = fmt::format("sample     {}   generation {}\n", printable_id(ref.sample_id), ref.generation);
   text += fmt::format("store      {}, incarnation {}\n", text_of("store_id"), text_of("incarnation"));
   text += fmt::format("file       {}\n", text_of("path"));
