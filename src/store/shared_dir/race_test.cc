@@ -25,7 +25,7 @@ using store_testing::run_metadata;
 
 constexpr int kProcesses = 4, kSamples = 3, kRecent = 4;
 constexpr std::size_t kMaxEvents = 40'000;  // of one process
-constexpr std::int64_t kRunNs = 1'500'000'000;
+constexpr std::int64_t kRunNs = 1'500'000'000, kLongestNs = 60'000'000'000;
 constexpr std::int64_t kNever = INT64_MAX;
 
 enum class Op : int { kPut, kGet, kRelease, kRemove, kAbort };
@@ -47,6 +47,7 @@ struct Log {
 // What the processes share beside the store: their logs, and generations to try.
 struct Shared {
   std::atomic<std::uint64_t> recent[kSamples][kRecent];
+  std::atomic<std::size_t> found, missed;  // gets so far
   Log logs[2 * kProcesses];
 };
 
@@ -86,7 +87,10 @@ class Actor {
         next_seed_(1 + number * 1'000'000ULL) {}
 
   void run(std::int64_t until) {
-    while (now_ns() < until && log_.count.load() + 2 < kMaxEvents) {
+    // On a slow machine it goes on until there is something to check.
+    const auto enough = [&] { return shared_.found.load() > 200 && shared_.missed.load() > 40; };
+    for (std::int64_t now = now_ns(); now < until || (!enough() && now < until + kLongestNs); now = now_ns()) {
+      if (log_.count.load() + 8 >= kMaxEvents) break;
       const int sample = static_cast<int>(random_.below(kSamples));
       switch (random_.below(20)) {
         case 0: abort(sample); break;
@@ -144,9 +148,11 @@ class Actor {
       log_.events[at].end = now_ns();
       log_.events[at].seed = seed_of(fetched.tensors);
       log_.events[at].found = true;
+      shared_.found.fetch_add(1);
       held_.emplace_back(sample, std::move(fetched));
     } catch (const NotFound&) {
       log_.events[at].end = now_ns();
+      shared_.missed.fetch_add(1);
     }
   }
 
