@@ -34,8 +34,8 @@ asan: deps ## the rooms without libtorch under address and undefined-behaviour s
 	@cmake --build build/asan-ubsan -j$(JOBS)
 	@bash tools/run-tests.sh build/asan-ubsan
 
-bench: build ## the feature store beside the raw system calls; minutes and 9 GB
-	@$(BUILD)/bin/draftflow bench store --dir $(BUILD)
+bench: build ## the feature store beside the raw system calls; fills 1,000,000 samples, or 20,000 with QUICK=1
+	@$(BUILD)/bin/draftflow bench store --dir $(BUILD) $(if $(QUICK),--quick)
 
 example-model: build ## make the example model, tokenizer and prompts again (examples/README.md)
 	@bash examples/make/make.sh

@@ -238,6 +238,20 @@ TEST_P(Leases, TheBudgetRefusesBeforeItIsPassed) {
   EXPECT_EQ(store->health().max_resident_bytes, 2 * kSmallBytes + 10);
 }
 
+TEST_P(Leases, PutsAtOnceThatFitTheBudgetAllSucceed) {
+  constexpr int kThreads = 4;
+  for (int round = 0; round < 25; ++round) {
+    const auto store = attach("exact" + std::to_string(round), {.max_resident_bytes = kThreads * kSmallBytes});
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kThreads; ++t) {
+      threads.emplace_back([&store, t] { EXPECT_NO_THROW(put(*store, std::to_string(t))); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(store->health().resident_bytes, kThreads * kSmallBytes);
+    EXPECT_THROW(put(*store, "more"), Exhausted);
+  }
+}
+
 TEST_P(Leases, ThreadsNeverPassTheBudget) {
   constexpr std::uint64_t kCap = 5 * kSmallBytes;
   const auto store = attach("capped", {.max_resident_bytes = kCap});

@@ -348,6 +348,25 @@ TEST_F(RemoteFsTest, AStoreWhereEveryLinkCountIsOneIsRefusedByName) {
               ::testing::HasSubstr("is on fuse, where a file with two names says it has 1"));
 }
 
+// The thread that keeps the holder alive is not in the child, which must not wait for it.
+TEST_F(RemoteFsTest, AForkedChildLetsGoOfItsParentsHolderAtOnce) {
+  auto store = create_shared_dir_store(here_.path(), StoreId("st"), {.lease_ms = 200});
+  const SampleRef ref = store->put(small_tensors(1), SampleId("a"), run_metadata());
+  const Fetched fetched = store->get(ref);
+  ::usleep(100'000);  // the thread waits by now
+  const pid_t child = fork_child([&] {
+    ::alarm(20);
+    const Fetched mine = store->get(ref);
+    store->release(mine.handle);
+    store.reset();
+  });
+  EXPECT_EQ(wait_for(child), 0);
+  ::usleep(400'000);
+  EXPECT_EQ(store->gc().leases_dropped, 0u) << "our heart still beats";
+  store->release(fetched.handle);
+  EXPECT_EQ(store->health().live_leases, 0u);
+}
+
 TEST_P(StoreOnRemoteFs, LeasesAreSeenByBothHostsAndEndWithTheirRelease) {
   const auto ours = create_shared_dir_store(here_.path(), StoreId("st"), {});
   const SampleRef ref = ours->put(small_tensors(1), SampleId("a"), run_metadata());

@@ -245,6 +245,12 @@ class TrainRun {
     }
     if (options_.store.empty()) throw InvalidArgument("the ledger's samples are in a store: name it with --store ROOT/ID");
     store_ = open_shared_dir_store(options_.store.parent_path(), StoreId(options_.store.filename().string()), {});
+    if (store_->kind() != StoreKind::kLedgered) {
+      throw InvalidArgument(
+          fmt::format("store {} is consume_once: a read would free what a checkpoint may still need; train from a "
+                      "ledgered store",
+                      options_.store.string()));
+    }
   }
 
   void open_timeline() {

@@ -284,5 +284,20 @@ TEST(Trainer, TrainsOnTheRealFeatureFiles) {
   EXPECT_LT(losses.back(), losses.front());
 }
 
+TEST(Trainer, AConsumeOnceStoreIsRefusedAtStart) {
+  TestRun run;
+  run.fill_stream();
+  create_shared_dir_store(run.path() / "store", StoreId("once"), {.kind = StoreKind::kConsumeOnce});
+  TrainOptions with = run.options();
+  with.store = run.path() / "store" / "once";
+  std::string message;
+  try {
+    run.train(with);
+  } catch (const InvalidArgument& error) {
+    message = error.what();
+  }
+  EXPECT_NE(message.find("is consume_once"), std::string::npos) << message;
+}
+
 }  // namespace
 }  // namespace draftflow

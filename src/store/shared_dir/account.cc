@@ -108,10 +108,11 @@ Account::Others Account::others() const {
   Others others;
   for (const std::string& name : folder_.list()) {
     if (name == name_) continue;
-    const UniqueFd fd(::openat(folder_.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    const auto fd = folder_.find_file(name, O_RDONLY);  // one that cannot be read would make the figures too low
+    if (!fd) continue;
     auto file = std::make_unique<Counters>();
     void* bytes = static_cast<void*>(file.get());
-    if (!fd || ::pread(fd.get(), bytes, sizeof(Counters), 0) != sizeof(Counters)) continue;
+    if (::pread(fd->get(), bytes, sizeof(Counters), 0) != sizeof(Counters)) continue;
     if (file->magic == kMagic && file->size == sizeof(Counters)) others.files.push_back(std::move(file));
   }
   return others;
@@ -139,19 +140,20 @@ void Account::add_reserved(std::int64_t bytes) {
 }
 
 void Account::add(std::size_t fan_out, std::uint64_t bytes, std::int64_t birth_seconds) {
-  auto& counters = counters_->fan_outs[fan_out];
-  counters.samples.fetch_add(1);
-  counters.bytes.fetch_add(static_cast<std::int64_t>(bytes));
-  counters.birth_seconds.fetch_add(birth_seconds);
-  counters_->born[static_cast<std::uint64_t>(birth_seconds / kAgeBucketSeconds) % kAgeBuckets].fetch_add(1);
+  enter(fan_out, 1, bytes, birth_seconds);
 }
 
 void Account::subtract(std::size_t fan_out, std::uint64_t bytes, std::int64_t birth_seconds) {
+  enter(fan_out, -1, bytes, birth_seconds);
+}
+
+void Account::enter(std::size_t fan_out, std::int64_t sign, std::uint64_t bytes, std::int64_t birth_seconds) {
   auto& counters = counters_->fan_outs[fan_out];
-  counters.samples.fetch_sub(1);
-  counters.bytes.fetch_sub(static_cast<std::int64_t>(bytes));
-  counters.birth_seconds.fetch_sub(birth_seconds);
-  counters_->born[static_cast<std::uint64_t>(birth_seconds / kAgeBucketSeconds) % kAgeBuckets].fetch_sub(1);
+  counters.samples.fetch_add(sign);
+  counters.bytes.fetch_add(sign * static_cast<std::int64_t>(bytes));
+  counters.birth_seconds.fetch_add(sign * birth_seconds);
+  auto& born = counters_->born[static_cast<std::uint64_t>(birth_seconds / kAgeBucketSeconds) % kAgeBuckets];
+  born.fetch_add(static_cast<std::int32_t>(sign));
 }
 
 void Account::count_freed(std::uint64_t bytes) {
@@ -222,7 +224,9 @@ bool Account::settle(std::size_t fan_out, std::uint64_t begun, const FanOutCount
 void Account::settle_births(const std::vector<std::int64_t>& seen, std::int64_t before_seconds) {
   const Others elsewhere = others();
   const std::int64_t end = before_seconds / kAgeBucketSeconds;
-  for (std::int64_t bucket = std::max<std::int64_t>(0, end - static_cast<std::int64_t>(kAgeBuckets) + 2); bucket < end;
+  // The buckets go round: those that births may enter during the walk, and some time after it, are left alone.
+  constexpr std::int64_t kFresh = 64;
+  for (std::int64_t bucket = std::max<std::int64_t>(0, end - static_cast<std::int64_t>(kAgeBuckets) + kFresh); bucket < end;
        ++bucket) {
     const std::size_t i = static_cast<std::size_t>(bucket) % kAgeBuckets;
     const auto read = [&](const Counters& c) { return static_cast<std::int64_t>(c.born[i].load()); };

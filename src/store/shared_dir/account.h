@@ -79,6 +79,7 @@ class Account {
   struct Counters;
   struct Others;
   UniqueFd make(const Folder& temporaries);
+  void enter(std::size_t fan_out, std::int64_t sign, std::uint64_t bytes, std::int64_t birth_seconds);
   Others others() const;
   std::uint64_t steps(std::size_t fan_out, bool ended) const;
 

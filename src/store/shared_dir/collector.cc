@@ -65,10 +65,11 @@ class Collector {
     for (int i = 0; i < kTries; ++i) {
       const auto begun = c_.account.begin_count(index, now_);
       counted_ = {};
+      whole_ = true;
       seen_.assign(kAgeBuckets, 0);
       Layout::for_each_sample(fan_out, name, [&](const SamplePlace& place) { visit_sample(fan_out, place); });
       count_nameless(name);
-      if (begun && c_.account.settle(index, *begun, counted_)) break;
+      if (begun && whole_ && c_.account.settle(index, *begun, counted_)) break;
     }
     for (std::size_t i = 0; i < kAgeBuckets; ++i) births_[i] += seen_[i];
   }
@@ -94,7 +95,11 @@ class Collector {
     const std::string name = generation_name(place, generation);
     const UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     struct stat status {};
-    if (!fd || ::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) return;
+    if (!fd || ::fstat(fd.get(), &status) != 0) {
+      whole_ = whole_ && errno == ENOENT;  // what cannot be looked at is there all the same
+      return;
+    }
+    if (!S_ISREG(status.st_mode)) return;
     const bool marked = std::find(listing.marks.begin(), listing.marks.end(), generation) != listing.marks.end();
     const bool old =
         consume_once() && c_.file.max_hold_age_ms > 0 && (now_ - status.st_mtim.tv_sec) * 1000 > c_.file.max_hold_age_ms;
@@ -133,7 +138,8 @@ class Collector {
         if (!lease || lease->place.fan_out != fan_out) continue;
         const auto fd = links->find_file(name, O_RDONLY);
         struct stat status {};
-        if (!fd || ::fstat(fd->get(), &status) != 0) continue;
+        if (!fd) continue;  // released meanwhile
+        if (::fstat(fd->get(), &status) != 0) throw_errno(errno, "fstat of " + links->shown(name).string());
         const auto folder = c_.layout.find_sample(lease->place);
         if (folder && folder->holds(generation_name(lease->place, lease->generation), fd->get())) continue;
         if (inodes.insert(status.st_ino).second) count(weigh(fd->get(), links->shown(name)));
@@ -145,6 +151,7 @@ class Collector {
   const std::int64_t now_;
   std::vector<std::int64_t> births_, seen_;
   FanOutCount counted_;
+  bool whole_ = true;  // nothing was left out of it
   GcReport report_;
 };
 

@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <pthread.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -48,51 +47,55 @@ Holder::Holder(const Folder& leases, Account& account, std::int64_t beat_ms)
   for (int i = 0; i < kTries && !links_; ++i) make(/*local=*/beat_ms == 0);
   if (!links_)
     throw Unavailable(fmt::format("{}: {} new holders were removed at once: retry", leases_.path().string(), kTries));
-  if (beat_ms > 0) beating_ = std::thread([this, beat_ms] { beat(beat_ms); });
+  if (beat_ms == 0) return;
+  heart_ = std::make_unique<Heart>();
+  heart_->thread = std::thread([this, beat_ms] { beat(beat_ms); });
 }
 
 void Holder::make(bool local) {
   name_ = random_hex128();
   const std::string lock = lock_name(name_);
   lock_ = leases_.open_file(lock, O_RDWR | O_CREAT | O_EXCL);
+  close_in_children(lock_.get());
   try {
     if (!try_lock(lock_.get())) {
-      if (errno == EWOULDBLOCK) return;  // gc has it already, and will remove it
-      if (local) throw_errno(errno, "locking " + leases_.shown(lock).string());
+      if (local && errno != EWOULDBLOCK) throw_errno(errno, "locking " + leases_.shown(lock).string());
+      if (errno == EWOULDBLOCK) return keep_in_children(lock_.get());  // gc has it already, and will remove it
     }
     if (const int error = ::posix_fallocate(lock_.get(), 0, kFileBytes); error != 0) {
       throw_errno(error, "making " + leases_.shown(lock).string());
     }
     struct stat status {};
     if (::fstat(lock_.get(), &status) != 0) throw_errno(errno, "fstat of " + leases_.shown(lock).string());
-    if (status.st_nlink == 0) return;
+    if (status.st_nlink == 0) return keep_in_children(lock_.get());
+    Folder links = leases_.find_or_make(name_);
     // Mapped through another open file: a child inherits the mapping, which would keep the lock of its own.
     const UniqueFd mapped = leases_.open_file(lock, O_RDWR);
     void* memory = ::mmap(nullptr, kFileBytes, PROT_READ | PROT_WRITE, MAP_SHARED, mapped.get(), 0);
     if (memory == MAP_FAILED) throw_errno(errno, "mapping " + leases_.shown(lock).string());
     counters_ = static_cast<Counters*>(memory);
-    leases_.make(name_);
-    links_ = leases_.find(name_);
-    close_in_children(lock_.get());
+    links_ = std::move(links);
   } catch (...) {
-    leases_.unlink(lock);
-    leases_.remove_if_empty(name_);
-    if (counters_ != nullptr) ::munmap(counters_, kFileBytes);
+    keep_in_children(lock_.get());
+    ::unlinkat(leases_.fd(), name_.c_str(), AT_REMOVEDIR);
+    ::unlinkat(leases_.fd(), lock.c_str(), 0);
     throw;
   }
 }
 
 Holder::~Holder() {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
-  stopping_.notify_all();
   if (inherited()) {
-    if (beating_.joinable()) beating_.detach();  // the thread stayed in the parent
-    lock_.release();                             // closed at the fork
+    static_cast<void>(heart_.release());
+    lock_.release();  // closed at the fork
   } else {
-    if (beating_.joinable()) beating_.join();
+    if (heart_) {
+      {
+        const std::lock_guard lock(heart_->mutex);
+        heart_->stop = true;
+      }
+      heart_->stopping.notify_all();
+      heart_->thread.join();
+    }
     try {
       // Still locked: nobody buries us meanwhile. With a link left, gc finds us dead and ends it.
       if (leases_.remove_if_empty(name_)) leases_.unlink(lock_name(name_));
@@ -108,8 +111,8 @@ bool Holder::inherited() const {
 }
 
 void Holder::beat(std::int64_t beat_ms) {
-  std::unique_lock lock(mutex_);
-  while (!stopping_.wait_for(lock, std::chrono::milliseconds(beat_ms), [this] { return stop_; })) {
+  std::unique_lock lock(heart_->mutex);
+  while (!heart_->stopping.wait_for(lock, std::chrono::milliseconds(beat_ms), [this] { return heart_->stop; })) {
     lock.unlock();
     // Both times as the server's "now". What fails now is tried again with the next beat.
     if (::futimens(lock_.get(), nullptr) == 0) ::fsync(lock_.get());
@@ -126,6 +129,11 @@ bool Holder::reserve(std::uint64_t bytes, std::uint64_t cap) {
   if (!account_.reserve(bytes, cap)) return false;
   counters_->reserved.fetch_add(static_cast<std::int64_t>(bytes));
   return true;
+}
+
+void Holder::reserve_again(std::uint64_t bytes) {
+  account_.add_reserved(static_cast<std::int64_t>(bytes));
+  counters_->reserved.fetch_add(static_cast<std::int64_t>(bytes));
 }
 
 void Holder::unreserve(std::uint64_t bytes) {

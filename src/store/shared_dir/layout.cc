@@ -12,12 +12,6 @@
 namespace draftflow::store {
 namespace {
 
-Folder required_folder(const Folder& store, const char* name) {
-  auto found = store.find(name);
-  if (!found) throw Corrupt(fmt::format("{} has a {} but no folder '{}'", store.path().string(), kStoreFileName, name));
-  return std::move(*found);
-}
-
 void make_mark(const Folder& folder, const std::string& name, bool durable) {
   folder.open_file(name, O_WRONLY | O_CREAT);
   if (durable) folder.sync();
@@ -44,6 +38,12 @@ void consume(const Layout& layout, int fd, const SamplePlace& place, std::uint64
 }
 
 }  // namespace
+
+Folder required_folder(const Folder& store, const char* name) {
+  auto found = store.find(name);
+  if (!found) throw Corrupt(fmt::format("{} has a {} but no folder '{}'", store.path().string(), kStoreFileName, name));
+  return std::move(*found);
+}
 
 Layout::Layout(Folder store) : store_(std::move(store)), samples_(required_folder(store_, kSamplesFolder)) {}
 

@@ -16,6 +16,9 @@
 
 namespace draftflow::store {
 
+// One of the store's own folders; Corrupt if it is missing.
+Folder required_folder(const Folder& store, const char* name);
+
 class Layout {
  public:
   explicit Layout(Folder store);

@@ -21,12 +21,6 @@ constexpr std::uint64_t kMaxIdleBytes = 256ULL << 20;  // of the buffer pool
 constexpr std::size_t kMaxRemembered = 65536;          // generations that need no second check
 constexpr int kBeatsALease = 6;                        // a holder may miss a few
 
-Folder required_folder(const Folder& store, const char* name) {
-  auto found = store.find(name);
-  if (!found) throw Corrupt(fmt::format("{} has a {} but no folder '{}'", store.path().string(), kStoreFileName, name));
-  return std::move(*found);
-}
-
 std::optional<std::uint64_t> lease_number(const std::string& token, const std::string& holder) {
   if (!token.starts_with(holder) || token.size() < holder.size() + 2 || token[holder.size()] != '.') return std::nullopt;
   return parse_number(std::string_view(token).substr(holder.size() + 1));
@@ -129,11 +123,10 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
     check_free_space(sample_id, bytes);
     const std::shared_ptr<Holder> mine = holder();
     reserve(*mine, sample_id, bytes);
-    const auto unreserve = [bytes](Holder* reserved) { reserved->unreserve(bytes); };
-    const std::unique_ptr<Holder, decltype(unreserve)> reserved(mine.get(), unreserve);
+    Reservation reservation(*mine, bytes);
     std::optional<Folder> folder = layout_.find_sample(place);
     ref.generation = generations_.next(greatest_in(folder, place));
-    write(tensors, place, std::move(folder), identity_of(sample_id, ref.generation));
+    write(tensors, place, std::move(folder), identity_of(sample_id, ref.generation), reservation);
   } catch (const Exhausted& error) {
     if (std::string_view(error.what()).starts_with("put of sample")) throw;
     throw Exhausted(
@@ -150,13 +143,13 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
 }
 
 void SharedDirStore::write(const TensorMap& tensors, const SamplePlace& place, std::optional<Folder> folder,
-                           const Identity& identity) {
+                           const Identity& identity, Reservation& reservation) {
   Temporary temporary(temporaries_);
   write_generation(temporary.fd(), temporary.path(), identity, tensors);
   if (options_.durability != Durability::kNone) temporary.sync();
   if (!books_.local) temporary.check_close();
   try {
-    publish(temporary, place, std::move(folder), {identity.generation, bytes_of(tensors)});
+    publish(temporary, place, std::move(folder), identity.generation, reservation);
   } catch (...) {
     try {
       layout_.forget_if_empty(place);
@@ -167,13 +160,18 @@ void SharedDirStore::write(const TensorMap& tensors, const SamplePlace& place, s
 }
 
 Published SharedDirStore::publish_on_account(Temporary& temporary, const Folder& folder, const SamplePlace& place,
-                                             const NewGeneration& made) {
+                                             const std::string& name, Reservation& reservation) {
   const std::int64_t birth_seconds = temporary.modified_seconds();
   const Account::Change change(account_, place.fan_out_index());
-  account_.add(place.fan_out_index(), made.bytes, birth_seconds);
-  const auto take_back = [&] { account_.subtract(place.fan_out_index(), made.bytes, birth_seconds); };
+  // The bytes pass from what is reserved to what is resident: counted twice for a moment, never not at all.
+  account_.add(place.fan_out_index(), reservation.bytes(), birth_seconds);
+  reservation.end();
+  const auto take_back = [&] {
+    reservation.begin_again();
+    account_.subtract(place.fan_out_index(), reservation.bytes(), birth_seconds);
+  };
   try {
-    const Published published = temporary.publish(folder, generation_name(place, made.generation));
+    const Published published = temporary.publish(folder, name);
     if (published != Published::kDone) take_back();
     return published;
   } catch (...) {
@@ -183,12 +181,12 @@ Published SharedDirStore::publish_on_account(Temporary& temporary, const Folder&
 }
 
 void SharedDirStore::publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder,
-                             const NewGeneration& made) {
+                             std::uint64_t generation, Reservation& reservation) {
   constexpr int kTries = 100;  // each failure means that a remove took the folder away when it was empty
-  const std::string name = generation_name(place, made.generation);
+  const std::string name = generation_name(place, generation);
   for (int i = 0; i < kTries; ++i) {
     if (!folder) folder = layout_.find_or_make_sample(place);
-    const Published published = publish_on_account(temporary, *folder, place, made);
+    const Published published = publish_on_account(temporary, *folder, place, name, reservation);
     if (published == Published::kFolderGone) {
       folder.reset();
       continue;

@@ -54,9 +54,6 @@ class SharedDirStore : public FeatureStore {
     std::string sample_id;
     std::uint64_t generation = 0;
   };
-  struct NewGeneration {
-    std::uint64_t generation, bytes;
-  };
   struct Opened {
     UniqueFd fd;
     std::filesystem::path path;
@@ -75,9 +72,12 @@ class SharedDirStore : public FeatureStore {
   void check_free_space(const SampleId& sample_id, std::uint64_t bytes) const;
   void reserve(Holder& holder, const SampleId& sample_id, std::uint64_t bytes) const;
   // `folder`: the sample's, where it was there when the put began.
-  void write(const TensorMap& tensors, const SamplePlace& place, std::optional<Folder> folder, const Identity& identity);
-  void publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder, const NewGeneration& made);
-  Published publish_on_account(Temporary& temporary, const Folder& folder, const SamplePlace& place, const NewGeneration& made);
+  void write(const TensorMap& tensors, const SamplePlace& place, std::optional<Folder> folder, const Identity& identity,
+             Reservation& reservation);
+  void publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder, std::uint64_t generation,
+               Reservation& reservation);
+  Published publish_on_account(Temporary& temporary, const Folder& folder, const SamplePlace& place, const std::string& name,
+                               Reservation& reservation);
   Lease take_lease(const Opened& opened);
   void end_lease(const Lease& lease, bool consume);
   TensorMap map_checked(const GenerationReader& reader, const std::vector<const FeatureSpec*>& specs, std::uint64_t generation,
