@@ -96,7 +96,8 @@ class Collector {
     const UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     struct stat status {};
     if (!fd || ::fstat(fd.get(), &status) != 0) {
-      whole_ = whole_ && errno == ENOENT;  // what cannot be looked at is there all the same
+      // What cannot be looked at is there all the same; a link was planted and never counted.
+      whole_ = whole_ && (errno == ENOENT || errno == ELOOP);
       return;
     }
     if (!S_ISREG(status.st_mode)) return;

@@ -444,6 +444,23 @@ INSTANTIATE_TEST_SUITE_P(Faults, EveryCall, ::testing::Combine(::testing::Values
                            return std::string(std::get<0>(test.param).name) + "_" + std::get<1>(test.param).name;
                          });
 
+TEST(Faults, ARecountThatCannotSeeAFileDoesNotMakeTheFiguresTooLow) {
+  for (std::uint64_t at = 1;; ++at) {
+    Scene scene(true);
+    bool hit = false;
+    {
+      const ScopedFaults faults({.at = at, .action = fail(EIO)});
+      try {
+        scene.store->gc();
+      } catch (const Error&) {
+      }
+      hit = faults.hit();
+    }
+    EXPECT_GE(scene.store->health().resident_samples, 2u) << "call " << at;
+    if (!hit) break;
+  }
+}
+
 TEST(Faults, CountAndNameTheCallsOfTheStore) {
   Scene scene(true);
   const ScopedFaults faults({});

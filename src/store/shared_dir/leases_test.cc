@@ -4,9 +4,12 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 
+#include <atomic>
 #include <fstream>
+#include <thread>
 
 #include "store/shared_dir/shared_dir_store.h"
 #include "store/store_testing.h"
@@ -162,9 +165,11 @@ TEST_F(LeasesBetweenProcesses, AChildThatLivesOnDoesNotKeepItsDeadParentsLeases)
   ASSERT_EQ(::pipe(grandchild), 0);
   const pid_t parent = living_child([&](FeatureStore& theirs) {
     theirs.get(ref);
-    const pid_t forked = store_testing::fork_child([] {
+    const pid_t forked = ::fork();
+    if (forked == 0) {
+      ::alarm(60);  // it outlives its parent, but not for ever
       for (;;) ::pause();
-    });
+    }
     if (::write(grandchild[1], &forked, sizeof forked) != sizeof forked) ::_exit(1);
   });
   pid_t living = 0;
@@ -174,6 +179,41 @@ TEST_F(LeasesBetweenProcesses, AChildThatLivesOnDoesNotKeepItsDeadParentsLeases)
   ::kill(living, SIGKILL);
   ::close(grandchild[0]);
   ::close(grandchild[1]);
+}
+
+// A release that frees holds the inode's lock between its look at the leases and taking the name away. A get that has
+// opened the file by then must not slip its lease in between: it would hold what was freed.
+TEST_F(LeasesBetweenProcesses, AGetWaitsForAReleaseThatIsFreeing) {
+  const auto store = attach();
+  const SampleRef ref = put(*store);
+  const auto path = generation_files(root()).at(0);
+  const UniqueFd releaser = open_file(path, O_RDONLY);
+  ASSERT_EQ(::flock(releaser.get(), LOCK_EX), 0);
+  bool found = false;
+  std::atomic<bool> done = false;
+  std::thread getter([&] {
+    try {
+      store->get(ref);
+      found = true;
+    } catch (const NotFound&) {
+    }
+    done = true;
+  });
+  const auto times_open = [&] {
+    int times = 0;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+      std::error_code gone;
+      times += std::filesystem::read_symlink(entry.path(), gone) == path ? 1 : 0;
+    }
+    return times;
+  };
+  while (times_open() < 2 && !done) std::this_thread::yield();
+  ::usleep(50'000);  // time enough for a get that does not wait
+  std::filesystem::remove(path);
+  ::flock(releaser.get(), LOCK_UN);
+  getter.join();
+  EXPECT_FALSE(found);
+  EXPECT_EQ(store->health().live_leases, 0u);
 }
 
 TEST_F(LeasesBetweenProcesses, TheBudgetIsOneForAllProcesses) {
