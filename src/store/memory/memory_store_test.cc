@@ -139,6 +139,7 @@ TEST(MemoryStore, AnyConsumingReleaseMakesTheLastOneFree) {
 TEST(MemoryStore, MaxHoldAgeFreesWhatNobodyTook) {
   std::int64_t now = 5'000;
   const auto store = make({.kind = StoreKind::kConsumeOnce, .max_hold_age_ms = 1'000, .clock_ms = [&now] { return now; }});
+  now += 500;
   const SampleRef old = put(*store, "old"), leased = put(*store, "leased");
   const Fetched reading = store->get(leased);
   now += 1'000;
@@ -186,6 +187,8 @@ TEST(MemoryStore, AClockThatGoesBackIsHarmless) {
         return true;
       },
       {});
+  now = 30'000;
+  EXPECT_DOUBLE_EQ(store->health().oldest_age_s, 10);
 }
 
 // What try_physical_free was asked, and what it answers.
@@ -349,6 +352,45 @@ TEST(MemoryStore, ATensorThatNoMemoryHoldsLeavesNothing) {
   EXPECT_EQ(store->health().resident_bytes, kSmallBytes);
   EXPECT_EQ(store->health().resident_samples, 1u);
   expect_same(store->read(before), small_tensors());
+}
+
+// A put that takes long, begun when this returns: what it needs is reserved.
+class SlowPut {
+ public:
+  static constexpr std::int64_t kBytes = 64 << 20;
+  explicit SlowPut(FeatureStore& store)
+      : thread_([this, &store] { ref_ = store.put(tensors_, SampleId("a"), run_metadata()); }) {
+    while (store.health().resident_bytes == 0) std::this_thread::yield();
+  }
+  ~SlowPut() { end(); }
+  SampleRef end() {
+    if (thread_.joinable()) thread_.join();
+    return *ref_;
+  }
+
+ private:
+  const TensorMap tensors_ = {{"x", Tensor::copy_of(DType::kUInt8, {kBytes}, std::vector<std::byte>(kBytes))}};
+  std::optional<SampleRef> ref_;
+  std::thread thread_;
+};
+
+TEST(MemoryStore, WhatAPutInProgressNeedsCountsAgainstTheCap) {
+  const auto store = make({.max_resident_bytes = SlowPut::kBytes + kSmallBytes - 1});
+  SlowPut slow(*store);
+  EXPECT_THROW(put(*store, "b"), Exhausted);
+  slow.end();
+  EXPECT_EQ(store->health().resident_bytes, static_cast<std::uint64_t>(SlowPut::kBytes));
+}
+
+TEST(MemoryStore, OfTwoPutsAtOnceTheGreaterIsCurrent) {
+  const auto store = make();
+  SlowPut slow(*store);
+  SampleRef greater = put(*store, "a"), other = slow.end();
+  if (greater.generation < other.generation) std::swap(greater, other);
+  EXPECT_EQ(store->read(greater).size(), greater.feature_specs.size());
+  EXPECT_THROW(store->read(other), NotFound);
+  EXPECT_EQ(store->health().resident_samples, 1u);
+  EXPECT_EQ(store->health().freed_bytes_total, other.estimated_bytes);
 }
 
 TEST(MemoryStore, AForkedChildHasItsOwnGenerationsAndTokens) {

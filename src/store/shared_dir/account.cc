@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -128,11 +129,29 @@ std::int64_t Account::resident_bytes() const {
 }
 
 bool Account::reserve(std::uint64_t bytes, std::uint64_t cap) {
-  const auto asked = static_cast<std::int64_t>(bytes);
+  if (try_reserve(bytes, cap)) return true;
+  // In the midst of a step bytes may be counted twice: a refusal waits a little for what is going on.
+  constexpr int kTries = 100;
+  for (int i = 0; i < kTries && is_changing(); ++i) {
+    const timespec millisecond{0, 1'000'000};
+    ::nanosleep(&millisecond, nullptr);
+    if (try_reserve(bytes, cap)) return true;
+  }
+  return try_reserve(bytes, cap);
+}
+
+bool Account::try_reserve(std::uint64_t bytes, std::uint64_t cap) {
+  const auto asked = static_cast<std::int64_t>(bytes), most = static_cast<std::int64_t>(cap);
+  if (cap != 0 && resident_bytes() + asked > most) return false;  // without a trace that others would see
   counters_->reserved.fetch_add(asked);
-  if (cap == 0 || resident_bytes() <= static_cast<std::int64_t>(cap)) return true;
+  if (cap == 0 || resident_bytes() <= most) return true;
   counters_->reserved.fetch_sub(asked);
   return false;
+}
+
+bool Account::is_changing() const {
+  return std::any_of(std::begin(counters_->fan_outs), std::end(counters_->fan_outs),
+                     [](const auto& fan_out) { return fan_out.begun.load() != fan_out.ended.load(); });
 }
 
 void Account::add_reserved(std::int64_t bytes) {

@@ -55,7 +55,8 @@ class Account {
 
   bool is_private() const { return private_; }
 
-  // False, and nothing is reserved, if reserved + resident bytes would pass `cap` (0: none).
+  // False, and nothing is reserved, if reserved + resident bytes would pass `cap` (0: none). Before it refuses it waits up to
+  // a tenth of a second for steps that are going on.
   bool reserve(std::uint64_t bytes, std::uint64_t cap);
 
   void add(std::size_t fan_out, std::uint64_t bytes, std::int64_t birth_seconds);
@@ -79,6 +80,8 @@ class Account {
   struct Counters;
   struct Others;
   UniqueFd make(const Folder& temporaries);
+  bool try_reserve(std::uint64_t bytes, std::uint64_t cap);
+  bool is_changing() const;  // on this host
   void enter(std::size_t fan_out, std::int64_t sign, std::uint64_t bytes, std::int64_t birth_seconds);
   Others others() const;
   std::uint64_t steps(std::size_t fan_out, bool ended) const;
