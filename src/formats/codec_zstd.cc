@@ -19,6 +19,7 @@ namespace {
 constexpr int kLevel = 1;
 constexpr std::uint32_t kFrameMagic = 0xFD2FB528, kTableMagic = 0x184D2A5E, kFooterMagic = 0x8F92EAB1;
 constexpr std::size_t kHeadBytes = 8, kEntryBytes = 8, kFooterBytes = 9;
+constexpr std::uint64_t kMostPerByte = 32768;   // a block of 128 KiB, all of one byte, takes 4
 constexpr std::uint64_t kMaxFrames = 1U << 27;  // the published format's own limit
 constexpr std::byte kReadableDescriptor{0x03};  // the two unused bits; checksums and reserved bits are not read
 
@@ -131,6 +132,10 @@ class SeekTable {
     std::uint64_t unpacked = 0, packed = 0;  // fewer than 2^32 entries of fewer than 2^32: no overflow
     for_each([&](const Frame& frame) {
       if (frame.bytes == 0) throw_damaged(name, fmt::format("frame {} of its seek table is empty", frame.number));
+      if (frame.bytes > frame.packed_bytes * kMostPerByte) {
+        throw_damaged(name, fmt::format("frame {} of its seek table says that {} bytes unpack to {}: no frame can", frame.number,
+                                        frame.packed_bytes, frame.bytes));
+      }
       unpacked += frame.bytes;
       packed += frame.packed_bytes;
     });

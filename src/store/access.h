@@ -2,9 +2,9 @@
 //
 // Who may open a store (docs/formats/access.md): the secret that a process presents, the policy that the store keeps, and
 // the keys that the one opens in the other. The policy is public and useless without the secret; rotating the secret
-// changes the policy and leaves the keys. A Secret and a Key own their bytes, wipe them at the end, and cannot be printed;
-// no message holds any of them. The functions are thread-safe, but for from_environment, which changes the environment:
-// call it before there are threads. Deriving from a secret costs 64 MiB and some tenths of a second, on purpose.
+// changes the policy and leaves the keys. A Key owns its bytes, wipes them at the end, and cannot be printed; no message
+// holds any of them. The functions are thread-safe. Deriving from a secret costs 64 MiB and some tenths of a second, on
+// purpose.
 //
 //   const auto secret = Secret::from_environment(kSecretVariable);
 //   const AccessPolicy policy = make_policy(name, *secret, /*encrypted=*/false);   // once; store.json keeps policy.to_json()
@@ -14,45 +14,16 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <initializer_list>
-#include <memory>
 #include <optional>
 #include <ostream>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "draftflow/store/secret.h"
+
 namespace draftflow::store {
-
-constexpr const char* kSecretVariable = "DRAFTFLOW_STORE_SECRET";
-constexpr std::size_t kMaxSecretBytes = 64 << 10;
-
-class Secret {
- public:
-  // The file's bytes without one newline at the end. PermissionDenied for a file that others may read or write;
-  // InvalidArgument for one that is empty, over kMaxSecretBytes or not a regular file.
-  static Secret from_file(const std::filesystem::path& path);
-
-  // The variable's value without one newline at the end; nothing if it is not set; InvalidArgument as above. kTake then
-  // overwrites and unsets the variable, so that neither /proc/PID/environ nor a child shows it: present the one Secret
-  // wherever it is needed. kKeep is for a supervisor whose children read it themselves.
-  enum class Afterwards { kTake, kKeep };
-  static std::optional<Secret> from_environment(const char* name, Afterwards afterwards = Afterwards::kTake);
-
-  static Secret from_bytes(std::string_view bytes);  // the caller wipes its own copy
-
-  std::span<const std::byte> bytes() const { return {memory_.get(), size_}; }
-
- private:
-  // sodium_malloc: guard pages, locked where allowed, left out of core dumps, wiped when freed.
-  struct Free {
-    void operator()(std::byte* memory) const;
-  };
-  explicit Secret(std::span<const std::byte> bytes);
-  std::unique_ptr<std::byte[], Free> memory_;
-  std::size_t size_ = 0;
-};
 
 // 256 bits of key.
 class Key {
@@ -70,7 +41,6 @@ class Key {
   std::array<std::byte, kBytes> bytes_{};
 };
 
-std::ostream& operator<<(std::ostream&, const Secret&) = delete;
 std::ostream& operator<<(std::ostream&, const Key&) = delete;
 
 // Keyed BLAKE2b-256 of the label and the fields, each behind its length: no two lists of fields read alike.

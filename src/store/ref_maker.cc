@@ -23,7 +23,7 @@ void check_text(std::string_view what, std::string_view text, const SampleId& sa
 
 // The store says which generation it is; a caller's own claim would make the ref lie.
 bool is_reserved(std::string_view key) {
-  return key == "generation" || key == "incarnation";
+  return key == "generation" || key == "incarnation" || key == kCodecsKey;
 }
 
 void check_metadata(const PutMetadata& metadata, const SampleId& sample_id) {

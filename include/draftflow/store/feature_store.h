@@ -19,9 +19,11 @@
 #include <string>
 #include <vector>
 
+#include "draftflow/formats/codec.h"
 #include "draftflow/formats/tensor.h"
 #include "draftflow/records/feature_handle.h"
 #include "draftflow/records/sample_ref.h"
+#include "draftflow/store/secret.h"
 
 namespace draftflow {
 
@@ -49,8 +51,10 @@ struct GetOptions {
   std::vector<std::string> names;  // empty: all
   // Views of the stored bytes instead of copies: on local file systems and in memory only (InvalidArgument elsewhere). They
   // stay readable while a tensor over them lives, whatever happens to the lease or the sample.
+  // Not for tensors that are packed by a codec or encrypted: InvalidArgument.
   bool zero_copy = false;
-  bool verify = true;  // check checksums; a zero-copy get checks a generation once and remembers
+  // Check checksums; a zero-copy get checks a generation once and remembers. In a store with a secret always, and each time.
+  bool verify = true;
 };
 
 struct Fetched {
@@ -86,7 +90,7 @@ struct GcReport {
 struct ResidentSample {
   SampleId sample_id;
   std::uint64_t generation = 0;
-  std::uint64_t bytes = 0;   // tensor bytes
+  std::uint64_t bytes = 0;   // tensor bytes, as they are stored
   std::uint64_t leases = 0;  // live or not yet cleaned up
   double age_s = 0;
   std::filesystem::path path;  // empty where there is no file
@@ -153,6 +157,11 @@ struct SharedDirOptions {
   Durability durability = Durability::kNone;
   std::uint64_t max_resident_bytes = 0;  // 0: no cap
   std::int64_t max_hold_age_ms = 0;      // consume-once stores only; 0: for ever
+  Codec codec = Codec::kRaw;             // what put packs tensors with, where it makes them smaller (formats/codec.h)
+  // Makes a store that opens only with this; a store made so asks every attach for it: PermissionDenied for none and for a wrong
+  // one. Its files are authenticated and, with `encrypt`, encrypted.
+  std::shared_ptr<const Secret> secret;
+  bool encrypt = false;
 
   // Of this attach.
   // put fails with Exhausted, before writing, if the file system would have fewer free bytes than this afterwards.
@@ -169,6 +178,12 @@ std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::pat
 // differ from the defaults. NotFound if there is none; InvalidArgument for another format version, naming both.
 std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
                                                     const SharedDirOptions& options);
+
+// Changes the secret of a store that has one: the new one opens it as soon as this returns, the old one no longer. Files and
+// attaches stay as they are; who opened the store before may have kept its keys (docs/formats/access.md). PermissionDenied for a
+// wrong old secret; InvalidArgument for a store without one; Conflict if another rotation came first.
+void rotate_shared_dir_secret(const std::filesystem::path& root, const StoreId& id, const Secret& old_secret,
+                              const Secret& new_secret);
 
 struct MemoryOptions {
   StoreKind kind = StoreKind::kLedgered;

@@ -23,9 +23,11 @@
 namespace draftflow::store {
 namespace {
 
-constexpr std::size_t kDigits = 16;
+constexpr std::size_t kDigits = 16;     // of a checksum
+constexpr std::size_t kTagDigits = 32;  // of a tag, and of a salt
 constexpr std::string_view kFormatKey = "format", kFormat = "draftflow.generation.1";
-constexpr std::string_view kHeaderKey = "header_xxh3_64", kChunksKey = "chunks_xxh3_64";
+constexpr std::string_view kHeaderKey = "header_xxh3_64", kChunksKey = "chunks_xxh3_64", kPackedKey = "packed";
+constexpr std::string_view kSealKey = "seal", kSaltKey = "file_salt", kHeaderTagKey = "header_poly1305", kTagsKey = "chunk_tags";
 constexpr std::uint64_t kFirstReadBytes = 16 << 10;  // header and, of a small sample, everything
 constexpr std::uint64_t kPieceBytes = 256 << 10;     // read and hashed at once: it must still be in cache
 constexpr std::uint64_t kSmallBytes = 64 << 10;      // a sample of fewer is written in one piece
@@ -66,12 +68,6 @@ std::uint64_t write_hashed(int fd, std::span<const std::byte> chunk, std::uint64
   return XXH3_64bits_digest(&state);
 }
 
-TensorMap in_file_order(TensorMap tensors) {
-  std::stable_sort(tensors.begin(), tensors.end(),
-                   [](const auto& a, const auto& b) { return dtype_bytes(a.second.dtype) > dtype_bytes(b.second.dtype); });
-  return tensors;
-}
-
 // Where the value of a metadata key starts, or npos. Within a JSON string the quotes would be escaped, so the first match
 // is the key itself, whatever a hostile id or name contains.
 std::size_t find_value(std::string_view header, std::string_view key) {
@@ -84,23 +80,100 @@ void set_value(std::string& header, std::string_view key, std::string_view value
   header.replace(find_value(header, key), value.size(), value);
 }
 
+// The value of a key in a header not parsed yet; empty if it is not there whole.
+std::string_view raw_value(std::string_view header, std::string_view key, std::size_t size) {
+  const std::size_t at = find_value(header, key);
+  return at == std::string_view::npos || at + size > header.size() ? std::string_view() : header.substr(at, size);
+}
+
 // The checksum of a header is taken with zeros in its own place.
 std::string header_checksum(std::string header) {
   set_value(header, kHeaderKey, std::string(kDigits, '0'));
   return digits_of(hash_of(std::as_bytes(std::span(header))));
 }
 
-std::string blank_header(const Identity& identity, const TensorMap& tensors) {
-  std::uint64_t chunks = 0;
-  for (const auto& [name, tensor] : tensors) chunks += chunks_in(tensor.bytes.size());
-  return make_safetensors_header(tensors, {{std::string(kFormatKey), std::string(kFormat)},
-                                           {std::string(kHeaderKey), std::string(kDigits, '0')},
-                                           {"store_id", identity.store_id},
-                                           {"incarnation", identity.incarnation},
-                                           {"sample_id", identity.sample_id},
-                                           {"generation", std::to_string(identity.generation)},
-                                           {std::string(kChunksKey), std::string(chunks * kDigits, '0')}});
+// And its tag with zeros in the places of both.
+Tag header_tag(std::string header, const FileKeys& keys) {
+  set_value(header, kHeaderKey, std::string(kDigits, '0'));
+  set_value(header, kHeaderTagKey, std::string(kTagDigits, '0'));
+  return tag_chunk(keys, kHeaderIndex, std::as_bytes(std::span(header)));
 }
+
+std::string_view seal_name(bool encrypted) {
+  return encrypted ? "aes-256-gcm" : "poly1305";
+}
+
+FileIdentity file_identity(const Identity& identity) {
+  return {identity.store_id, identity.incarnation, identity.sample_id, identity.generation};
+}
+
+std::string blank_header(const Identity& identity, const PackedSample& sample, const std::optional<Sealing>& sealing) {
+  std::uint64_t chunks = 0;
+  for (const auto& [name, part] : sample.parts) chunks += chunks_in(part.bytes.size());
+  std::vector<std::pair<std::string, std::string>> metadata{{std::string(kFormatKey), std::string(kFormat)},
+                                                            {std::string(kHeaderKey), std::string(kDigits, '0')},
+                                                            {"store_id", identity.store_id},
+                                                            {"incarnation", identity.incarnation},
+                                                            {"sample_id", identity.sample_id},
+                                                            {"generation", std::to_string(identity.generation)}};
+  if (!sample.packed.empty()) metadata.emplace_back(kPackedKey, packed_to_json(sample.packed));
+  if (sealing) {
+    metadata.emplace_back(kSealKey, seal_name(sealing->encrypted));
+    metadata.emplace_back(kSaltKey, to_hex(sealing->salt));
+    metadata.emplace_back(kHeaderTagKey, std::string(kTagDigits, '0'));
+    metadata.emplace_back(kTagsKey, std::string(chunks * kTagDigits, '0'));
+  } else {
+    metadata.emplace_back(kChunksKey, std::string(chunks * kDigits, '0'));
+  }
+  return make_safetensors_header(sample.parts, metadata);
+}
+
+// Puts chunks down one after the other, each hashed or sealed while it is in cache, and gathers what the header keeps of them.
+class ChunkWriter {
+ public:
+  ChunkWriter(int fd, const std::filesystem::path& path, std::uint64_t offset, const std::optional<Sealing>& sealing)
+      : fd_(fd), path_(path), offset_(offset), sealing_(sealing) {}
+
+  void write(std::span<const std::byte> chunk) {
+    if (sealing_) {
+      write_at(fd_, seal(chunk), offset_, path_);
+    } else {
+      digests_ += digits_of(write_hashed(fd_, chunk, offset_, path_));
+    }
+    offset_ += chunk.size();
+  }
+
+  void append_to(std::string& file, std::span<const std::byte> chunk) {
+    if (!sealing_) digests_ += digits_of(hash_of(chunk));
+    const std::span<const std::byte> bytes = sealing_ ? seal(chunk) : chunk;
+    file.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  }
+
+  const std::string& digests() const { return digests_; }
+
+ private:
+  std::span<const std::byte> seal(std::span<const std::byte> chunk) {
+    Tag tag;
+    std::span<const std::byte> bytes = chunk;
+    if (sealing_->encrypted) {
+      encrypted_.resize(chunk.size());
+      encrypt_chunk(sealing_->keys, index_, chunk, encrypted_, tag);
+      bytes = encrypted_;
+    } else {
+      tag = tag_chunk(sealing_->keys, index_, chunk);
+    }
+    ++index_;
+    digests_ += to_hex(tag);
+    return bytes;
+  }
+
+  const int fd_;
+  const std::filesystem::path& path_;
+  std::uint64_t offset_, index_ = 0;
+  const std::optional<Sealing>& sealing_;
+  std::vector<std::byte> encrypted_;
+  std::string digests_;
+};
 
 }  // namespace
 
@@ -109,38 +182,42 @@ std::string describe(const Identity& identity) {
                      printable(identity.store_id));
 }
 
-void write_generation(int fd, const std::filesystem::path& path, const Identity& identity, const TensorMap& tensors) {
-  const TensorMap ordered = in_file_order(tensors);
-  std::string header = blank_header(identity, ordered);
-  const bool small = header.size() + bytes_of(ordered) <= kSmallBytes;
+void write_generation(int fd, const std::filesystem::path& path, const Identity& identity, const PackedSample& sample,
+                      const Keys* keys) {
+  std::optional<Sealing> sealing;
+  if (keys != nullptr) {
+    const FileSalt salt = random_file_salt();
+    sealing = Sealing{file_keys(*keys, file_identity(identity), salt), salt, keys->encrypted};
+  }
+  std::string header = blank_header(identity, sample, sealing);
+  const bool small = header.size() + bytes_of(sample.parts) <= kSmallBytes;
   std::string file = small ? header : "";
-  std::uint64_t offset = header.size();
-  std::string checksums;
-  for (const auto& [name, tensor] : ordered) {
-    for (std::uint64_t at = 0; at < tensor.bytes.size(); at += kChecksumChunkBytes) {
-      const auto chunk = tensor.bytes.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, tensor.bytes.size() - at));
+  ChunkWriter writer(fd, path, header.size(), sealing);
+  for (const auto& [name, part] : sample.parts) {
+    for (std::uint64_t at = 0; at < part.bytes.size(); at += kChecksumChunkBytes) {
+      const auto chunk = part.bytes.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, part.bytes.size() - at));
       if (small) {
-        checksums += digits_of(hash_of(chunk));
-        file.append(reinterpret_cast<const char*>(chunk.data()), chunk.size());
+        writer.append_to(file, chunk);
       } else {
-        checksums += digits_of(write_hashed(fd, chunk, offset, path));
+        writer.write(chunk);
       }
-      offset += chunk.size();
     }
   }
-  set_value(header, kChunksKey, checksums);
+  set_value(header, sealing ? kTagsKey : kChunksKey, writer.digests());
+  if (sealing) set_value(header, kHeaderTagKey, to_hex(header_tag(header, sealing->keys)));
   set_value(header, kHeaderKey, header_checksum(header));
-  if (small) {
-    file.replace(0, header.size(), header);
-    write_at(fd, std::as_bytes(std::span(file)), 0, path);
-  } else {
-    write_at(fd, std::as_bytes(std::span(header)), 0, path);
-  }
+  if (small) file.replace(0, header.size(), header);
+  write_at(fd, std::as_bytes(std::span(small ? file : header)), 0, path);
 }
 
-GenerationReader::GenerationReader(UniqueFd fd, std::filesystem::path path, Identity identity)
+GenerationReader::GenerationReader(UniqueFd fd, std::filesystem::path path, Identity identity, const Keys* keys)
     : fd_(std::move(fd)), path_(std::move(path)), identity_(std::move(identity)) {
-  read_header();
+  read_header(keys);
+  check_identity();
+  list_tensors();
+}
+
+void GenerationReader::check_identity() {
   const auto expect = [&](std::string_view key, const std::string& wanted) {
     const std::string* found = header_.find_metadata(key);
     if (found == nullptr) fail(fmt::format("the file's metadata has no '{}'", key));
@@ -154,14 +231,42 @@ GenerationReader::GenerationReader(UniqueFd fd, std::filesystem::path path, Iden
   expect("incarnation", identity_.incarnation);
   expect("sample_id", identity_.sample_id);
   expect("generation", std::to_string(identity_.generation));
+  if (sealing_) {
+    expect(kSealKey, std::string(seal_name(sealing_->encrypted)));
+  } else if (header_.find_metadata(kSealKey) != nullptr) {
+    fail("the file is sealed, but the store has no access policy: somebody took it away; put the store's access folder and "
+         "store.json back from a copy");
+  }
   std::uint64_t chunks = 0;
   for (const SafetensorsEntry& entry : header_.entries) chunks += chunks_in(entry.end - entry.begin);
-  const std::string* found = header_.find_metadata(kChunksKey);
-  if (found == nullptr || found->size() != chunks * kDigits) fail("the file does not hold one checksum for each chunk");
-  checksums_ = *found;
+  const std::string* found = header_.find_metadata(sealing_ ? kTagsKey : kChunksKey);
+  if (found == nullptr || found->size() != chunks * (sealing_ ? kTagDigits : kDigits)) {
+    fail(fmt::format("the file does not hold one {} for each chunk", sealing_ ? "tag" : "checksum"));
+  }
+  digests_ = *found;
 }
 
-void GenerationReader::read_header() {
+void GenerationReader::list_tensors() {
+  PackedSample sample;
+  if (const std::string* found = header_.find_metadata(kPackedKey)) {
+    try {
+      sample.packed = packed_from_json(*found);
+    } catch (const Corrupt& error) {
+      fail(error.what());
+    }
+  }
+  for (const SafetensorsEntry& entry : header_.entries) {
+    if (sample.find(entry.name) == nullptr && entry.name.ends_with(scale_name("")) &&
+        sample.find(std::string_view(entry.name).substr(0, entry.name.size() - scale_name("").size())) != nullptr) {
+      continue;  // the scales of a tensor listed by its own name
+    }
+    const PackedTensor* packed = sample.find(entry.name);
+    tensors_.push_back(packed != nullptr ? StoredTensor{packed->name, packed->codec, packed->dtype, packed->shape}
+                                         : StoredTensor{entry.name, Codec::kRaw, entry.dtype, entry.shape});
+  }
+}
+
+void GenerationReader::read_header(const Keys* keys) {
   const std::uint64_t size = file_size(fd_.get(), path_);
   head_.resize(std::min(size, kFirstReadBytes));
   try {
@@ -176,10 +281,11 @@ void GenerationReader::read_header() {
     const std::uint64_t have = std::min<std::uint64_t>(head.size(), sizeof(length) + length);
     head.resize(sizeof(length) + length);
     read_exact(fd_.get(), std::as_writable_bytes(std::span(head)).subspan(have), have, path_);
-    const std::size_t at = find_value(head, kHeaderKey);
-    if (at == std::string::npos || at + kDigits > head.size() || head.substr(at, kDigits) != header_checksum(head)) {
+    const std::string_view checksum = raw_value(head, kHeaderKey, kDigits);
+    if (checksum.empty() || checksum != header_checksum(head)) {
       fail("the header's checksum differs: the file is damaged or not draftflow's");
     }
+    if (keys != nullptr) open_seal(head, *keys);
     header_ = parse_safetensors_header(std::as_bytes(std::span(head)), size, path_.string());
   } catch (const Corrupt& error) {
     const std::string_view text = error.what();
@@ -188,30 +294,73 @@ void GenerationReader::read_header() {
   }
 }
 
-GenerationReader::Place GenerationReader::find(const FeatureSpec& spec) const {
-  Place place{nullptr, 0};
-  for (const SafetensorsEntry& candidate : header_.entries) {
-    if (candidate.name == spec.name) {
-      place.entry = &candidate;
-      break;
-    }
-    place.first_chunk += chunks_in(candidate.end - candidate.begin);
+// Before anything else in the header is believed.
+void GenerationReader::open_seal(const std::string& head, const Keys& keys) {
+  Sealing sealing{.encrypted = keys.encrypted};
+  Tag tag;
+  if (!from_hex(raw_value(head, kSaltKey, kTagDigits), sealing.salt) ||
+      !from_hex(raw_value(head, kHeaderTagKey, kTagDigits), tag)) {
+    fail("the file is not sealed, as all files of a store with a secret are: somebody without the secret put it there");
   }
-  if (place.entry == nullptr) fail(fmt::format("the file has no tensor '{}', which the ref names", printable(spec.name)));
-  if (place.entry->dtype != spec.dtype || place.entry->shape != spec.shape) {
-    check_against_spec(spec, place.entry->dtype, place.entry->shape,
-                       fmt::format("{} ({})", describe(identity_), path_.string()));
+  sealing.keys = file_keys(keys, file_identity(identity_), sealing.salt);
+  if (!same_tag(header_tag(head, sealing.keys), tag)) {
+    fail("the header's tag differs: the file was forged or altered, or is another sample's or generation's");
   }
-  return place;
+  sealing_ = std::move(sealing);
 }
 
-void GenerationReader::check_chunk(const FeatureSpec& spec, std::size_t chunk, std::uint64_t at, std::uint64_t size,
-                                   std::uint64_t hash) const {
+const StoredTensor& GenerationReader::find(const FeatureSpec& spec) const {
+  const auto found = std::find_if(tensors_.begin(), tensors_.end(), [&](const StoredTensor& t) { return t.name == spec.name; });
+  if (found == tensors_.end()) fail(fmt::format("the file has no tensor '{}', which the ref names", printable(spec.name)));
+  if (found->dtype != spec.dtype || found->shape != spec.shape) {
+    check_against_spec(spec, found->dtype, found->shape, fmt::format("{} ({})", describe(identity_), path_.string()));
+  }
+  return *found;
+}
+
+std::optional<GenerationReader::Place> GenerationReader::find_part(std::string_view name) const {
+  std::size_t first_chunk = 0;
+  for (const SafetensorsEntry& entry : header_.entries) {
+    if (entry.name == name) return Place{&entry, first_chunk};
+    first_chunk += chunks_in(entry.end - entry.begin);
+  }
+  return std::nullopt;
+}
+
+void GenerationReader::check_hash(const FeatureSpec& spec, std::size_t chunk, std::uint64_t at, std::uint64_t size,
+                                  std::uint64_t hash) const {
   const std::string found = digits_of(hash);
-  const std::string_view wanted = std::string_view(checksums_).substr(chunk * kDigits, kDigits);
+  const std::string_view wanted = std::string_view(digests_).substr(chunk * kDigits, kDigits);
   if (found == wanted) return;
   fail(fmt::format("tensor '{}' differs from what was written, in its bytes {} to {} (checksum {}, not {})",
                    printable(spec.name), at, at + size, found, wanted));
+}
+
+Tag GenerationReader::tag_of(std::size_t chunk) const {
+  Tag tag;
+  if (!from_hex(std::string_view(digests_).substr(chunk * kTagDigits, kTagDigits), tag)) fail("a chunk's tag is not hex digits");
+  return tag;
+}
+
+void GenerationReader::check_chunk(const FeatureSpec& spec, std::size_t chunk, std::uint64_t at,
+                                   std::span<const std::byte> bytes) const {
+  if (!sealing_) return check_hash(spec, chunk, at, bytes.size(), hash_of(bytes));
+  if (same_tag(tag_chunk(sealing_->keys, chunk, bytes), tag_of(chunk))) return;
+  fail(fmt::format("tensor '{}' was altered in its bytes {} to {} (its tag differs)", printable(spec.name), at,
+                   at + bytes.size()));
+}
+
+// `end`: of the part in the file; what ends in the first bytes, which are read already, is copied from there.
+void GenerationReader::load(const FeatureSpec& spec, std::uint64_t at, std::span<std::byte> out, std::uint64_t end) const {
+  try {
+    if (end <= head_.size()) {
+      std::memcpy(out.data(), head_.data() + at, out.size());
+    } else {
+      read_exact(fd_.get(), out, at, path_);
+    }
+  } catch (const Corrupt& error) {
+    fail(fmt::format("tensor '{}': {}", printable(spec.name), error.what()));
+  }
 }
 
 void GenerationReader::fill(const FeatureSpec& spec, const Place& place, std::span<std::byte> out, bool verify) const {
@@ -219,45 +368,86 @@ void GenerationReader::fill(const FeatureSpec& spec, const Place& place, std::sp
   XXH3_state_t state;
   for (std::uint64_t at = 0; at < out.size(); at += kPieceBytes) {
     const auto piece = out.subspan(at, std::min<std::uint64_t>(kPieceBytes, out.size() - at));
-    try {
-      if (begin + out.size() <= head_.size()) {
-        std::memcpy(piece.data(), head_.data() + begin + at, piece.size());
-      } else {
-        read_exact(fd_.get(), piece, begin + at, path_);
-      }
-    } catch (const Corrupt& error) {
-      fail(fmt::format("tensor '{}': {}", printable(spec.name), error.what()));
-    }
+    load(spec, begin + at, piece, begin + out.size());
     if (!verify) continue;
     const std::uint64_t in_chunk = at % kChecksumChunkBytes, end = at + piece.size();
     if (in_chunk == 0) XXH3_64bits_reset(&state);
     XXH3_64bits_update(&state, piece.data(), piece.size());
     if (end % kChecksumChunkBytes != 0 && end != out.size()) continue;
-    check_chunk(spec, place.first_chunk + at / kChecksumChunkBytes, at - in_chunk, in_chunk + piece.size(),
-                XXH3_64bits_digest(&state));
+    check_hash(spec, place.first_chunk + at / kChecksumChunkBytes, at - in_chunk, in_chunk + piece.size(),
+               XXH3_64bits_digest(&state));
+  }
+}
+
+void GenerationReader::fill_sealed(const FeatureSpec& spec, const Place& place, std::span<std::byte> out) const {
+  const std::uint64_t begin = header_.data_offset + place.entry->begin;
+  std::size_t index = place.first_chunk;
+  for (std::uint64_t at = 0; at < out.size(); at += kChecksumChunkBytes, ++index) {
+    const auto chunk = out.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, out.size() - at));
+    load(spec, begin + at, chunk, begin + out.size());
+    if (!sealing_->encrypted) {
+      check_chunk(spec, index, at, chunk);
+    } else if (!decrypt_chunk(sealing_->keys, index, chunk, chunk, tag_of(index))) {
+      fail(fmt::format("tensor '{}' was altered in its bytes {} to {} (it does not decrypt)", printable(spec.name), at,
+                       at + chunk.size()));
+    }
   }
 }
 
 Tensor GenerationReader::read(const FeatureSpec& spec, BufferPool& pool, bool verify) const {
-  const Place place = find(spec);
-  auto [tensor, out] = pool.allocate(place.entry->dtype, place.entry->shape);
-  fill(spec, place, out, verify);
+  const StoredTensor& stored = find(spec);
+  if (stored.codec != Codec::kRaw) return unpack(spec, stored, pool, verify);
+  const Place place = *find_part(spec.name);
+  auto [tensor, out] = pool.allocate(stored.dtype, stored.shape);
+  if (sealing_) {
+    fill_sealed(spec, place, out);
+  } else {
+    fill(spec, place, out, verify);
+  }
   return tensor;
 }
 
+Tensor GenerationReader::unpack(const FeatureSpec& spec, const StoredTensor& stored, BufferPool& pool, bool verify) const {
+  TensorMap parts;
+  for (const std::string& name : {spec.name, scale_name(spec.name)}) {
+    const std::optional<Place> place = find_part(name);
+    if (!place) continue;
+    auto [part, out] = pool.allocate(place->entry->dtype, place->entry->shape);
+    if (sealing_) {
+      fill_sealed(spec, *place, out);
+    } else {
+      fill(spec, *place, out, verify);
+    }
+    parts.emplace_back(name, part);
+  }
+  try {
+    return decode(stored.codec, spec.name, stored.dtype, stored.shape, parts);
+  } catch (const Corrupt& error) {
+    fail(error.what());
+  }
+}
+
 TensorMap GenerationReader::map(const std::vector<const FeatureSpec*>& specs, bool verify) const {
+  for (const FeatureSpec* spec : specs) {
+    const Codec codec = find(*spec).codec;
+    if (codec == Codec::kRaw && !(sealing_ && sealing_->encrypted)) continue;
+    throw InvalidArgument(fmt::format("zero-copy get of tensor '{}' of {}: its bytes are {} and must be copied out: leave "
+                                      "zero_copy out",
+                                      printable(spec->name), describe(identity_),
+                                      codec == Codec::kRaw ? "encrypted" : fmt::format("packed by {}", codec_name(codec))));
+  }
   const std::uint64_t size = file_size(fd_.get(), path_);
   void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd_.get(), 0);
   if (memory == MAP_FAILED) throw_errno(errno, "mapping " + path_.string());
   const std::shared_ptr<const void> owner(memory, [size](const void* mapped) { ::munmap(const_cast<void*>(mapped), size); });
   TensorMap tensors;
   for (const FeatureSpec* spec : specs) {
-    const Place place = find(*spec);
+    const Place place = *find_part(spec->name);
     const std::span<const std::byte> bytes(static_cast<const std::byte*>(memory) + header_.data_offset + place.entry->begin,
                                            place.entry->end - place.entry->begin);
-    for (std::uint64_t at = 0; verify && at < bytes.size(); at += kChecksumChunkBytes) {
+    for (std::uint64_t at = 0; (verify || sealing_) && at < bytes.size(); at += kChecksumChunkBytes) {
       const auto chunk = bytes.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, bytes.size() - at));
-      check_chunk(*spec, place.first_chunk + at / kChecksumChunkBytes, at, chunk.size(), hash_of(chunk));
+      check_chunk(*spec, place.first_chunk + at / kChecksumChunkBytes, at, chunk);
     }
     tensors.emplace_back(spec->name, Tensor{place.entry->dtype, place.entry->shape, bytes, owner});
   }
@@ -272,6 +462,14 @@ std::uint64_t tensor_bytes_of_file(int fd, std::uint64_t file_bytes) {
   std::uint64_t length = 0;
   if (::pread(fd, &length, sizeof(length), 0) != sizeof(length)) return file_bytes;
   return length > file_bytes || file_bytes - length < sizeof(length) ? file_bytes : file_bytes - length - sizeof(length);
+}
+
+bool is_sealed_file(int fd, const std::filesystem::path& path) {
+  try {
+    return read_safetensors_header(fd, path).find_metadata(kSealKey) != nullptr;
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 }  // namespace draftflow::store

@@ -8,11 +8,13 @@
 #include <algorithm>
 #include <charconv>
 #include <ctime>
+#include <nlohmann/json.hpp>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
 #include "store/ref_maker.h"
 #include "store/shared_dir/collector.h"
+#include "store/shared_dir/policies.h"
 
 namespace draftflow::store {
 namespace {
@@ -26,9 +28,27 @@ std::optional<std::uint64_t> lease_number(const std::string& token, const std::s
   return parse_number(std::string_view(token).substr(holder.size() + 1));
 }
 
+// The ref tells which tensors a codec changed, so that whoever trains on them can know.
+void add_codecs(SampleRef& ref, const std::vector<PackedTensor>& packed) {
+  if (packed.empty()) return;
+  nlohmann::ordered_json codecs;
+  for (const PackedTensor& tensor : packed) codecs[tensor.name] = codec_name(tensor.codec);
+  ref.metadata.emplace_back(kCodecsKey, codecs.dump());
+}
+
+// Nothing for a folder without generations.
+std::optional<bool> holds_sealed(const Folder& folder, const SamplePlace& place) {
+  for (const std::uint64_t generation : list_sample(folder, place).generations) {
+    const std::string name = generation_name(place, generation);
+    if (const auto fd = folder.find_file(name, O_RDONLY)) return is_sealed_file(fd->get(), folder.shown(name));
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
-SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile& file, const SharedDirOptions& options)
+SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile& file, const SharedDirOptions& options,
+                               std::optional<Keys> keys)
     : layout_(std::move(folder)),
       temporaries_(required_folder(layout_.store(), kTemporaryFolder)),
       epochs_(required_folder(layout_.store(), kEpochsFolder)),
@@ -36,12 +56,35 @@ SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile
       id_(id),
       file_(file),
       options_(options),
+      keys_(std::move(keys)),
       account_(required_folder(layout_.store(), kAccountsFolder), temporaries_),
       books_{account_, !on_network_file_system(layout_.store())},
       generations_(epochs_),
       pool_(kMaxIdleBytes) {
   options_.durability = std::max(options_.durability, file_.durability);
+  options_.secret.reset();  // the keys are what is needed from here on
+  if (!keys_) check_unsealed();
   check_links(temporaries_);
+}
+
+// A store whose files are sealed and which has no policy was robbed of it, so that bytes would go in and out in the clear.
+void SharedDirStore::check_unsealed() const {
+  for (const std::string& name : layout_.samples().list()) {
+    const auto fan_out = is_fan_out_name(name) ? layout_.samples().find(name) : std::nullopt;
+    std::optional<bool> sealed;
+    if (fan_out) {
+      Layout::for_each_sample(*fan_out, name, [&](const SamplePlace& place) {
+        const auto folder = sealed ? std::nullopt : fan_out->find(place.folder);
+        if (folder) sealed = holds_sealed(*folder, place);
+      });
+    }
+    if (!sealed) continue;
+    if (!*sealed) return;  // one is enough: a store's files are all of a kind
+    throw Corrupt(fmt::format("store '{}' at {} holds sealed files (in {}), but has no access policy: somebody took it away; "
+                              "put store.json and the folder '{}' back from a copy",
+                              printable(id_.str()), layout_.store().path().string(), layout_.samples().shown(name).string(),
+                              kAccessFolder));
+  }
 }
 
 SharedDirStore::~SharedDirStore() {
@@ -115,10 +158,12 @@ void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uin
 
 SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) {
   check_put(tensors, sample_id, metadata);
-  const std::uint64_t bytes = bytes_of(tensors);
+  const PackedSample sample = pack_sample(tensors, sample_id);
+  const std::uint64_t bytes = bytes_of(sample.parts);
   const SamplePlace place = sample_place(sample_id);
   SampleRef ref = make_ref(tensors, sample_id, metadata, uri_of(sample_id), sample_id.str() + "/");
   ref.incarnation = file_.incarnation;
+  add_codecs(ref, sample.packed);
   try {
     check_free_space(sample_id, bytes);
     const std::shared_ptr<Holder> mine = holder();
@@ -126,7 +171,7 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
     Reservation reservation(*mine, bytes);
     std::optional<Folder> folder = layout_.find_sample(place);
     ref.generation = generations_.next(greatest_in(folder, place));
-    write(tensors, place, std::move(folder), identity_of(sample_id, ref.generation), reservation);
+    write(sample, place, std::move(folder), identity_of(sample_id, ref.generation), reservation);
   } catch (const Exhausted& error) {
     if (std::string_view(error.what()).starts_with("put of sample")) throw;
     throw Exhausted(
@@ -142,10 +187,19 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
   return ref;
 }
 
-void SharedDirStore::write(const TensorMap& tensors, const SamplePlace& place, std::optional<Folder> folder,
+PackedSample SharedDirStore::pack_sample(const TensorMap& tensors, const SampleId& sample_id) const {
+  try {
+    return pack(file_.codec, tensors);
+  } catch (const InvalidArgument& error) {
+    throw InvalidArgument(fmt::format("put of sample '{}' into store '{}': {}", printable(sample_id.str()),
+                                      printable(id_.str()), error.what()));
+  }
+}
+
+void SharedDirStore::write(const PackedSample& sample, const SamplePlace& place, std::optional<Folder> folder,
                            const Identity& identity, Reservation& reservation) {
   Temporary temporary(temporaries_);
-  write_generation(temporary.fd(), temporary.path(), identity, tensors);
+  write_generation(temporary.fd(), temporary.path(), identity, sample, keys());
   if (options_.durability != Durability::kNone) temporary.sync();
   if (!books_.local) temporary.check_close();
   try {
@@ -225,7 +279,7 @@ SharedDirStore::Opened SharedDirStore::open(const SampleRef& ref) const {
 TensorMap SharedDirStore::read(const SampleRef& ref, const std::vector<std::string>& names) {
   const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
   Opened opened = open(ref);
-  const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity);
+  const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity, keys());
   TensorMap tensors;
   for (const FeatureSpec* spec : specs) tensors.emplace_back(spec->name, reader.read(*spec, pool_));
   return tensors;
@@ -244,7 +298,7 @@ Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) {
   const Lease lease = take_lease(opened);
   Fetched fetched{{}, {ref.sample_id, ref.generation, ""}};
   try {
-    const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity);
+    const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity, keys());
     if (options.zero_copy) {
       fetched.tensors = map_checked(reader, specs, ref.generation, options.verify);
     } else {
@@ -274,7 +328,7 @@ TensorMap SharedDirStore::map_checked(const GenerationReader& reader, const std:
     known = verified_.contains(generation);
   }
   TensorMap tensors = reader.map(specs, verify && !known);
-  if (verify && !known && specs.size() == reader.header().entries.size()) {
+  if (verify && !known && !reader.sealed() && specs.size() == reader.tensors().size()) {
     const std::lock_guard lock(mutex_);
     if (verified_.size() >= kMaxRemembered) verified_.clear();
     verified_.insert(generation);
@@ -387,6 +441,10 @@ GcReport SharedDirStore::gc() {
   const auto silent_ms = books_.local ? std::nullopt : std::optional(options_.lease_ms);
   const GcReport report = collect({layout_, temporaries_, leases_, account_, books_, file_, silent_ms});
   prune_epochs(epochs_);
+  if (file_.needs_secret) {  // a rotation that died between its two steps
+    const Policies policies(required_folder(layout_.store(), kAccessFolder), file_.incarnation);
+    if (const auto found = policies.find()) policies.remove_below(found->number);
+  }
   return report;
 }
 
@@ -433,16 +491,19 @@ SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uin
   ref.generation = wanted;
   ref.incarnation = file_.incarnation;
   Opened opened = open(ref);
-  const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity);
-  for (const SafetensorsEntry& entry : reader.header().entries) {
+  const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity, keys());
+  std::vector<PackedTensor> packed;
+  for (const StoredTensor& tensor : reader.tensors()) {
     FeatureSpec spec;
-    spec.name = entry.name;
-    spec.shape = entry.shape;
-    spec.dtype = entry.dtype;
+    spec.name = tensor.name;
+    spec.shape = tensor.shape;
+    spec.dtype = tensor.dtype;
     ref.feature_specs.push_back(spec);
-    ref.feature_keys.emplace_back(entry.name, sample_id.str() + "/" + entry.name);
-    ref.estimated_bytes += entry.end - entry.begin;
+    ref.feature_keys.emplace_back(tensor.name, sample_id.str() + "/" + tensor.name);
+    ref.estimated_bytes += tensor_bytes(tensor.dtype, tensor.shape);
+    if (tensor.codec != Codec::kRaw) packed.push_back({tensor.name, tensor.codec, tensor.dtype, tensor.shape});
   }
+  add_codecs(ref, packed);
   return ref;
 }
 
@@ -456,6 +517,9 @@ void check_options(const SharedDirOptions& options) {
     throw InvalidArgument(fmt::format("max_hold_age_ms is {} and lease_ms {}: 0 or more and 1 or more are allowed",
                                       options.max_hold_age_ms, options.lease_ms));
   }
+  if (options.encrypt && options.secret == nullptr) {
+    throw InvalidArgument("a store can be encrypted only with a secret: give it one, from a file or the environment");
+  }
   if (options.max_hold_age_ms > 0 && options.kind == StoreKind::kLedgered) {
     throw InvalidArgument(
         fmt::format("max_hold_age_ms is {}, but the store is ledgered, where only the ledger frees: make it "
@@ -464,21 +528,38 @@ void check_options(const SharedDirOptions& options) {
   }
 }
 
-}  // namespace
-
-std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
-                                                      const SharedDirOptions& options) {
-  check_options(options);
-  make_folders(root);
-  store::Folder folder = store::Folder::open(root).find_or_make(store::store_folder_name(id));
-  const store::StoreFile file = store::make_store_file(folder, id, options);
-  store::check_same_store(file, options, /*all=*/true, folder.path().string());
-  store::Folder::open(root).sync();
-  return std::make_unique<store::SharedDirStore>(std::move(folder), id, file, options);
+// The keys, where the store has a policy, for who presents its secret.
+std::optional<store::Keys> open_keys(const store::Folder& folder, const StoreId& id, const store::StoreFile& file,
+                                     const Secret* secret) {
+  auto access = folder.find(store::kAccessFolder);
+  const auto found = access ? store::Policies(std::move(*access), file.incarnation).find() : std::nullopt;
+  if (found.has_value() != file.needs_secret) {
+    throw Corrupt(fmt::format("{}: {}: put both back from a copy", folder.shown(store::kStoreFileName).string(),
+                              found ? "it says that the store has no secret, but the folder 'access' holds its policy"
+                                    : "it says that the store has a secret, but the folder 'access' holds no policy"));
+  }
+  return store::open_access({id.str(), file.incarnation}, found ? std::optional(found->policy) : std::nullopt, secret);
 }
 
-std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
-                                                    const SharedDirOptions& options) {
+std::unique_ptr<FeatureStore> attach(store::Folder folder, const StoreId& id, const store::StoreFile& file,
+                                     const SharedDirOptions& options, bool all) {
+  const std::string path = folder.path().string();
+  std::optional<store::Keys> keys = open_keys(folder, id, file, options.secret.get());
+  store::check_same_store(file, options, all, path);
+  const bool encrypted = keys && keys->encrypted;
+  if (encrypted != options.encrypt && (all || options.encrypt)) {
+    throw InvalidArgument(fmt::format("the store at {} was made {} encryption: leave 'encrypt' {} or make a new store", path,
+                                      encrypted ? "with" : "without", encrypted ? "on" : "out"));
+  }
+  return std::make_unique<store::SharedDirStore>(std::move(folder), id, file, options, std::move(keys));
+}
+
+struct FoundStore {
+  store::Folder folder;
+  store::StoreFile file;
+};
+
+FoundStore find_store(const std::filesystem::path& root, const StoreId& id) {
   const std::filesystem::path path = root / store::store_folder_name(id);
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
@@ -492,8 +573,43 @@ std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path&
     throw NotFound(fmt::format("there is no store '{}' at {} (no {} there): check the path, or create the store first",
                                printable(id.str()), path.string(), store::kStoreFileName));
   }
-  store::check_same_store(*file, options, /*all=*/false, path.string());
-  return std::make_unique<store::SharedDirStore>(std::move(*folder), id, *file, options);
+  return {std::move(*folder), *file};
+}
+
+}  // namespace
+
+std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
+                                                      const SharedDirOptions& options) {
+  check_options(options);
+  make_folders(root);
+  store::Folder folder = store::Folder::open(root).find_or_make(store::store_folder_name(id));
+  const store::StoreFile file = store::make_store_file(folder, id, options);
+  store::Folder::open(root).sync();
+  return attach(std::move(folder), id, file, options, /*all=*/true);
+}
+
+std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
+                                                    const SharedDirOptions& options) {
+  FoundStore found = find_store(root, id);
+  return attach(std::move(found.folder), id, found.file, options, /*all=*/false);
+}
+
+void rotate_shared_dir_secret(const std::filesystem::path& root, const StoreId& id, const Secret& old_secret,
+                              const Secret& new_secret) {
+  const FoundStore found = find_store(root, id);
+  if (!found.file.needs_secret) {
+    throw InvalidArgument(fmt::format("store '{}' at {} has no secret to change: make a new store with one",
+                                      printable(id.str()), found.folder.path().string()));
+  }
+  const store::Policies policies(store::required_folder(found.folder, store::kAccessFolder), found.file.incarnation);
+  const auto current = policies.find();
+  if (!current) {
+    throw Corrupt(fmt::format("{} holds no access policy of store '{}': put it back from a copy",
+                              found.folder.shown(store::kAccessFolder).string(), printable(id.str())));
+  }
+  const store::AccessPolicy next = store::rotate({id.str(), found.file.incarnation}, current->policy, old_secret, new_secret);
+  policies.publish(store::required_folder(found.folder, store::kTemporaryFolder), next, current->number + 1);
+  policies.remove_below(current->number + 1);
 }
 
 }  // namespace draftflow

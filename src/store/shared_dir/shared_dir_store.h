@@ -29,7 +29,9 @@ namespace draftflow::store {
 
 class SharedDirStore : public FeatureStore {
  public:
-  SharedDirStore(Folder folder, const StoreId& id, const StoreFile& file, const SharedDirOptions& options);
+  // `keys`: of a store with a secret.
+  SharedDirStore(Folder folder, const StoreId& id, const StoreFile& file, const SharedDirOptions& options,
+                 std::optional<Keys> keys);
   ~SharedDirStore() override;
 
   SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) override;
@@ -71,8 +73,11 @@ class SharedDirStore : public FeatureStore {
   std::shared_ptr<Holder> holder();
   void check_free_space(const SampleId& sample_id, std::uint64_t bytes) const;
   void reserve(Holder& holder, const SampleId& sample_id, std::uint64_t bytes) const;
+  const Keys* keys() const { return keys_ ? &*keys_ : nullptr; }
+  PackedSample pack_sample(const TensorMap& tensors, const SampleId& sample_id) const;
+  void check_unsealed() const;
   // `folder`: the sample's, where it was there when the put began.
-  void write(const TensorMap& tensors, const SamplePlace& place, std::optional<Folder> folder, const Identity& identity,
+  void write(const PackedSample& sample, const SamplePlace& place, std::optional<Folder> folder, const Identity& identity,
              Reservation& reservation);
   void publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder, std::uint64_t generation,
                Reservation& reservation);
@@ -88,6 +93,7 @@ class SharedDirStore : public FeatureStore {
   StoreId id_;
   StoreFile file_;
   SharedDirOptions options_;
+  std::optional<Keys> keys_;
   Account account_;
   Books books_;
   Generations generations_;

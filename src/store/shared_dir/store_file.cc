@@ -11,6 +11,7 @@
 #include "draftflow/base/error.h"
 #include "draftflow/base/random.h"
 #include "draftflow/base/text.h"
+#include "store/shared_dir/policies.h"
 #include "store/shared_dir/temporary.h"
 
 namespace draftflow::store {
@@ -20,9 +21,12 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kFormat = "draftflow.shared_dir";
 constexpr std::uint64_t kMaxStoreFileBytes = 64 << 10;
-constexpr std::string_view kOwnNames[] = {kTemporaryFolder, kSamplesFolder, kEpochsFolder, kLeasesFolder, kAccountsFolder};
+constexpr std::string_view kOwnNames[] = {kTemporaryFolder, kSamplesFolder,  kEpochsFolder,
+                                          kLeasesFolder,    kAccountsFolder, kAccessFolder};
+constexpr std::string_view kNeedsAccess = "access", kNeedsCodec = "codec";  // in 'required'
 constexpr std::string_view kKinds[] = {"ledgered", "consume_once"};
 constexpr std::string_view kDurabilities[] = {"none", "data", "full"};
+constexpr std::string_view kCodecs[] = {"raw", "fp8_e4m3", "int8", "zstd"};  // in the order of Codec
 
 std::string read_small(const Folder& folder, const UniqueFd& fd) {
   const std::filesystem::path path = folder.shown(kStoreFileName);
@@ -37,12 +41,16 @@ bool is_incarnation(const std::string& text) {
   return text.size() == 32 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
-void check_required(const Json& value, const std::string& path) {
+void read_required(const Json& value, const std::string& path, StoreFile& file) {
   const Json required = value.value("required", Json::array());
   if (!required.is_array()) throw Corrupt(path + ": 'required' is not a list");
   for (const Json& feature : required) {
-    throw InvalidArgument(fmt::format("{} requires {}, which this program does not know: a newer draftflow made the store",
-                                      path, printable(feature.dump(), 80)));
+    if (feature == kNeedsAccess) {
+      file.needs_secret = true;
+    } else if (feature != kNeedsCodec) {
+      throw InvalidArgument(fmt::format("{} requires {}, which this program does not know: a newer draftflow made the store",
+                                        path, printable(feature.dump(), 80)));
+    }
   }
 }
 
@@ -78,7 +86,8 @@ StoreFile parse(const std::string& text, const std::string& path, const StoreId&
     throw InvalidArgument(fmt::format("{} has format version {}: this program knows {}; use the draftflow that made the store",
                                       path, value["format_version"].dump(), kSharedDirVersion));
   }
-  check_required(value, path);
+  StoreFile file;
+  read_required(value, path, file);
   for (const char* field : {"store_id", "incarnation"}) {
     if (!value.contains(field) || !value[field].is_string()) throw Corrupt(fmt::format("{} has no string '{}'", path, field));
   }
@@ -87,9 +96,10 @@ StoreFile parse(const std::string& text, const std::string& path, const StoreId&
     throw InvalidArgument(
         fmt::format("{} is the store '{}', not '{}': choose another root or id", path, printable(found), printable(id.str())));
   }
-  StoreFile file{.incarnation = value["incarnation"].get<std::string>()};
+  file.incarnation = value["incarnation"].get<std::string>();
   file.kind = static_cast<StoreKind>(read_choice(value, "kind", kKinds, path));
   file.durability = static_cast<Durability>(read_choice(value, "durability", kDurabilities, path));
+  if (value.contains("codec")) file.codec = static_cast<Codec>(read_choice(value, "codec", kCodecs, path));
   file.max_resident_bytes = read_amount(value, "max_resident_bytes", path);
   file.max_hold_age_ms = static_cast<std::int64_t>(read_amount(value, "max_hold_age_ms", path));
   if (!is_incarnation(file.incarnation)) throw Corrupt(path + ": 'incarnation' is not 32 hex digits");
@@ -126,6 +136,7 @@ void check_same_store(const StoreFile& file, const SharedDirOptions& options, bo
   check("kind", file.kind != options.kind, options.kind == usual.kind, kind_name(file.kind), kind_name(options.kind));
   check("max_resident_bytes", file.max_resident_bytes != options.max_resident_bytes, options.max_resident_bytes == 0,
         file.max_resident_bytes, options.max_resident_bytes);
+  check("codec", file.codec != options.codec, options.codec == usual.codec, codec_name(file.codec), codec_name(options.codec));
   check("max_hold_age_ms", file.max_hold_age_ms != options.max_hold_age_ms, options.max_hold_age_ms == 0, file.max_hold_age_ms,
         options.max_hold_age_ms);
 }
@@ -141,7 +152,9 @@ const char* durability_name(Durability durability) {
 StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedDirOptions& options) {
   if (auto found = find_store_file(folder, id)) return *found;
   check_only_ours(folder);
-  for (const std::string_view name : kOwnNames) folder.make(std::string(name));
+  for (const std::string_view name : kOwnNames) {
+    if (name != kAccessFolder) folder.make(std::string(name));
+  }
   const Folder temporaries = folder.find_or_make(kTemporaryFolder);
 
   Json value;
@@ -154,6 +167,18 @@ StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedD
   value["durability"] = durability_name(options.durability);
   value["max_resident_bytes"] = options.max_resident_bytes;
   value["max_hold_age_ms"] = options.max_hold_age_ms;
+  if (options.codec != Codec::kRaw) {
+    value["required"].push_back(kNeedsCodec);
+    value["codec"] = codec_name(options.codec);
+  }
+  std::optional<Policies> policies;
+  const StoreName name{id.str(), value["incarnation"].get<std::string>()};
+  if (options.secret != nullptr) {
+    value["required"].push_back(kNeedsAccess);
+    policies.emplace(folder.find_or_make(kAccessFolder), name.incarnation);
+    // Down first: store.json is never there without it.
+    policies->publish(temporaries, make_policy(name, *options.secret, options.encrypt), 1);
+  }
   const std::string text = value.dump(2) + "\n";
 
   Temporary temporary(temporaries);
@@ -165,6 +190,7 @@ StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedD
   // Read back in any case: of several that raced, the file that is there is the store.
   const auto made = find_store_file(folder, id);
   if (!made) throw Unavailable(folder.path().string() + " was removed while it was made: retry");
+  if (policies && made->incarnation != name.incarnation) policies->remove_below(2);
   return *made;
 }
 

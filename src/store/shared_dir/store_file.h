@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // store.json: which store a folder is (docs/formats/shared_dir.md). Made exactly once, whoever races; never changed
-// afterwards. Plain values; the functions are thread-safe.
+// afterwards: the policy of a store with a secret, which rotation changes, lies beside it (policies.h). Plain values; the
+// functions are thread-safe.
 #pragma once
 
 #include <optional>
@@ -20,6 +21,7 @@ constexpr const char* kSamplesFolder = "samples";
 constexpr const char* kEpochsFolder = "epochs";
 constexpr const char* kLeasesFolder = "leases";
 constexpr const char* kAccountsFolder = "accounts";
+constexpr const char* kAccessFolder = "access";  // of a store with a secret only
 
 struct StoreFile {
   std::string incarnation;  // 32 hex digits
@@ -27,6 +29,8 @@ struct StoreFile {
   Durability durability = Durability::kNone;
   std::uint64_t max_resident_bytes = 0;  // 0: no cap
   std::int64_t max_hold_age_ms = 0;      // 0: for ever
+  Codec codec = Codec::kRaw;
+  bool needs_secret = false;  // there must be a policy
 };
 
 // Nothing if the folder holds no store. InvalidArgument for another format version or another id, naming both; Corrupt for

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Packing: the tensors of a sample as they lie in a generation's file, where the store has a codec, and what the file says
+// about those that the codec changed (docs/formats/shared_dir.md). Pure functions, thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "draftflow/formats/codec.h"
+#include "draftflow/formats/tensor.h"
+
+namespace draftflow::store {
+
+// What a packed tensor is when it is unpacked.
+struct PackedTensor {
+  std::string name;
+  Codec codec = Codec::kRaw;  // never kRaw
+  DType dtype = DType::kUInt8;
+  std::vector<std::int64_t> shape;
+};
+
+struct PackedSample {
+  TensorMap parts;                   // as they go into the file, largest element first, so that each is aligned there
+  std::vector<PackedTensor> packed;  // the tensors that are not as they came
+
+  const PackedTensor* find(std::string_view name) const;
+};
+
+// Raw shares the tensors' bytes. InvalidArgument as `encode`, and for a tensor whose name ends like the scales of another.
+PackedSample pack(Codec codec, const TensorMap& tensors);
+
+// {"hidden": {"codec": "int8", "dtype": "bfloat16", "shape": [1, 8]}}
+std::string packed_to_json(const std::vector<PackedTensor>& packed);
+
+// Corrupt, without the object's name, for anything but what packed_to_json writes.
+std::vector<PackedTensor> packed_from_json(std::string_view text);
+
+}  // namespace draftflow::store
