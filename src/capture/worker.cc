@@ -143,9 +143,26 @@ class Worker {
     if (!options_.keep_open) ledger_->close_prompts();
   }
 
+  // A store made beforehand keeps its own options, such as a codec or a cap.
+  std::unique_ptr<FeatureStore> open_or_create_store() const {
+    const std::filesystem::path root = options_.store.parent_path();
+    const StoreId id(options_.store.filename().string());
+    const SharedDirOptions options{.durability = options_.durable ? Durability::kFull : Durability::kNone,
+                                   .secret = find_secret(options_.secret_file, options_.secret)};
+    std::unique_ptr<FeatureStore> store;
+    try {
+      store = open_shared_dir_store(root, id, options);
+    } catch (const NotFound&) {
+      store = create_shared_dir_store(root, id, options);
+    }
+    if (store->kind() == StoreKind::kLedgered) return store;
+    throw InvalidArgument(fmt::format("store {} is consume_once: a read would free what a checkpoint may still need; capture into "
+                                      "a ledgered store",
+                                      options_.store.string()));
+  }
+
   void capture_all() {
-    const auto store = create_shared_dir_store(options_.store.parent_path(), StoreId(options_.store.filename().string()),
-                                               {.durability = options_.durable ? Durability::kFull : Durability::kNone});
+    const auto store = open_or_create_store();
     store->gc();  // what writers that died left behind
     Backpressure backpressure({.high_bytes = options_.high_watermark_bytes, .low_bytes = options_.low_watermark_bytes});
     while (!stop_.load()) {

@@ -11,6 +11,7 @@
 #include "cli/app.h"
 #include "cli/inspect.h"
 #include "cli/metrics.h"
+#include "cli/store_command.h"
 #include "cli/models.h"
 #include "cli/progress_bar.h"
 #include "cli/stop.h"
@@ -33,7 +34,8 @@ constexpr const char* kExample =
     "                    --ledger out/ledger.sqlite3 --store out/store/features\n"
     "Run it several times at once for several producers; killed, it can be run again and goes on.";
 
-int run(const CaptureArguments& arguments, const Console& console) {
+int run(CaptureArguments arguments, const Console& console) {
+  arguments.options.secret = find_secret("");  // before there are threads
   const Models& models = load_models();
   std::optional<MetricsWriter> metrics;
   if (!arguments.metrics.empty()) metrics.emplace(arguments.metrics);

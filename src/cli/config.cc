@@ -35,7 +35,7 @@ std::vector<Section> sections_of(RunConfig& c) {
   for (const Field& field : select_fields(train, {"ahead_samples"})) capture.push_back(field);
   for (const Field& field :
        select_fields(capture_fields(c.capture), {"max_length", "layers", "dtype", "high_watermark", "low_watermark", "lease_ms",
-                                                 "lease_tasks", "max_attempts", "threads", "durable"})) {
+                                                 "lease_tasks", "max_attempts", "threads", "durable", "secret_file"})) {
     capture.push_back(field);
   }
   return {{"", top_fields(c)},

@@ -129,6 +129,7 @@ Fields capture_fields(CaptureOptions& o) {
       {"max_attempts", &o.max_attempts, "tries before a prompt is failed for good", 1},
       {"threads", &o.threads, "CPU threads", 1},
       {"durable", &o.durable, "sync each sample to disk before it is committed"},
+      {"secret_file", &o.secret_file, "of a store with a secret; default: the environment's DRAFTFLOW_STORE_SECRET"},
   };
 }
 
@@ -137,6 +138,7 @@ Fields train_fields(TrainOptions& o) {
       {"target", &o.target, "the target: a Hugging Face model folder", 0, true},
       {"ledger", &o.ledger, "the run's ledger (SQLite file)", 0, true},
       {"store", &o.store, "the feature store's folder; leave out for an ingested folder"},
+      {"secret_file", &o.secret_file, "of a store with a secret; default: the environment's DRAFTFLOW_STORE_SECRET"},
       {"out", &o.out, "folder for checkpoints and the draft", 0, true},
       {"init_draft", &o.init_draft, "start from this draft folder; default: seeded random weights"},
       {"group", &o.group, "consumer group"},

@@ -43,6 +43,7 @@ std::vector<ChildSpec> train_children(const RunConfig& config, const RunFolder& 
   TrainOptions train = config.train;
   train.ledger = folder.ledger();
   train.store = folder.store();
+  train.secret_file = capture.secret_file;
   train.out = folder.train();
   specs.push_back(spec_of("train", "train", train_fields(train), folder));
   for (ChildSpec& spec : specs) add_metrics(spec, folder);

@@ -28,7 +28,16 @@ constexpr const char* kCreateExample =
     "Example:\n"
     "  draftflow store create out/store\n"
     "  draftflow store create out/scratch --kind consume_once --max-resident-bytes 20GiB --max-hold-age-ms 3600000 --json\n"
+    "  (umask 077; head -c 32 /dev/urandom | base64 > store.secret)\n"
+    "  draftflow store create out/closed --secret-file store.secret --encrypt --codec zstd\n"
     "Creating a store that is there already with the same options is fine; 'capture --store' creates what it needs itself.";
+
+constexpr const char* kRotateExample =
+    "Example:\n"
+    "  (umask 077; head -c 32 /dev/urandom | base64 > next.secret)\n"
+    "  draftflow store rotate out/store --secret-file store.secret --new-secret-file next.secret\n"
+    "Files stay as they are, and processes that have the store open go on. Who had the old secret may have kept the keys that it\n"
+    "opened: to lock somebody out, make a new store.";
 
 constexpr const char* kGcExample =
     "Example:\n"
@@ -97,15 +106,15 @@ std::string plain_text(const GcReport& r) {
 }
 
 struct CreateArguments {
-  std::filesystem::path path;
-  std::string kind = "ledgered", durability = "none";
+  StorePath store;
+  std::string kind = "ledgered", durability = "none", codec = "raw";
   SharedDirOptions options;
   bool json = false;
 };
 
-bool is_there(const StoreName& name) {
+bool is_there(const StoreName& name, const std::shared_ptr<const Secret>& secret) {
   try {
-    open_shared_dir_store(name.root, name.id, {});
+    open_shared_dir_store(name.root, name.id, {.secret = secret});
     return true;
   } catch (const NotFound&) {
     return false;
@@ -113,38 +122,51 @@ bool is_there(const StoreName& name) {
 }
 
 int run_create(CreateArguments arguments, const Console& console) {
-  const StoreName name = store_name(arguments.path);
+  const StoreName name = store_name(arguments.store.path);
+  arguments.options.secret = find_secret(arguments.store.secret_file);
+  arguments.options.codec = codec_from_name(arguments.codec);
   arguments.options.kind = arguments.kind == "ledgered" ? StoreKind::kLedgered : StoreKind::kConsumeOnce;
   arguments.options.durability = arguments.durability == "none"   ? Durability::kNone
                                  : arguments.durability == "data" ? Durability::kData
                                                                   : Durability::kFull;
-  const bool there = is_there(name);
+  const bool there = is_there(name, arguments.options.secret);
   const StoreHealth health = create_shared_dir_store(name.root, name.id, arguments.options)->health();
   if (arguments.json) {
     console.out << json_line({{"store_id", health.store_id},
                               {"root", json_text(health.root)},
                               {"kind", kind_text(health.kind)},
                               {"max_resident_bytes", health.max_resident_bytes},
+                              {"codec", arguments.codec},
+                              {"secret", arguments.options.secret != nullptr},
+                              {"encrypted", arguments.options.encrypt},
                               {"created", !there}});
     return 0;
   }
+  const char* const access = arguments.options.secret == nullptr ? ""
+                             : arguments.options.encrypt         ? ", opens with its secret, encrypted"
+                                                                 : ", opens with its secret";
   console.out << fmt::format(
-      "{} store '{}' in {}: {}, {}\n", there ? "there already:" : "created", printable(health.store_id, 4096),
+      "{} store '{}' in {}: {}, {}{}{}\n", there ? "there already:" : "created", printable(health.store_id, 4096),
       printable(health.root, 4096), kind_text(health.kind),
-      health.max_resident_bytes == 0 ? "no cap" : "at most " + human_bytes(health.max_resident_bytes) + " resident");
+      health.max_resident_bytes == 0 ? "no cap" : "at most " + human_bytes(health.max_resident_bytes) + " resident",
+      arguments.codec == "raw" ? "" : ", packed by " + arguments.codec, access);
   return 0;
 }
 
 void add_create(CLI::App& group, CommandLine& line) {
   auto arguments = std::make_shared<CreateArguments>();
   CLI::App& app = *group.add_subcommand("create", "Make a feature store");
-  add_store_path(app, arguments->path);
+  add_store_path(app, arguments->store);
   app.add_option("--kind", arguments->kind, "who frees: the ledger (ledgered) or the last release (consume_once)")
       ->check(CLI::IsMember({"ledgered", "consume_once"}))
       ->capture_default_str();
   app.add_option("--durability", arguments->durability, "what a put waits for: none, data (bytes on disk) or full (names too)")
       ->check(CLI::IsMember({"none", "data", "full"}))
       ->capture_default_str();
+  app.add_option("--codec", arguments->codec, "packs tensors: zstd loses nothing; int8 and fp8_e4m3 keep a scale a token")
+      ->check(CLI::IsMember({"raw", "zstd", "int8", "fp8_e4m3"}))
+      ->capture_default_str();
+  app.add_flag("--encrypt", arguments->options.encrypt, "encrypt the files, too; needs a secret");
   SharedDirOptions& o = arguments->options;
   add_fields(app, {{"max_resident_bytes", ByteSize{&o.max_resident_bytes}, "a put that would pass this is refused; 0: no cap"},
                    {"max_hold_age_ms", &o.max_hold_age_ms, "consume_once: gc frees what nobody took for so long; 0: never"}});
@@ -153,21 +175,48 @@ void add_create(CLI::App& group, CommandLine& line) {
   app.callback([&line, arguments] { line.action = [&line, arguments] { return run_create(*arguments, line.console); }; });
 }
 
+struct RotateArguments {
+  StorePath store;
+  std::filesystem::path new_secret_file;
+};
+
+int run_rotate(const RotateArguments& arguments, const Console& console) {
+  const StoreName name = store_name(arguments.store.path);
+  const auto old_secret = find_secret(arguments.store.secret_file);
+  if (old_secret == nullptr) {
+    throw InvalidArgument(fmt::format("the secret that store '{}' has now is needed: name its file with --secret-file",
+                                      printable(name.id.str(), 4096)));
+  }
+  rotate_shared_dir_secret(name.root, name.id, *old_secret, Secret::from_file(arguments.new_secret_file));
+  console.out << fmt::format("store '{}' opens with the secret in {} from now on\n", printable(name.id.str(), 4096),
+                             printable(arguments.new_secret_file.string(), 4096));
+  return 0;
+}
+
+void add_rotate(CLI::App& group, CommandLine& line) {
+  auto arguments = std::make_shared<RotateArguments>();
+  CLI::App& app = *group.add_subcommand("rotate", "Change a store's secret");
+  add_store_path(app, arguments->store);
+  app.add_option("--new-secret-file", arguments->new_secret_file, "the secret from now on")->required()->type_name("FILE");
+  app.footer(kRotateExample);
+  app.callback([&line, arguments] { line.action = [&line, arguments] { return run_rotate(*arguments, line.console); }; });
+}
+
 // gc and stat: a store in, a report out.
 template <class Ask>
 void add_report(CLI::App& group, CommandLine& line, const char* name, const char* about, const char* example, Ask ask) {
   struct Arguments {
-    std::filesystem::path path;
+    StorePath store;
     bool json = false;
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App& app = *group.add_subcommand(name, about);
-  add_store_path(app, arguments->path);
+  add_store_path(app, arguments->store);
   app.add_flag("--json", arguments->json, "print JSON");
   app.footer(example);
   app.callback([&line, arguments, ask] {
     line.action = [&line, arguments, ask] {
-      const auto report = ask(*open_store(arguments->path).store);
+      const auto report = ask(*open_store(arguments->store).store);
       line.console.out << (arguments->json ? json_line(to_json(report)) : plain_text(report));
       return 0;
     };
@@ -201,10 +250,17 @@ StoreName store_name(const std::filesystem::path& folder) {
   return {named.has_parent_path() ? named.parent_path() : ".", StoreId(named.filename().string())};
 }
 
-OpenedStore open_store(const std::filesystem::path& folder) {
+std::shared_ptr<const Secret> find_secret(const std::filesystem::path& secret_file) {
+  auto found = Secret::from_environment(kSecretVariable);  // wiped in any case
+  return draftflow::find_secret(secret_file, found ? std::make_shared<Secret>(std::move(*found)) : nullptr);
+}
+
+OpenedStore open_store(const StorePath& store) {
+  const std::filesystem::path& folder = store.path;
   const StoreName name = store_name(folder);
+  const std::shared_ptr<const Secret> secret = find_secret(store.secret_file);
   try {
-    return {folder, name.id, open_shared_dir_store(name.root, name.id, {})};
+    return {folder, name.id, open_shared_dir_store(name.root, name.id, {.secret = secret})};
   } catch (const NotFound& error) {
     throw NotFound(error.what() + other_name_hint(folder, name));
   } catch (const InvalidArgument& error) {
@@ -261,8 +317,14 @@ const char* kind_text(StoreKind kind) {
   return kind == StoreKind::kLedgered ? "ledgered" : "consume_once";
 }
 
-void add_store_path(CLI::App& app, std::filesystem::path& path) {
-  app.add_option("store", path, "the store's folder, {root}/{store id}")->required()->type_name("PATH");
+void add_secret_file(CLI::App& app, std::filesystem::path& secret_file) {
+  app.add_option("--secret-file", secret_file, "of a store with a secret; default: the environment's DRAFTFLOW_STORE_SECRET")
+      ->type_name("FILE");
+}
+
+void add_store_path(CLI::App& app, StorePath& store) {
+  app.add_option("store", store.path, "the store's folder, {root}/{store id}")->required()->type_name("PATH");
+  add_secret_file(app, store.secret_file);
 }
 
 void add_store_command(CommandLine& line) {
@@ -274,6 +336,7 @@ void add_store_command(CommandLine& line) {
   add_store_list_command(group, line);
   add_store_inspect_command(group, line);
   add_store_verify_command(group, line);
+  add_rotate(group, line);
   add_report(group, line, "gc", "Free what nobody can use any more", kGcExample,
              [](FeatureStore& store) { return store.gc(); });
   add_report(group, line, "stat", "Show a store's counters at once", kStatExample,

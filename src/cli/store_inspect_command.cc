@@ -23,7 +23,7 @@ constexpr const char* kExample =
     "Reads and checks every byte of the sample, and leaves it as it is. An id that begins with a dash goes after '--'.";
 
 struct InspectArguments {
-  std::filesystem::path path;
+  StorePath store;
   std::string id;
   std::optional<std::uint64_t> generation;
   bool json = false;
@@ -42,6 +42,14 @@ Json checked_entry(FeatureStore& store, const SampleRef& ref, const FeatureSpec&
   }
 }
 
+// What the ref says that a codec changed: {"hidden": "int8"}.
+Json codecs_of(const SampleRef& ref) {
+  for (const auto& [key, text] : ref.metadata) {
+    if (key == "codecs") return Json::parse(text);
+  }
+  return Json::object();
+}
+
 Json look_at(const OpenedStore& opened, const SampleRef& ref) {
   const ResidentSample resident = opened.store->resident(ref);
   Json found{{"sample_id", ref.sample_id.str()},
@@ -54,7 +62,12 @@ Json look_at(const OpenedStore& opened, const SampleRef& ref) {
              {"leases", resident.leases},
              {"age_s", resident.age_s}};
   found["tensors"] = Json::array();
-  for (const FeatureSpec& spec : ref.feature_specs) found["tensors"].push_back(checked_entry(*opened.store, ref, spec));
+  const Json codecs = codecs_of(ref);
+  for (const FeatureSpec& spec : ref.feature_specs) {
+    found["tensors"].push_back(checked_entry(*opened.store, ref, spec));
+    found["tensors"].back()["codec"] = codecs.value(spec.name, "raw");
+  }
+  found["unpacked_bytes"] = ref.estimated_bytes;
   return found;
 }
 
@@ -65,6 +78,12 @@ std::string plain_text(const Json& found, const SampleRef& ref) {
   text += fmt::format("file       {}\n", text_of("path"));
   text += fmt::format("resident   {}, {} leases, age {}\n", human_bytes(found["bytes"].get<std::uint64_t>()),
                       found["leases"].get<std::uint64_t>(), human_seconds(found["age_s"].get<double>()));
+  for (const Json& entry : found["tensors"]) {
+    if (entry["codec"] == "raw") continue;
+    text += fmt::format("packed     {} by {}\n", printable(entry["name"].get<std::string>()), entry["codec"].get<std::string>());
+  }
+  const std::uint64_t stored = found["bytes"].get<std::uint64_t>(), unpacked = found["unpacked_bytes"].get<std::uint64_t>();
+  if (stored < unpacked) text += fmt::format("saved      {} of {}\n", human_bytes(unpacked - stored), human_bytes(unpacked));
   text += fmt::format("tensors    {}\n{}", found["tensors"].size(), tensor_rows(found["tensors"]));
   for (const Json& entry : found["tensors"]) {
     if (entry.contains("problem")) text += "damaged    " + printable(entry["problem"].get<std::string>(), 8192) + "\n";
@@ -73,7 +92,7 @@ std::string plain_text(const Json& found, const SampleRef& ref) {
 }
 
 int run(const InspectArguments& arguments, const Console& console) {
-  const OpenedStore opened = open_store(arguments.path);
+  const OpenedStore opened = open_store(arguments.store);
   const SampleRef ref = find_sample(opened, arguments.id, arguments.generation);
   const Json found = look_at(opened, ref);
   console.out << (arguments.json ? json_line(found) : plain_text(found, ref)) << std::flush;
@@ -91,7 +110,7 @@ int run(const InspectArguments& arguments, const Console& console) {
 void add_store_inspect_command(CLI::App& group, CommandLine& line) {
   auto arguments = std::make_shared<InspectArguments>();
   CLI::App& app = *group.add_subcommand("inspect", "Show a sample's tensors and whether its bytes are what was written");
-  add_store_path(app, arguments->path);
+  add_store_path(app, arguments->store);
   app.add_option("id", arguments->id, "the sample's id")->required()->type_name("ID");
   app.add_option("--generation", arguments->generation, "which generation; default: the current one")
       ->type_name("N")

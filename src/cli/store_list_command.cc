@@ -23,7 +23,7 @@ constexpr const char* kExample =
     "Rows come as they are found, in no order. Control characters of ids are escaped; --json has the ids as they are.";
 
 struct ListArguments {
-  std::filesystem::path path;
+  StorePath store;
   std::uint64_t limit = 0;
   bool json = false;
 };
@@ -44,7 +44,7 @@ Json to_json(const ResidentSample& sample) {
 }
 
 int run(const ListArguments& arguments, const Console& console) {
-  const OpenedStore opened = open_store(arguments.path);
+  const OpenedStore opened = open_store(arguments.store);
   std::uint64_t rows = 0, damaged = 0;
   if (!arguments.json) {
     console.out << fmt::format("{:>16}  {:>10}  {:>6}  {:>12}  {}\n", "GENERATION", "BYTES", "LEASES", "AGE", "ID")
@@ -65,7 +65,7 @@ int run(const ListArguments& arguments, const Console& console) {
   throw Corrupt(
       fmt::format("{} of the files in {} could not be understood and are named above: 'draftflow store verify {}' reads "
                   "everything",
-                  damaged, printable(arguments.path.string(), 4096), printable(arguments.path.string(), 4096)));
+                  damaged, printable(arguments.store.path.string(), 4096), printable(arguments.store.path.string(), 4096)));
 }
 
 }  // namespace
@@ -73,7 +73,7 @@ int run(const ListArguments& arguments, const Console& console) {
 void add_store_list_command(CLI::App& group, CommandLine& line) {
   auto arguments = std::make_shared<ListArguments>();
   CLI::App& app = *group.add_subcommand("ls", "List a store's samples, one row a generation");
-  add_store_path(app, arguments->path);
+  add_store_path(app, arguments->store);
   app.add_option("--limit", arguments->limit, "rows; 0: all")
       ->capture_default_str()
       ->type_name("N")

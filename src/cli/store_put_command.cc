@@ -30,13 +30,15 @@ constexpr const char* kGetExample =
     "Copies, checking every byte; consumes nothing. An id that begins with a dash goes after '--'.";
 
 struct PutArguments {
-  std::filesystem::path path, file;
+  StorePath store;
+  std::filesystem::path file;
   std::string id, run_id = "manual";
   bool json = false;
 };
 
 struct GetArguments {
-  std::filesystem::path path, out;
+  StorePath store;
+  std::filesystem::path out;
   std::string id;
   std::optional<std::uint64_t> generation;
   bool force = false, json = false;
@@ -51,7 +53,7 @@ std::int64_t token_count(const TensorMap& tensors) {
 int run_put(const PutArguments& arguments, const Console& console) {
   const SampleId id(arguments.id);
   const PutMetadata metadata{.run_id = RunId(arguments.run_id)};
-  const OpenedStore opened = open_store(arguments.path);
+  const OpenedStore opened = open_store(arguments.store);
   const TensorMap tensors = load_feature_file(arguments.file);
   if (stop_flag()) return kInterruptedExitCode;
   PutMetadata told = metadata;
@@ -74,7 +76,7 @@ void check_out(const GetArguments& arguments) {
 
 int run_get(const GetArguments& arguments, const Console& console) {
   check_out(arguments);
-  const OpenedStore opened = open_store(arguments.path);
+  const OpenedStore opened = open_store(arguments.store);
   const SampleRef ref = find_sample(opened, arguments.id, arguments.generation);
   const TensorMap tensors = opened.store->read(ref);
   if (stop_flag()) return kInterruptedExitCode;
@@ -100,7 +102,7 @@ int run_get(const GetArguments& arguments, const Console& console) {
 void add_get(CLI::App& group, CommandLine& line) {
   auto arguments = std::make_shared<GetArguments>();
   CLI::App& app = *group.add_subcommand("get", "Copy a sample out of a store, checked, as a .safetensors file");
-  add_store_path(app, arguments->path);
+  add_store_path(app, arguments->store);
   app.add_option("id", arguments->id, "the sample's id")->required()->type_name("ID");
   app.add_option("--generation", arguments->generation, "which generation; default: the current one")
       ->type_name("N")
@@ -117,7 +119,7 @@ void add_get(CLI::App& group, CommandLine& line) {
 void add_store_put_command(CLI::App& group, CommandLine& line) {
   auto arguments = std::make_shared<PutArguments>();
   CLI::App& app = *group.add_subcommand("put", "Put a feature file into a store");
-  add_store_path(app, arguments->path);
+  add_store_path(app, arguments->store);
   app.add_option("file", arguments->file, ".ckpt, .ckpt.gz or .safetensors")->required()->type_name("FILE");
   app.add_option("--id", arguments->id, "the sample's id")->required()->type_name("ID");
   app.add_option("--run-id", arguments->run_id, "the run that the ref names")->capture_default_str()->type_name("R");

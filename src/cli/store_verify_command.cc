@@ -25,7 +25,7 @@ constexpr const char* kExample =
     "prints one object a line: the damaged ones as they are found, the summary last.";
 
 struct VerifyArguments {
-  std::filesystem::path path;
+  StorePath store;
   bool json = false;
 };
 
@@ -110,7 +110,7 @@ class Verification {
 };
 
 int run(const VerifyArguments& arguments, const Console& console) {
-  const OpenedStore opened = open_store(arguments.path);
+  const OpenedStore opened = open_store(arguments.store);
   Verification verification(opened, arguments.json, console);
   verification.run();
   if (stop_flag()) return kInterruptedExitCode;
@@ -118,7 +118,7 @@ int run(const VerifyArguments& arguments, const Console& console) {
   throw Corrupt(
       fmt::format("{} of the {} generations in {} are damaged and are named above: capture or put those samples again (a "
                   "new generation replaces the damaged one), and look at the disk below",
-                  verification.damaged(), verification.seen(), printable(arguments.path.string(), 4096)));
+                  verification.damaged(), verification.seen(), printable(arguments.store.path.string(), 4096)));
 }
 
 }  // namespace
@@ -126,7 +126,7 @@ int run(const VerifyArguments& arguments, const Console& console) {
 void add_store_verify_command(CLI::App& group, CommandLine& line) {
   auto arguments = std::make_shared<VerifyArguments>();
   CLI::App& app = *group.add_subcommand("verify", "Read everything in a store and name what is damaged");
-  add_store_path(app, arguments->path);
+  add_store_path(app, arguments->store);
   app.add_flag("--json", arguments->json, "print one JSON object a line");
   app.footer(kExample);
   app.callback([&line, arguments] { line.action = [&line, arguments] { return run(*arguments, line.console); }; });

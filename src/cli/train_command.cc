@@ -10,6 +10,7 @@
 
 #include "cli/app.h"
 #include "cli/metrics.h"
+#include "cli/store_command.h"
 #include "cli/models.h"
 #include "cli/progress_bar.h"
 #include "cli/stop.h"
@@ -28,7 +29,8 @@ constexpr const char* kExample =
     "  draftflow train --target examples/target --ledger out/ledger.sqlite3 --store out/store/features --out out/train\n"
     "Killed or stopped, it can be run again and goes on from its last checkpoint.";
 
-int run(const TrainArguments& arguments, const Console& console) {
+int run(TrainArguments arguments, const Console& console) {
+  arguments.options.secret = find_secret("");  // before there are threads
   const Models& models = load_models();
   std::optional<MetricsWriter> metrics;
   if (!arguments.metrics.empty()) metrics.emplace(arguments.metrics);

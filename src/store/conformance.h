@@ -37,6 +37,7 @@ struct Backend {
       attach;
   const char* uri;        // of sample "s/1" in store "features"; {} stands for the generation
   const char* note = "";  // what of the suites means less here, and where it is tested instead
+  bool views = true;       // zero-copy gets
   std::function<void(const std::filesystem::path& root)> end = {};  // a test is over: lets go of what attach kept for it
 };
 
@@ -56,16 +57,31 @@ class Conformance : public ::testing::TestWithParam<Backend> {
   testing_support::TempFolder folder_;
 };
 
-inline Backend shared_dir_backend(const char* name, Durability durability) {
-  const auto attach = [durability](const std::filesystem::path& root, const StoreId& id, const StoreOptionsForTests& options) {
+// What a shared directory may be made with beside.
+struct SharedDirKind {
+  Durability durability = Durability::kNone;
+  Codec codec = Codec::kRaw;
+  const char* secret = nullptr;
+  bool encrypt = false;
+};
+
+inline Backend shared_dir_backend(const char* name, const SharedDirKind& kind) {
+  const auto attach = [kind](const std::filesystem::path& root, const StoreId& id, const StoreOptionsForTests& options) {
     return create_shared_dir_store(root, id,
                                    {.kind = options.kind,
-                                    .durability = durability,
+                                    .durability = kind.durability,
                                     .max_resident_bytes = options.max_resident_bytes,
                                     .max_hold_age_ms = options.max_hold_age_ms,
+                                    .codec = kind.codec,
+                                    .secret = kind.secret == nullptr
+                                                  ? nullptr
+                                                  : std::make_shared<Secret>(Secret::from_bytes(kind.secret)),
+                                    .encrypt = kind.encrypt,
                                     .retain_on_release = options.retain_on_release});
   };
-  return {name, attach, "disagg://features/s/1"};
+  Backend backend{name, attach, "disagg://features/s/1"};
+  backend.views = kind.codec == Codec::kRaw && !kind.encrypt;
+  return backend;
 }
 
 // A store in memory has one owner and cannot be attached to again: the test's attaches share one, which lives until the
@@ -111,11 +127,15 @@ inline Backend memory_backend() {
   };
   return {"memory", attach, "mem://features/s%2F1?generation={}",
           "attaches of one test share one store: what its end does to leases, refs and views is in memory_store_test.cc",
-          [roots](const std::filesystem::path& root) { roots->erase(root); }};
+          true, [roots](const std::filesystem::path& root) { roots->erase(root); }};
 }
 
 inline std::vector<Backend> conformance_backends() {
-  return {shared_dir_backend("shared_dir", Durability::kNone), shared_dir_backend("shared_dir_durable", Durability::kFull),
+  return {shared_dir_backend("shared_dir", {}),
+          shared_dir_backend("shared_dir_durable", {.durability = Durability::kFull}),
+          shared_dir_backend("shared_dir_zstd", {.codec = Codec::kZstd}),
+          shared_dir_backend("shared_dir_sealed", {.secret = "the conformance suite's secret"}),
+          shared_dir_backend("shared_dir_encrypted", {.codec = Codec::kZstd, .secret = "another secret", .encrypt = true}),
           memory_backend()};
 }
 

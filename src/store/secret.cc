@@ -108,4 +108,8 @@ Secret Secret::from_bytes(std::string_view bytes) {
   return Secret(trimmed(std::as_bytes(std::span(bytes)), "memory"));
 }
 
+std::shared_ptr<const Secret> find_secret(const std::filesystem::path& file, std::shared_ptr<const Secret> other) {
+  return file.empty() ? std::move(other) : std::make_shared<Secret>(Secret::from_file(file));
+}
+
 }  // namespace draftflow

@@ -39,6 +39,7 @@ inline TensorMap sample_tensors(std::uint64_t seed = 1) {
   }
   tensors.emplace_back("empty", random_tensor(DType::kFloat32, {0, 7}, seed++));
   tensors.emplace_back("scalar", random_tensor(DType::kInt64, {}, seed++));
+  tensors.emplace_back("even", Tensor::copy_of(DType::kInt32, {300'000}, std::vector<std::byte>(1'200'000, std::byte{7})));
   tensors.emplace_back("large", random_tensor(DType::kUInt8, {(2 << 20) + 12345}, seed++));
   return tensors;
 }

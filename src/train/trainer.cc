@@ -244,7 +244,8 @@ class TrainRun {
       return;
     }
     if (options_.store.empty()) throw InvalidArgument("the ledger's samples are in a store: name it with --store ROOT/ID");
-    store_ = open_shared_dir_store(options_.store.parent_path(), StoreId(options_.store.filename().string()), {});
+    store_ = open_shared_dir_store(options_.store.parent_path(), StoreId(options_.store.filename().string()),
+                                   {.secret = find_secret(options_.secret_file, options_.secret)});
     if (store_->kind() != StoreKind::kLedgered) {
       throw InvalidArgument(
           fmt::format("store {} is consume_once: a read would free what a checkpoint may still need; train from a "

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "draftflow/base/ids.h"
+#include "draftflow/store/secret.h"
 
 namespace draftflow {
 
@@ -36,7 +37,9 @@ struct CaptureOptions {
   int lease_tasks = 4;                               // prompts leased at a time
   int max_attempts = 3;
   int threads = 1;
-  bool durable = false;  // sync each sample before its commit
+  bool durable = false;               // sync each sample before its commit
+  std::filesystem::path secret_file;  // of a store with a secret; a store that is not there yet is made with it
+  std::shared_ptr<const Secret> secret;  // the same, where it comes from elsewhere
 };
 
 struct CaptureProgress {

@@ -47,6 +47,9 @@ class Secret {
   std::size_t size_ = 0;
 };
 
+// For options that hold both: the file's where one is named, else the other, which may be none.
+std::shared_ptr<const Secret> find_secret(const std::filesystem::path& file, std::shared_ptr<const Secret> other);
+
 std::ostream& operator<<(std::ostream&, const Secret&) = delete;
 
 }  // namespace draftflow
