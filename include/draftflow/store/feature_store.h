@@ -175,7 +175,9 @@ std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::pat
                                                       const SharedDirOptions& options);
 
 // Attaches to an existing store, whose own options hold: those of the argument that are of the store count only where they
-// differ from the defaults. NotFound if there is none; InvalidArgument for another format version, naming both.
+// differ from the defaults. A folder without store.json that the reference runtime wrote is opened as it is and only read: put
+// is InvalidArgument, nothing is ever deleted, its refs have no incarnation (docs/formats/reference.md). NotFound if there is
+// none; InvalidArgument for another format version, naming both.
 std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
                                                     const SharedDirOptions& options);
 

@@ -13,6 +13,7 @@
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
 #include "store/ref_maker.h"
+#include "store/reference/reference_store.h"
 #include "store/shared_dir/collector.h"
 #include "store/shared_dir/policies.h"
 
@@ -576,6 +577,21 @@ FoundStore find_store(const std::filesystem::path& root, const StoreId& id) {
   return {std::move(*folder), *file};
 }
 
+// A folder that the reference runtime wrote, or nothing.
+std::unique_ptr<FeatureStore> find_reference_store(const std::filesystem::path& root, const StoreId& id,
+                                                   const SharedDirOptions& options) {
+  const std::string name = store::store_folder_name(id);
+  std::error_code ignored;
+  if (name != id.str() || !std::filesystem::is_directory(root / name, ignored)) return nullptr;
+  auto folder = store::Folder::open(root).find(name);
+  if (!folder || folder->find_file(store::kStoreFileName, O_RDONLY) || !store::is_reference_folder(*folder)) return nullptr;
+  if (options.secret != nullptr) {
+    throw InvalidArgument(fmt::format("{} is a folder of the reference runtime, which has no secret: leave it out",
+                                      folder->path().string()));
+  }
+  return std::make_unique<store::ReferenceStore>(std::move(*folder), id);
+}
+
 }  // namespace
 
 std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
@@ -590,6 +606,7 @@ std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::pat
 
 std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
                                                     const SharedDirOptions& options) {
+  if (auto reference = find_reference_store(root, id, options)) return reference;
   FoundStore found = find_store(root, id);
   return attach(std::move(found.folder), id, found.file, options, /*all=*/false);
 }

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "store/reference/reference_store.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <charconv>
+#include <ctime>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/text.h"
+#include "draftflow/formats/torch_zip.h"
+#include "store/ref_maker.h"
+#include "store/shared_dir/names.h"
+
+namespace draftflow::store {
+namespace {
+
+constexpr std::string_view kSuffix = ".ckpt";
+constexpr std::size_t kMaxNameBytes = 255;
+
+std::string shown_sample(const SampleId& id, std::uint64_t generation) {
+  return fmt::format("sample '{}' generation {}", printable(id.str()), generation);
+}
+
+}  // namespace
+
+// The reference's ^(.+)\.g(\d+)\.ckpt$, whose first group is greedy and holds no newline.
+std::optional<ReferenceName> parse_reference_name(const std::string& file) {
+  if (!file.ends_with(kSuffix) || file.find('\n') != std::string::npos) return std::nullopt;
+  const std::string_view stem = std::string_view(file).substr(0, file.size() - kSuffix.size());
+  const std::size_t at = stem.rfind(".g");
+  if (at == std::string_view::npos || at == 0) return std::nullopt;
+  const std::string_view digits = stem.substr(at + 2);
+  std::uint64_t generation = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), generation);
+  if (error != std::errc() || end != digits.data() + digits.size() || generation > kMaxGeneration) return std::nullopt;
+  return ReferenceName{std::string(stem.substr(0, at)), generation};
+}
+
+bool is_reference_folder(const Folder& folder) {
+  const auto names = folder.list();
+  return std::any_of(names.begin(), names.end(), [](const std::string& name) { return parse_reference_name(name).has_value(); });
+}
+
+std::string ReferenceStore::name_of(const SampleId& sample_id, std::uint64_t generation) const {
+  const std::string name = fmt::format("{}.g{}{}", sample_id.str(), generation, kSuffix);
+  const auto parsed = parse_reference_name(name);
+  if (parsed && parsed->sample_id == sample_id.str() && name.size() <= kMaxNameBytes && name.find('/') == std::string::npos) {
+    return name;
+  }
+  throw NotFound(fmt::format("{} is not in {}: the reference has no file for an id that holds '/' or a newline, or is so long",
+                             shown_sample(sample_id, generation), folder_.path().string()));
+}
+
+void ReferenceStore::check_ours(const SampleRef& ref) const {
+  const std::string uri = "disagg://" + id_.str() + "/" + ref.sample_id.str();
+  if (ref.feature_store_uri == uri && ref.incarnation.empty()) return;
+  throw NotFound(fmt::format("{} is not in the reference's folder {}: {}", shown_sample(ref.sample_id, ref.generation),
+                             folder_.path().string(),
+                             ref.incarnation.empty() ? fmt::format("its URI is '{}'", printable(ref.feature_store_uri))
+                                                     : fmt::format("it is of incarnation '{}' of a store of draftflow's",
+                                                                   printable(ref.incarnation))));
+}
+
+UniqueFd ReferenceStore::open(const SampleId& sample_id, std::uint64_t generation) const {
+  auto fd = folder_.find_file(name_of(sample_id, generation), O_RDONLY);
+  if (fd) return std::move(*fd);
+  throw NotFound(fmt::format("{} is not in the reference's folder {}: it was freed, superseded or never written",
+                             shown_sample(sample_id, generation), folder_.path().string()));
+}
+
+// The whole file: a copy survives that the reference's own consumer deletes it.
+TensorMap ReferenceStore::load(const SampleId& sample_id, std::uint64_t generation) const {
+  const UniqueFd fd = open(sample_id, generation);
+  const std::filesystem::path path = folder_.shown(name_of(sample_id, generation));
+  struct stat status {};
+  if (::fstat(fd.get(), &status) != 0) throw_errno(errno, "fstat of " + path.string());
+  if (!S_ISREG(status.st_mode)) throw Corrupt(fmt::format("{} is not a regular file: remove it", path.string()));
+  const std::string what = fmt::format("{} ({})", shown_sample(sample_id, generation), path.string());
+  auto [whole, bytes] = Tensor::allocate(DType::kUInt8, {static_cast<std::int64_t>(status.st_size)});
+  read_exact(fd.get(), bytes, 0, path);
+  TorchFile file = parse_torch_zip(bytes, whole.owner, what);
+  if (file.values.empty()) return std::move(file.tensors);
+  throw Corrupt(fmt::format("{}: '{}' is of type {}, not a tensor: the reference's store does not write that", what,
+                            printable(file.values[0].first), file.values[0].second));
+}
+
+TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::string>& names) {
+  check_ours(ref);
+  const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
+  const TensorMap found = load(ref.sample_id, ref.generation);
+  const std::string what = fmt::format("{} ({})", shown_sample(ref.sample_id, ref.generation),
+                                       folder_.shown(name_of(ref.sample_id, ref.generation)).string());
+  TensorMap tensors;
+  for (const FeatureSpec* spec : specs) {
+    const Tensor* tensor = find_tensor(found, spec->name);
+    if (tensor == nullptr) {
+      throw Corrupt(fmt::format("{}: the file has no tensor '{}', which the ref names", what, printable(spec->name)));
+    }
+    check_against_spec(*spec, tensor->dtype, tensor->shape, what);
+    tensors.emplace_back(spec->name, *tensor);
+  }
+  return tensors;
+}
+
+Fetched ReferenceStore::get(const SampleRef& ref, const GetOptions& options) {
+  if (options.zero_copy) {
+    throw InvalidArgument(fmt::format("zero-copy get of sample '{}': the reference may delete or rewrite its file in place: get "
+                                      "copies",
+                                      printable(ref.sample_id.str())));
+  }
+  return {read(ref, options.names), {ref.sample_id, ref.generation, "reference"}};
+}
+
+SampleRef ReferenceStore::put(const TensorMap&, const SampleId& sample_id, const PutMetadata&) {
+  throw InvalidArgument(fmt::format("put of sample '{}' into {}: the reference runtime wrote this folder, and it is only read: "
+                                    "put into a store of draftflow's own",
+                                    printable(sample_id.str()), folder_.path().string()));
+}
+
+std::uint64_t ReferenceStore::greatest(const SampleId& sample_id) const {
+  std::optional<std::uint64_t> found;
+  for (const std::string& name : folder_.list()) {
+    const auto parsed = parse_reference_name(name);
+    if (parsed && parsed->sample_id == sample_id.str()) found = std::max(found.value_or(0), parsed->generation);
+  }
+  if (found) return *found;
+  throw NotFound(fmt::format("sample '{}' is not in the reference's folder {}", printable(sample_id.str()),
+                             folder_.path().string()));
+}
+
+SampleRef ReferenceStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {
+  const std::uint64_t wanted = generation ? *generation : greatest(sample_id);
+  const TensorMap tensors = load(sample_id, wanted);
+  SampleRef ref = make_ref(tensors, sample_id, {.run_id = RunId("unknown")}, "disagg://" + id_.str() + "/" + sample_id.str(),
+                           sample_id.str() + "/");
+  ref.generation = wanted;
+  return ref;
+}
+
+ResidentSample ReferenceStore::describe(const std::string& name, const ReferenceName& parsed) const {
+  ResidentSample sample{.sample_id = SampleId(parsed.sample_id), .generation = parsed.generation, .path = folder_.shown(name)};
+  struct stat status {};
+  if (::fstatat(folder_.fd(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) {
+    if (errno == ENOENT) throw NotFound(sample.path.string() + " was freed meanwhile");
+    throw_errno(errno, "looking at " + sample.path.string());
+  }
+  if (!S_ISREG(status.st_mode)) {
+    throw Corrupt(sample.path.string() + " is not a regular file, and no link is followed: remove it");
+  }
+  sample.bytes = static_cast<std::uint64_t>(status.st_size);
+  sample.age_s = static_cast<double>(std::max<std::int64_t>(0, ::time(nullptr) - status.st_mtim.tv_sec));
+  return sample;
+}
+
+ResidentSample ReferenceStore::resident(const SampleRef& ref) {
+  check_ours(ref);
+  return describe(name_of(ref.sample_id, ref.generation), {ref.sample_id.str(), ref.generation});
+}
+
+void ReferenceStore::for_each(const std::function<bool(const ResidentSample&)>& visit,
+                              const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) {
+  for (const std::string& name : folder_.list()) {
+    const auto parsed = parse_reference_name(name);
+    if (!parsed) continue;
+    try {
+      if (!visit(describe(name, *parsed))) return;
+    } catch (const NotFound&) {  // freed meanwhile
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kCorrupt && error.kind() != ErrorKind::kInvalidArgument) throw;
+      damaged(folder_.shown(name), error.what());
+    }
+  }
+}
+
+StoreHealth ReferenceStore::health() {
+  const std::lock_guard lock(mutex_);
+  if (!counted_) {
+    StoreHealth health{.store_id = id_.str(), .backend = "reference", .root = folder_.path().parent_path().string()};
+    for_each(
+        [&](const ResidentSample& sample) {
+          ++health.resident_samples;
+          health.resident_bytes += sample.bytes;
+          health.oldest_age_s = std::max(health.oldest_age_s, sample.age_s);
+          health.average_age_s += sample.age_s;
+          return true;
+        },
+        [](const std::filesystem::path&, const std::string&) {});
+    if (health.resident_samples > 0) health.average_age_s /= static_cast<double>(health.resident_samples);
+    counted_ = health;
+  }
+  StoreHealth health = *counted_;
+  health.free_bytes = free_bytes(folder_);
+  return health;
+}
+
+}  // namespace draftflow::store
