@@ -156,13 +156,15 @@ class Worker {
       store = create_shared_dir_store(root, id, options);
     }
     if (store->health().backend == "reference") {
-      throw InvalidArgument(fmt::format("store {} is a folder that the reference runtime wrote, and is only read: capture into another",
-                                        options_.store.string()));
+      throw InvalidArgument(
+          fmt::format("store {} is a folder that the reference runtime wrote, and is only read: capture into another",
+                      options_.store.string()));
     }
     if (store->kind() == StoreKind::kLedgered) return store;
-    throw InvalidArgument(fmt::format("store {} is consume_once: a read would free what a checkpoint may still need; capture into "
-                                      "a ledgered store",
-                                      options_.store.string()));
+    throw InvalidArgument(
+        fmt::format("store {} is consume_once: a read would free what a checkpoint may still need; capture into "
+                    "a ledgered store",
+                    options_.store.string()));
   }
 
   void capture_all() {

@@ -36,7 +36,8 @@ constexpr const char* kRotateExample =
     "Example:\n"
     "  (umask 077; head -c 32 /dev/urandom | base64 > next.secret)\n"
     "  draftflow store rotate out/store --secret-file store.secret --new-secret-file next.secret\n"
-    "Files stay as they are, and processes that have the store open go on. Who had the old secret may have kept the keys that it\n"
+    "Files stay as they are, and processes that have the store open go on. Who had the old secret may have kept the keys that "
+    "it\n"
     "opened: to lock somebody out, make a new store.";
 
 constexpr const char* kGcExample =

@@ -80,7 +80,8 @@ std::string plain_text(const Json& found, const SampleRef& ref) {
                       found["leases"].get<std::uint64_t>(), human_seconds(found["age_s"].get<double>()));
   for (const Json& entry : found["tensors"]) {
     if (entry["codec"] == "raw") continue;
-    text += fmt::format("packed     {} by {}\n", printable(entry["name"].get<std::string>()), entry["codec"].get<std::string>());
+    text +=
+        fmt::format("packed     {} by {}\n", printable(entry["name"].get<std::string>()), entry["codec"].get<std::string>());
   }
   const std::uint64_t stored = found["bytes"].get<std::uint64_t>(), unpacked = found["unpacked_bytes"].get<std::uint64_t>();
   if (stored < unpacked) text += fmt::format("saved      {} of {}\n", human_bytes(unpacked - stored), human_bytes(unpacked));

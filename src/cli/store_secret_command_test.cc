@@ -98,7 +98,8 @@ TEST_F(StoreSecret, InspectTellsWhatACodecDid) {
   EXPECT_EQ(json["tensors"][0]["codec"], "int8");
   EXPECT_EQ(json["bytes"], 64 * 32 + 64 * 4);
   EXPECT_EQ(json["unpacked_bytes"], 64 * 32 * 4);
-  EXPECT_THAT(call({"inspect", path(), "b"}).out, AllOf(HasSubstr("packed     hidden by int8"), HasSubstr("saved      5.8 KiB")));
+  EXPECT_THAT(call({"inspect", path(), "b"}).out,
+              AllOf(HasSubstr("packed     hidden by int8"), HasSubstr("saved      5.8 KiB")));
 }
 
 }  // namespace

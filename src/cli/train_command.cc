@@ -10,10 +10,10 @@
 
 #include "cli/app.h"
 #include "cli/metrics.h"
-#include "cli/store_command.h"
 #include "cli/models.h"
 #include "cli/progress_bar.h"
 #include "cli/stop.h"
+#include "cli/store_command.h"
 
 namespace draftflow::cli {
 namespace {

@@ -133,8 +133,8 @@ class SeekTable {
     for_each([&](const Frame& frame) {
       if (frame.bytes == 0) throw_damaged(name, fmt::format("frame {} of its seek table is empty", frame.number));
       if (frame.bytes > frame.packed_bytes * kMostPerByte) {
-        throw_damaged(name, fmt::format("frame {} of its seek table says that {} bytes unpack to {}: no frame can", frame.number,
-                                        frame.packed_bytes, frame.bytes));
+        throw_damaged(name, fmt::format("frame {} of its seek table says that {} bytes unpack to {}: no frame can",
+                                        frame.number, frame.packed_bytes, frame.bytes));
       }
       unpacked += frame.bytes;
       packed += frame.packed_bytes;

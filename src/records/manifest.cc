@@ -22,8 +22,8 @@ std::vector<SampleRef> read_ref_manifest(const std::filesystem::path& path) {
   Json manifest = records::parse_object(what, read_text_file(path, kMaxManifestBytes));
   const auto version = records::take_as<std::int64_t>(manifest, what, "schema_version");
   if (version != kSchemaVersion) {
-    throw InvalidArgument(
-        fmt::format("{} has schema_version {}: this program knows {}; use the program that wrote it", what, version, kSchemaVersion));
+    throw InvalidArgument(fmt::format("{} has schema_version {}: this program knows {}; use the program that wrote it", what,
+                                      version, kSchemaVersion));
   }
   const Json items = records::take(manifest, what, "refs");
   if (!items.is_array()) throw Corrupt(fmt::format("{} field 'refs' is not a list", what));

@@ -64,10 +64,10 @@ TEST_F(Manifest, HasNoFieldThatTheReferenceDoesNotKnow) {
   const auto json = nlohmann::ordered_json::parse(read_text_file(path_));
   std::vector<std::string> names;
   for (const auto& [name, value] : json["refs"][0].items()) names.push_back(name);
-  EXPECT_THAT(names, ::testing::ElementsAre("sample_id", "run_id", "source_task_id", "feature_store_uri", "feature_keys",
-                                            "feature_specs", "strategy", "schema_version", "target_model_version",
-                                            "draft_weight_version", "tokenizer_version", "num_tokens", "estimated_bytes",
-                                            "metadata"));
+  EXPECT_THAT(names,
+              ::testing::ElementsAre("sample_id", "run_id", "source_task_id", "feature_store_uri", "feature_keys",
+                                     "feature_specs", "strategy", "schema_version", "target_model_version",
+                                     "draft_weight_version", "tokenizer_version", "num_tokens", "estimated_bytes", "metadata"));
   EXPECT_EQ(json["refs"][0]["metadata"]["incarnation"], one.incarnation);
 }
 

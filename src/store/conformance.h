@@ -37,7 +37,7 @@ struct Backend {
       attach;
   const char* uri;        // of sample "s/1" in store "features"; {} stands for the generation
   const char* note = "";  // what of the suites means less here, and where it is tested instead
-  bool views = true;       // zero-copy gets
+  bool views = true;      // zero-copy gets
   std::function<void(const std::filesystem::path& root)> end = {};  // a test is over: lets go of what attach kept for it
 };
 
@@ -67,17 +67,16 @@ struct SharedDirKind {
 
 inline Backend shared_dir_backend(const char* name, const SharedDirKind& kind) {
   const auto attach = [kind](const std::filesystem::path& root, const StoreId& id, const StoreOptionsForTests& options) {
-    return create_shared_dir_store(root, id,
-                                   {.kind = options.kind,
-                                    .durability = kind.durability,
-                                    .max_resident_bytes = options.max_resident_bytes,
-                                    .max_hold_age_ms = options.max_hold_age_ms,
-                                    .codec = kind.codec,
-                                    .secret = kind.secret == nullptr
-                                                  ? nullptr
-                                                  : std::make_shared<Secret>(Secret::from_bytes(kind.secret)),
-                                    .encrypt = kind.encrypt,
-                                    .retain_on_release = options.retain_on_release});
+    return create_shared_dir_store(
+        root, id,
+        {.kind = options.kind,
+         .durability = kind.durability,
+         .max_resident_bytes = options.max_resident_bytes,
+         .max_hold_age_ms = options.max_hold_age_ms,
+         .codec = kind.codec,
+         .secret = kind.secret == nullptr ? nullptr : std::make_shared<Secret>(Secret::from_bytes(kind.secret)),
+         .encrypt = kind.encrypt,
+         .retain_on_release = options.retain_on_release});
   };
   Backend backend{name, attach, "disagg://features/s/1"};
   backend.views = kind.codec == Codec::kRaw && !kind.encrypt;
@@ -125,9 +124,12 @@ inline Backend memory_backend() {
     }
     return std::make_unique<SharedMemoryStore>(store);
   };
-  return {"memory", attach, "mem://features/s%2F1?generation={}",
+  return {"memory",
+          attach,
+          "mem://features/s%2F1?generation={}",
           "attaches of one test share one store: what its end does to leases, refs and views is in memory_store_test.cc",
-          true, [roots](const std::filesystem::path& root) { roots->erase(root); }};
+          true,
+          [roots](const std::filesystem::path& root) { roots->erase(root); }};
 }
 
 inline std::vector<Backend> conformance_backends() {

@@ -182,8 +182,9 @@ TEST_P(Leases, AbortTakesEveryGenerationOfThatSampleAlone) {
 void expect_no_views(FeatureStore& store) {
   const TensorMap tensors = store_testing::sample_tensors(5);
   const SampleRef ref = store.put(tensors, SampleId("a"), run_metadata());
-  EXPECT_THAT(message_of<InvalidArgument>([&] { store.get(ref, {.zero_copy = true}); }),
-              AllOf(HasSubstr("sample 'a'"), HasSubstr("leave zero_copy out"), AnyOf(HasSubstr("zstd"), HasSubstr("encrypted"))));
+  EXPECT_THAT(
+      message_of<InvalidArgument>([&] { store.get(ref, {.zero_copy = true}); }),
+      AllOf(HasSubstr("sample 'a'"), HasSubstr("leave zero_copy out"), AnyOf(HasSubstr("zstd"), HasSubstr("encrypted"))));
   EXPECT_EQ(store.health().live_leases, 0u);
   expect_same(store.get(ref).tensors, tensors);
 }

@@ -37,8 +37,8 @@ struct CaptureOptions {
   int lease_tasks = 4;                               // prompts leased at a time
   int max_attempts = 3;
   int threads = 1;
-  bool durable = false;               // sync each sample before its commit
-  std::filesystem::path secret_file;  // of a store with a secret; a store that is not there yet is made with it
+  bool durable = false;                  // sync each sample before its commit
+  std::filesystem::path secret_file;     // of a store with a secret; a store that is not there yet is made with it
   std::shared_ptr<const Secret> secret;  // the same, where it comes from elsewhere
 };
 

@@ -158,8 +158,8 @@ struct SharedDirOptions {
   std::uint64_t max_resident_bytes = 0;  // 0: no cap
   std::int64_t max_hold_age_ms = 0;      // consume-once stores only; 0: for ever
   Codec codec = Codec::kRaw;             // what put packs tensors with, where it makes them smaller (formats/codec.h)
-  // Makes a store that opens only with this; a store made so asks every attach for it: PermissionDenied for none and for a wrong
-  // one. Its files are authenticated and, with `encrypt`, encrypted.
+  // Makes a store that opens only with this; a store made so asks every attach for it: PermissionDenied for none and for a
+  // wrong one. Its files are authenticated and, with `encrypt`, encrypted.
   std::shared_ptr<const Secret> secret;
   bool encrypt = false;
 
@@ -182,8 +182,8 @@ std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path&
                                                     const SharedDirOptions& options);
 
 // Changes the secret of a store that has one: the new one opens it as soon as this returns, the old one no longer. Files and
-// attaches stay as they are; who opened the store before may have kept its keys (docs/formats/access.md). PermissionDenied for a
-// wrong old secret; InvalidArgument for a store without one; Conflict if another rotation came first.
+// attaches stay as they are; who opened the store before may have kept its keys (docs/formats/access.md). PermissionDenied for
+// a wrong old secret; InvalidArgument for a store without one; Conflict if another rotation came first.
 void rotate_shared_dir_secret(const std::filesystem::path& root, const StoreId& id, const Secret& old_secret,
                               const Secret& new_secret);
 

@@ -21,13 +21,13 @@
 namespace draftflow {
 
 struct TrainOptions {
-  std::filesystem::path target;      // Hugging Face model folder: embedding, head, RoPE
-  std::filesystem::path ledger;      // SQLite file
-  std::filesystem::path store;       // {root}/{store id}; empty: refs are file:// (an ingested folder)
-  std::filesystem::path secret_file;  // of a store with a secret
+  std::filesystem::path target;          // Hugging Face model folder: embedding, head, RoPE
+  std::filesystem::path ledger;          // SQLite file
+  std::filesystem::path store;           // {root}/{store id}; empty: refs are file:// (an ingested folder)
+  std::filesystem::path secret_file;     // of a store with a secret
   std::shared_ptr<const Secret> secret;  // the same, where it comes from elsewhere
-  std::filesystem::path out;         // see above
-  std::filesystem::path init_draft;  // start from this draft folder; empty: seeded random weights
+  std::filesystem::path out;             // see above
+  std::filesystem::path init_draft;      // start from this draft folder; empty: seeded random weights
   std::string group = "train";
   int window = 16;                 // W: samples per optimizer step
   int batch = 4;                   // samples per forward pass; divides the window

@@ -57,7 +57,8 @@ class ReferenceLedgerTest : public ::testing::Test {
 };
 
 TEST_F(ReferenceLedgerTest, ReadsInCommitOrderAndLeavesNoTrace) {
-  make(row("b") + row("a") + row("c") + "INSERT INTO acked VALUES ('a'), ('b'); INSERT INTO marker VALUES ('global_step', '7'),"
+  make(row("b") + row("a") + row("c") +
+       "INSERT INTO acked VALUES ('a'), ('b'); INSERT INTO marker VALUES ('global_step', '7'),"
        "('optimizer_durable', 'true');");
   const ReferenceLedger ledger = read_reference_ledger(path_);
   std::vector<std::string> ids;

@@ -42,7 +42,8 @@ std::optional<ReferenceName> parse_reference_name(const std::string& file) {
 
 bool is_reference_folder(const Folder& folder) {
   const auto names = folder.list();
-  return std::any_of(names.begin(), names.end(), [](const std::string& name) { return parse_reference_name(name).has_value(); });
+  return std::any_of(names.begin(), names.end(),
+                     [](const std::string& name) { return parse_reference_name(name).has_value(); });
 }
 
 std::string ReferenceStore::name_of(const SampleId& sample_id, std::uint64_t generation) const {
@@ -58,11 +59,11 @@ std::string ReferenceStore::name_of(const SampleId& sample_id, std::uint64_t gen
 void ReferenceStore::check_ours(const SampleRef& ref) const {
   const std::string uri = "disagg://" + id_.str() + "/" + ref.sample_id.str();
   if (ref.feature_store_uri == uri && ref.incarnation.empty()) return;
-  throw NotFound(fmt::format("{} is not in the reference's folder {}: {}", shown_sample(ref.sample_id, ref.generation),
-                             folder_.path().string(),
-                             ref.incarnation.empty() ? fmt::format("its URI is '{}'", printable(ref.feature_store_uri))
-                                                     : fmt::format("it is of incarnation '{}' of a store of draftflow's",
-                                                                   printable(ref.incarnation))));
+  throw NotFound(fmt::format(
+      "{} is not in the reference's folder {}: {}", shown_sample(ref.sample_id, ref.generation), folder_.path().string(),
+      ref.incarnation.empty()
+          ? fmt::format("its URI is '{}'", printable(ref.feature_store_uri))
+          : fmt::format("it is of incarnation '{}' of a store of draftflow's", printable(ref.incarnation))));
 }
 
 UniqueFd ReferenceStore::open(const SampleId& sample_id, std::uint64_t generation) const {
@@ -108,17 +109,19 @@ TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::stri
 
 Fetched ReferenceStore::get(const SampleRef& ref, const GetOptions& options) {
   if (options.zero_copy) {
-    throw InvalidArgument(fmt::format("zero-copy get of sample '{}': the reference may delete or rewrite its file in place: get "
-                                      "copies",
-                                      printable(ref.sample_id.str())));
+    throw InvalidArgument(
+        fmt::format("zero-copy get of sample '{}': the reference may delete or rewrite its file in place: get "
+                    "copies",
+                    printable(ref.sample_id.str())));
   }
   return {read(ref, options.names), {ref.sample_id, ref.generation, "reference"}};
 }
 
 SampleRef ReferenceStore::put(const TensorMap&, const SampleId& sample_id, const PutMetadata&) {
-  throw InvalidArgument(fmt::format("put of sample '{}' into {}: the reference runtime wrote this folder, and it is only read: "
-                                    "put into a store of draftflow's own",
-                                    printable(sample_id.str()), folder_.path().string()));
+  throw InvalidArgument(
+      fmt::format("put of sample '{}' into {}: the reference runtime wrote this folder, and it is only read: "
+                  "put into a store of draftflow's own",
+                  printable(sample_id.str()), folder_.path().string()));
 }
 
 std::uint64_t ReferenceStore::greatest(const SampleId& sample_id) const {
@@ -128,8 +131,8 @@ std::uint64_t ReferenceStore::greatest(const SampleId& sample_id) const {
     if (parsed && parsed->sample_id == sample_id.str()) found = std::max(found.value_or(0), parsed->generation);
   }
   if (found) return *found;
-  throw NotFound(fmt::format("sample '{}' is not in the reference's folder {}", printable(sample_id.str()),
-                             folder_.path().string()));
+  throw NotFound(
+      fmt::format("sample '{}' is not in the reference's folder {}", printable(sample_id.str()), folder_.path().string()));
 }
 
 SampleRef ReferenceStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {

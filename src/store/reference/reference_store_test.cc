@@ -65,7 +65,8 @@ TEST_F(ReferenceFolder, ReadsTheGenerationAskedForAndNoOther) {
   const Fetched fetched = store->get(ref("a", 10));
   expect_same(fetched.tensors, small_tensors(2));
   EXPECT_EQ(store->get(ref("a", 10), {.names = {"hidden_state"}}).tensors.size(), 1u);
-  EXPECT_THAT(message_of<NotFound>([&] { store->get(ref("a", 2)); }), AllOf(HasSubstr("sample 'a' generation 2"), HasSubstr("st")));
+  EXPECT_THAT(message_of<NotFound>([&] { store->get(ref("a", 2)); }),
+              AllOf(HasSubstr("sample 'a' generation 2"), HasSubstr("st")));
   EXPECT_EQ(store->find(SampleId("a")).generation, 10u);
   EXPECT_EQ(store->find(SampleId("a"), 1).feature_specs.size(), 2u);
   EXPECT_THROW(store->find(SampleId("b")), NotFound);

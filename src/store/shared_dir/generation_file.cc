@@ -27,7 +27,8 @@ constexpr std::size_t kDigits = 16;     // of a checksum
 constexpr std::size_t kTagDigits = 32;  // of a tag, and of a salt
 constexpr std::string_view kFormatKey = "format", kFormat = "draftflow.generation.1";
 constexpr std::string_view kHeaderKey = "header_xxh3_64", kChunksKey = "chunks_xxh3_64", kPackedKey = "packed";
-constexpr std::string_view kSealKey = "seal", kSaltKey = "file_salt", kHeaderTagKey = "header_poly1305", kTagsKey = "chunk_tags";
+constexpr std::string_view kSealKey = "seal", kSaltKey = "file_salt", kHeaderTagKey = "header_poly1305",
+                           kTagsKey = "chunk_tags";
 constexpr std::uint64_t kFirstReadBytes = 16 << 10;  // header and, of a small sample, everything
 constexpr std::uint64_t kPieceBytes = 256 << 10;     // read and hashed at once: it must still be in cache
 constexpr std::uint64_t kSmallBytes = 64 << 10;      // a sample of fewer is written in one piece
@@ -234,8 +235,9 @@ void GenerationReader::check_identity() {
   if (sealing_) {
     expect(kSealKey, std::string(seal_name(sealing_->encrypted)));
   } else if (header_.find_metadata(kSealKey) != nullptr) {
-    fail("the file is sealed, but the store has no access policy: somebody took it away; put the store's access folder and "
-         "store.json back from a copy");
+    fail(
+        "the file is sealed, but the store has no access policy: somebody took it away; put the store's access folder and "
+        "store.json back from a copy");
   }
   std::uint64_t chunks = 0;
   for (const SafetensorsEntry& entry : header_.entries) chunks += chunks_in(entry.end - entry.begin);
@@ -338,7 +340,8 @@ void GenerationReader::check_hash(const FeatureSpec& spec, std::size_t chunk, st
 
 Tag GenerationReader::tag_of(std::size_t chunk) const {
   Tag tag;
-  if (!from_hex(std::string_view(digests_).substr(chunk * kTagDigits, kTagDigits), tag)) fail("a chunk's tag is not hex digits");
+  if (!from_hex(std::string_view(digests_).substr(chunk * kTagDigits, kTagDigits), tag))
+    fail("a chunk's tag is not hex digits");
   return tag;
 }
 
@@ -431,10 +434,11 @@ TensorMap GenerationReader::map(const std::vector<const FeatureSpec*>& specs, bo
   for (const FeatureSpec* spec : specs) {
     const Codec codec = find(*spec).codec;
     if (codec == Codec::kRaw && !(sealing_ && sealing_->encrypted)) continue;
-    throw InvalidArgument(fmt::format("zero-copy get of tensor '{}' of {}: its bytes are {} and must be copied out: leave "
-                                      "zero_copy out",
-                                      printable(spec->name), describe(identity_),
-                                      codec == Codec::kRaw ? "encrypted" : fmt::format("packed by {}", codec_name(codec))));
+    throw InvalidArgument(
+        fmt::format("zero-copy get of tensor '{}' of {}: its bytes are {} and must be copied out: leave "
+                    "zero_copy out",
+                    printable(spec->name), describe(identity_),
+                    codec == Codec::kRaw ? "encrypted" : fmt::format("packed by {}", codec_name(codec))));
   }
   const std::uint64_t size = file_size(fd_.get(), path_);
   void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd_.get(), 0);

@@ -53,9 +53,10 @@ PackedSample pack(Codec codec, const TensorMap& tensors) {
       continue;
     }
     if (name.ends_with(scale_name(""))) {
-      throw InvalidArgument(fmt::format("the tensor name '{}' ends in '{}', which a store with codec {} keeps for scales: choose "
-                                        "another name",
-                                        printable(name), scale_name(""), codec_name(codec)));
+      throw InvalidArgument(
+          fmt::format("the tensor name '{}' ends in '{}', which a store with codec {} keeps for scales: choose "
+                      "another name",
+                      printable(name), scale_name(""), codec_name(codec)));
     }
     EncodedTensor encoded = encode(codec, name, tensor);
     if (encoded.codec != Codec::kRaw) sample.packed.push_back({name, encoded.codec, tensor.dtype, tensor.shape});

@@ -41,7 +41,8 @@ std::optional<Policies::Found> Policies::find() const {
     if (!fd) continue;
     const std::filesystem::path path = folder_.shown(name_of(greatest));
     const std::uint64_t size = file_size(fd->get(), path);
-    if (size > kMaxPolicyFileBytes) throw Corrupt(fmt::format("{} has {} bytes: it is not an access policy", path.string(), size));
+    if (size > kMaxPolicyFileBytes)
+      throw Corrupt(fmt::format("{} has {} bytes: it is not an access policy", path.string(), size));
     std::string text(size, '\0');
     read_exact(fd->get(), std::as_writable_bytes(std::span(text)), 0, path);
     return Found{AccessPolicy::from_json(text, path.string()), greatest};

@@ -94,9 +94,7 @@ TEST_F(SealedStore, ASecretForAStoreWithoutOneIsRefused) {
 }
 
 TEST_F(SealedStore, EncryptionIsTheStoresOwnChoice) {
-  EXPECT_THAT(message_of<InvalidArgument>([&] {
-                create_shared_dir_store(temp_.path(), StoreId("none"), {.encrypt = true});
-              }),
+  EXPECT_THAT(message_of<InvalidArgument>([&] { create_shared_dir_store(temp_.path(), StoreId("none"), {.encrypt = true}); }),
               HasSubstr("only with a secret"));
   create();
   EXPECT_THAT(message_of<InvalidArgument>([&] { create(kSecret, true); }), HasSubstr("made without encryption"));
@@ -222,9 +220,8 @@ TEST_F(SealedStore, RotationChangesTheSecretAndNothingElse) {
 
 TEST_F(SealedStore, RotationOfAStoreWithoutASecretIsRefused) {
   create_shared_dir_store(temp_.path(), StoreId("st"), {});
-  EXPECT_THAT(message_of<InvalidArgument>([&] {
-                rotate_shared_dir_secret(temp_.path(), StoreId("st"), *secret_of(kSecret), *secret_of("b"));
-              }),
+  EXPECT_THAT(message_of<InvalidArgument>(
+                  [&] { rotate_shared_dir_secret(temp_.path(), StoreId("st"), *secret_of(kSecret), *secret_of("b")); }),
               HasSubstr("has no secret to change"));
 }
 
@@ -292,7 +289,8 @@ TEST_F(CodecStore, ALossyCodecStaysWithinItsBoundAndSaysSoInTheRef) {
     const Tensor hidden = Tensor::copy_of(DType::kFloat32, {64, 32}, std::as_bytes(std::span(values)));
     const TensorMap tensors{{"input_ids", random_tensor(DType::kInt64, {64}, 1)}, {"hidden", hidden}};
     const SampleRef ref = store->put(tensors, SampleId("a"), run_metadata());
-    const auto codecs = std::find_if(ref.metadata.begin(), ref.metadata.end(), [](const auto& m) { return m.first == "codecs"; });
+    const auto codecs =
+        std::find_if(ref.metadata.begin(), ref.metadata.end(), [](const auto& m) { return m.first == "codecs"; });
     ASSERT_NE(codecs, ref.metadata.end());
     EXPECT_EQ(codecs->second, fmt::format(R"({{"hidden":"{}"}})", codec_name(codec)));
     EXPECT_EQ(store->find(SampleId("a")).metadata, ref.metadata);
@@ -321,7 +319,9 @@ TEST_F(CodecStore, WhatCannotBePackedIsRefusedBeforeAnythingIsWritten) {
   std::vector<float> values(32, 1.F);
   values[17] = std::numeric_limits<float>::quiet_NaN();
   const Tensor bad = Tensor::copy_of(DType::kFloat32, {4, 8}, std::as_bytes(std::span(values)));
-  EXPECT_THAT(message_of<InvalidArgument>([&] { store->put({{"hidden", bad}}, SampleId("a"), run_metadata()); }),
+  EXPECT_THAT(message_of<InvalidArgument>([&] {
+                store->put({{"hidden", bad}}, SampleId("a"), run_metadata());
+              }),
               AllOf(HasSubstr("put of sample 'a'"), HasSubstr("hidden")));
   EXPECT_THAT(message_of<InvalidArgument>([&] {
                 store->put({{"x::scale", random_tensor(DType::kInt64, {4}, 1)}}, SampleId("a"), run_metadata());

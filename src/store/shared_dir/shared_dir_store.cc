@@ -81,10 +81,10 @@ void SharedDirStore::check_unsealed() const {
     }
     if (!sealed) continue;
     if (!*sealed) return;  // one is enough: a store's files are all of a kind
-    throw Corrupt(fmt::format("store '{}' at {} holds sealed files (in {}), but has no access policy: somebody took it away; "
-                              "put store.json and the folder '{}' back from a copy",
-                              printable(id_.str()), layout_.store().path().string(), layout_.samples().shown(name).string(),
-                              kAccessFolder));
+    throw Corrupt(fmt::format(
+        "store '{}' at {} holds sealed files (in {}), but has no access policy: somebody took it away; "
+        "put store.json and the folder '{}' back from a copy",
+        printable(id_.str()), layout_.store().path().string(), layout_.samples().shown(name).string(), kAccessFolder));
   }
 }
 
@@ -192,8 +192,8 @@ PackedSample SharedDirStore::pack_sample(const TensorMap& tensors, const SampleI
   try {
     return pack(file_.codec, tensors);
   } catch (const InvalidArgument& error) {
-    throw InvalidArgument(fmt::format("put of sample '{}' into store '{}': {}", printable(sample_id.str()),
-                                      printable(id_.str()), error.what()));
+    throw InvalidArgument(
+        fmt::format("put of sample '{}' into store '{}': {}", printable(sample_id.str()), printable(id_.str()), error.what()));
   }
 }
 
@@ -586,8 +586,8 @@ std::unique_ptr<FeatureStore> find_reference_store(const std::filesystem::path& 
   auto folder = store::Folder::open(root).find(name);
   if (!folder || folder->find_file(store::kStoreFileName, O_RDONLY) || !store::is_reference_folder(*folder)) return nullptr;
   if (options.secret != nullptr) {
-    throw InvalidArgument(fmt::format("{} is a folder of the reference runtime, which has no secret: leave it out",
-                                      folder->path().string()));
+    throw InvalidArgument(
+        fmt::format("{} is a folder of the reference runtime, which has no secret: leave it out", folder->path().string()));
   }
   return std::make_unique<store::ReferenceStore>(std::move(*folder), id);
 }
