@@ -3,7 +3,7 @@
 BUILD ?= build
 JOBS ?= $(shell nproc)
 
-.PHONY: help demo test build deps lint clean example-model asan bench
+.PHONY: help demo test build deps lint clean example-model asan tsan bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -33,6 +33,11 @@ asan: deps ## the rooms without libtorch under address and undefined-behaviour s
 	@test -f build/asan-ubsan/build.ninja || cmake --preset asan-ubsan > /dev/null
 	@cmake --build build/asan-ubsan -j$(JOBS)
 	@bash tools/run-tests.sh build/asan-ubsan
+
+tsan: deps ## the store, the ledger and the loader, which have threads, under the thread sanitizer
+	@test -f build/tsan/build.ninja || cmake --preset tsan > /dev/null
+	@cmake --build build/tsan -j$(JOBS) --target store_test ledger_test loader_test
+	@for test in store_test ledger_test loader_test; do build/tsan/bin/$$test --gtest_brief=1 || exit 1; done
 
 bench: build ## the feature store beside the raw system calls; fills 1,000,000 samples, or 20,000 with QUICK=1
 	@$(BUILD)/bin/draftflow bench store --dir $(BUILD) $(if $(QUICK),--quick)

@@ -70,6 +70,8 @@ Json to_json(const StoreHealth& h) {
           {"release_pending", h.release_pending},
           {"freed_total", h.freed_total},
           {"freed_bytes_total", h.freed_bytes_total},
+          {"codec", codec_name(h.codec)},
+          {"codec_saved_bytes_total", h.codec_saved_bytes_total},
           {"oldest_age_s", h.oldest_age_s},
           {"average_age_s", h.average_age_s},
           {"free_bytes", h.free_bytes}};
@@ -85,6 +87,9 @@ std::string plain_text(const StoreHealth& h) {
                                                 human_seconds(h.average_age_s));
   text += fmt::format("freed      {} generations, {}; {} waiting for gc to try again\n", h.freed_total,
                       human_bytes(h.freed_bytes_total), h.release_pending);
+  if (h.codec != Codec::kRaw) {
+    text += fmt::format("codec      {}: saved {} over all puts\n", codec_name(h.codec), human_bytes(h.codec_saved_bytes_total));
+  }
   return text + fmt::format("disk       {} free\n", human_bytes(h.free_bytes));
 }
 

@@ -94,6 +94,10 @@ TEST_F(StoreSecret, InspectTellsWhatACodecDid) {
   write_safetensors(temp_.path() / "b.safetensors",
                     {{"hidden", Tensor::copy_of(DType::kFloat32, {64, 32}, std::as_bytes(std::span(states)))}});
   ASSERT_EQ(call({"put", path(), (temp_.path() / "b.safetensors").string(), "--id", "b"}).code, 0);
+  const auto stat = nlohmann::json::parse(call({"stat", path(), "--json"}).out);
+  EXPECT_EQ(stat["codec"], "int8");
+  EXPECT_EQ(stat["codec_saved_bytes_total"], 64 * 32 * 4 - 64 * 32 - 64 * 4);
+  EXPECT_THAT(call({"stat", path()}).out, HasSubstr("codec      int8: saved 5.8 KiB over all puts"));
   const auto json = nlohmann::json::parse(call({"inspect", path(), "b", "--json"}).out);
   EXPECT_EQ(json["tensors"][0]["codec"], "int8");
   EXPECT_EQ(json["bytes"], 64 * 32 + 64 * 4);

@@ -72,7 +72,9 @@ struct StoreHealth {
   std::uint64_t release_pending = 0;  // generations whose physical free failed; gc tries again
   std::uint64_t freed_total = 0;      // generations
   std::uint64_t freed_bytes_total = 0;
-  double oldest_age_s = 0;  // to about a minute
+  Codec codec = Codec::kRaw;
+  std::uint64_t codec_saved_bytes_total = 0;  // what the codec made samples smaller by, over all puts
+  double oldest_age_s = 0;                    // to about a minute
   double average_age_s = 0;
   std::uint64_t free_bytes = 0;  // on the file system, for this user; in memory: the machine's
 };

@@ -52,6 +52,7 @@ TEST_F(AccountTest, GoldenOffsets) {
   account_->reserve(11, 0);
   account_->add_leases(12);
   account_->count_freed(13);
+  account_->count_codec_saved(14);
   account_->add(2, 100, 64 * 5);
   const Account::Change change(*account_, 2);
   const std::string bytes = read_text_file(file());
@@ -67,6 +68,7 @@ TEST_F(AccountTest, GoldenOffsets) {
   EXPECT_EQ(word(24), 12);
   EXPECT_EQ(word(32), 1);
   EXPECT_EQ(word(40), 13);
+  EXPECT_EQ(word(48), 14);
   const std::size_t fan_out = 64 + 2 * 64;
   EXPECT_EQ(word(fan_out), 1);
   EXPECT_EQ(word(fan_out + 8), 100);

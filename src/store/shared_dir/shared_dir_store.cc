@@ -173,6 +173,7 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
     std::optional<Folder> folder = layout_.find_sample(place);
     ref.generation = generations_.next(greatest_in(folder, place));
     write(sample, place, std::move(folder), identity_of(sample_id, ref.generation), reservation);
+    if (bytes < ref.estimated_bytes) account_.count_codec_saved(ref.estimated_bytes - bytes);
   } catch (const Exhausted& error) {
     if (std::string_view(error.what()).starts_with("put of sample")) throw;
     throw Exhausted(
@@ -460,6 +461,8 @@ StoreHealth SharedDirStore::health() {
   health.live_leases = whole(totals.leases);
   health.freed_total = whole(totals.freed);
   health.freed_bytes_total = whole(totals.freed_bytes);
+  health.codec = file_.codec;
+  health.codec_saved_bytes_total = whole(totals.codec_saved_bytes);
   const std::int64_t now = ::time(nullptr);
   if (totals.samples > 0) {
     health.average_age_s = std::max(
