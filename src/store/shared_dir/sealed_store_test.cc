@@ -188,6 +188,20 @@ TEST_F(SealedStore, APolicyTakenAwayDoesNotOpenTheDoor) {
   EXPECT_THROW(create_shared_dir_store(temp_.path(), StoreId("st"), {}), Corrupt);
 }
 
+TEST_F(SealedStore, WhatIsPlantedAmongTheSamplesKeepsNobodyOut) {
+  const auto store = create_shared_dir_store(temp_.path(), StoreId("st"), {});
+  const SampleRef ref = put(*store);
+  const auto file = only_file();
+  std::filesystem::create_symlink("/etc/passwd", file.parent_path() / "a.g9007199254740991.safetensors");
+  const SamplePlace place = sample_place(SampleId("b"));
+  std::filesystem::create_directories(root() / "samples" / place.fan_out);
+  std::filesystem::create_symlink("/etc", root() / "samples" / place.fan_out / place.folder);
+  for (const char* name : {"00", "ff"}) {
+    if (!std::filesystem::exists(root() / "samples" / name)) std::filesystem::create_symlink("/etc", root() / "samples" / name);
+  }
+  expect_same(open(nullptr)->read(ref), small_tensors());
+}
+
 TEST_F(SealedStore, WhoIsAttachedWhenThePolicyGoesIsNotSentBytesInTheClear) {
   const auto reader = create();
   const SampleRef ref = put(*reader);

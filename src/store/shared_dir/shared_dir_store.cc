@@ -37,13 +37,31 @@ void add_codecs(SampleRef& ref, const std::vector<PackedTensor>& packed) {
   ref.metadata.emplace_back(kCodecsKey, codecs.dump());
 }
 
-// Nothing for a folder without generations.
-std::optional<bool> holds_sealed(const Folder& folder, const SamplePlace& place) {
-  for (const std::uint64_t generation : list_sample(folder, place).generations) {
-    const std::string name = generation_name(place, generation);
-    if (const auto fd = folder.find_file(name, O_RDONLY)) return is_sealed_file(fd->get(), folder.shown(name));
+// Whether the first generation found in a fan-out folder is sealed; nothing without one. What somebody planted there, such
+// as a link, must not keep anybody from attaching.
+std::optional<bool> holds_sealed(const Folder& samples, const std::string& name) {
+  std::optional<bool> sealed;
+  const auto look = [&](const Folder& fan_out, const SamplePlace& place) {
+    const auto folder = fan_out.find(place.folder);
+    if (!folder) return;
+    for (const std::uint64_t generation : list_sample(*folder, place).generations) {
+      const std::string file = generation_name(place, generation);
+      const auto fd = folder->find_file(file, O_RDONLY);
+      if (fd) sealed = is_sealed_file(fd->get(), folder->shown(file));
+    }
+  };
+  try {
+    const auto fan_out = is_fan_out_name(name) ? samples.find(name) : std::nullopt;
+    if (!fan_out) return std::nullopt;
+    Layout::for_each_sample(*fan_out, name, [&](const SamplePlace& place) {
+      try {
+        if (!sealed) look(*fan_out, place);
+      } catch (const Corrupt&) {
+      }
+    });
+  } catch (const Corrupt&) {
   }
-  return std::nullopt;
+  return sealed;
 }
 
 }  // namespace
@@ -71,14 +89,7 @@ SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile
 // A store whose files are sealed and which has no policy was robbed of it, so that bytes would go in and out in the clear.
 void SharedDirStore::check_unsealed() const {
   for (const std::string& name : layout_.samples().list()) {
-    const auto fan_out = is_fan_out_name(name) ? layout_.samples().find(name) : std::nullopt;
-    std::optional<bool> sealed;
-    if (fan_out) {
-      Layout::for_each_sample(*fan_out, name, [&](const SamplePlace& place) {
-        const auto folder = sealed ? std::nullopt : fan_out->find(place.folder);
-        if (folder) sealed = holds_sealed(*folder, place);
-      });
-    }
+    const std::optional<bool> sealed = holds_sealed(layout_.samples(), name);
     if (!sealed) continue;
     if (!*sealed) return;  // one is enough: a store's files are all of a kind
     throw Corrupt(fmt::format(
