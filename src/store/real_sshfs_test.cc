@@ -57,8 +57,8 @@ class RealSshfs : public ::testing::Test {
     std::filesystem::create_directory(disk());
     std::filesystem::create_directory(mount());
     listen();
-    client_ = start({kClient, "-f", "-o", fmt::format("directport={}", port_), "127.0.0.1:" + disk().string(), mount().string()},
-                    -1);
+    client_ =
+        start({kClient, "-f", "-o", fmt::format("directport={}", port_), "127.0.0.1:" + disk().string(), mount().string()}, -1);
     const int connection = ::accept(listener_.get(), nullptr, nullptr);  // waits at most as long as listen() says
     ASSERT_GE(connection, 0) << "sshfs did not connect";
     server_ = start({kServer}, connection);
@@ -92,7 +92,8 @@ class RealSshfs : public ::testing::Test {
   }
 
   bool mounted() const {
-    struct stat below {}, above {};
+    struct stat below {
+    }, above{};
     EXPECT_EQ(::stat(temp_.path().c_str(), &above), 0);
     for (int i = 0; i < 100; ++i) {
       if (::stat(mount().c_str(), &below) == 0 && below.st_dev != above.st_dev) return true;
