@@ -132,10 +132,6 @@ class SeekTable {
     std::uint64_t unpacked = 0, packed = 0;  // fewer than 2^32 entries of fewer than 2^32: no overflow
     for_each([&](const Frame& frame) {
       if (frame.bytes == 0) throw_damaged(name, fmt::format("frame {} of its seek table is empty", frame.number));
-      if (frame.bytes > frame.packed_bytes * kMostPerByte) {
-        throw_damaged(name, fmt::format("frame {} of its seek table says that {} bytes unpack to {}: no frame can",
-                                        frame.number, frame.packed_bytes, frame.bytes));
-      }
       unpacked += frame.bytes;
       packed += frame.packed_bytes;
     });
@@ -145,6 +141,12 @@ class SeekTable {
     if (unpacked != bytes) {
       throw_damaged(name, fmt::format("its seek table tells of {} bytes, and the tensor has {}", unpacked, bytes));
     }
+    for_each([&](const Frame& frame) {
+      if (frame.bytes > frame.packed_bytes * kMostPerByte) {
+        throw_damaged(name, fmt::format("frame {} of its seek table says that {} bytes unpack to {}: no frame can",
+                                        frame.number, frame.packed_bytes, frame.bytes));
+      }
+    });
   }
 
   Bytes entries_;
