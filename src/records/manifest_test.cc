@@ -71,6 +71,26 @@ TEST_F(Manifest, HasNoFieldThatTheReferenceDoesNotKnow) {
   EXPECT_EQ(json["refs"][0]["metadata"]["incarnation"], one.incarnation);
 }
 
+TEST_F(Manifest, KeepsWhatItDoesNotKnowOfARef) {
+  auto json = nlohmann::ordered_json::parse(sample_ref_to_json(ref("a")));
+  json["later"] = {{"x", 1}};
+  json["metadata"]["also_later"] = "y";
+  replace_file(path_, std::string_view(R"({"schema_version": 1, "refs": [)" + json.dump() + "]}"));
+  write_ref_manifest(path_, read_ref_manifest(path_));
+  EXPECT_EQ(nlohmann::json::parse(read_text_file(path_))["refs"][0], nlohmann::json::parse(json.dump()));  // in any order
+}
+
+TEST_F(Manifest, OneThatIsThereIsReplacedOrStays) {
+  write_ref_manifest(path_, {ref("a")});
+  write_ref_manifest(path_, {ref("b")});
+  EXPECT_EQ(read_ref_manifest(path_)[0].sample_id.str(), "b");
+  EXPECT_EQ(temp_.list().size(), 1u);
+  const auto folder = temp_.path() / "folder";
+  std::filesystem::create_directories(folder / "in it");
+  EXPECT_ANY_THROW(write_ref_manifest(folder, {ref("a")}));
+  EXPECT_EQ(temp_.list().size(), 2u);
+}
+
 TEST_F(Manifest, RefusesWhatIsNoneByName) {
   EXPECT_THROW(read_ref_manifest(temp_.path() / "none.json"), NotFound);
   EXPECT_THAT(message_of<Corrupt>("[]"), AllOf(HasSubstr("manifest.json"), HasSubstr("not a JSON object")));

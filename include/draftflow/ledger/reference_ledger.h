@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The reference runtime's ledger, an SQLite file, read as it is (docs/formats/reference.md). Nothing is written, beside the
-// file neither. Thread-safe.
+// The reference runtime's ledger, an SQLite file, read as it is (docs/formats/reference.md). It is never written; without a
+// log (-wal) beside it nothing appears there either, with one SQLite makes the log's index (-shm). Thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -2,8 +2,8 @@
 //
 // FeatureStore: owns the bytes of samples. (store, incarnation, sample, generation) names one immutable byte string for
 // ever; a generation appears whole, in one atomic step, and is never reused. One interface, backends in folders below
-// (memory/, shared_dir/, files/); factories at the end. All functions may be called from any thread and any process at
-// once. Destroying a store ends its leases as a death would: nothing is consumed by it.
+// (memory/, shared_dir/, files/, reference/); factories at the end. All functions may be called from any thread and any
+// process at once. Destroying a store ends its leases as a death would: nothing is consumed by it.
 //
 //   auto store = create_shared_dir_store("out/store", StoreId("features"), {});
 //   SampleRef ref = store->put(tensors, id, metadata);

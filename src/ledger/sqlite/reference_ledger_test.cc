@@ -4,8 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sqlite3.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/file.h"
 #include "testing/temp_folder.h"
 
 namespace draftflow {
@@ -76,6 +79,55 @@ TEST_F(ReferenceLedgerTest, SeesWhatIsInTheLogOfAWriterThatStillRuns) {
   run(writer, "PRAGMA wal_autocheckpoint=0;" + row("b"));
   EXPECT_EQ(read_reference_ledger(path_).committed.size(), 2u);
   sqlite3_close(writer);
+}
+
+TEST_F(ReferenceLedgerTest, ReadsTheLogOfAWriterThatWasKilledAndLeavesIt) {
+  make(row("a"));
+  sqlite3* writer = open();
+  run(writer, "PRAGMA wal_autocheckpoint=0;" + row("b"));
+  const std::string database = read_text_file(path_), log = read_text_file(path_.string() + "-wal");
+  sqlite3_close(writer);
+  path_ = temp_.path() / "killed.sqlite3";
+  replace_file(path_, std::string_view(database));
+  replace_file(path_.string() + "-wal", std::string_view(log));
+  EXPECT_EQ(read_reference_ledger(path_).committed.size(), 2u);
+  EXPECT_EQ(read_text_file(path_), database);
+  EXPECT_EQ(read_text_file(path_.string() + "-wal"), log);
+}
+
+// In a process that is not root, whom no mode would stop.
+TEST_F(ReferenceLedgerTest, AReadOnlyFolderWillDoUnlessThereIsALog) {
+  make(row("a"));
+  const auto read_as_stranger = [&] {
+    std::filesystem::permissions(path_, std::filesystem::perms(0444));
+    std::filesystem::permissions(temp_.path(), std::filesystem::perms(0555));
+    const pid_t child = ::fork();
+    if (child == 0) {
+      if (::geteuid() == 0 && ::setuid(65534) != 0) ::_exit(9);
+      try {
+        ::_exit(read_reference_ledger(path_).committed.size() == 1 ? 0 : 1);
+      } catch (const PermissionDenied& error) {
+        ::_exit(std::string(error.what()).find("copy both files elsewhere") != std::string::npos ? 2 : 3);
+      } catch (...) {
+        ::_exit(4);
+      }
+    }
+    int status = -1;
+    ::waitpid(child, &status, 0);
+    std::filesystem::permissions(temp_.path(), std::filesystem::perms(0755));
+    std::filesystem::permissions(path_, std::filesystem::perms(0644));
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  };
+  EXPECT_EQ(read_as_stranger(), 0);
+  sqlite3* writer = open();
+  run(writer, "PRAGMA wal_autocheckpoint=0;" + row("b"));
+  const std::string log = read_text_file(path_.string() + "-wal");
+  const std::string database = read_text_file(path_);
+  sqlite3_close(writer);
+  replace_file(path_, std::string_view(database));
+  replace_file(path_.string() + "-wal", std::string_view(log));
+  std::filesystem::permissions(path_.string() + "-wal", std::filesystem::perms(0444));
+  EXPECT_EQ(read_as_stranger(), 2);
 }
 
 TEST_F(ReferenceLedgerTest, WithoutMarkersNothingIsDurable) {

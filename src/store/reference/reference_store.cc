@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -23,6 +24,30 @@ constexpr std::size_t kMaxNameBytes = 255;
 
 std::string shown_sample(const SampleId& id, std::uint64_t generation) {
   return fmt::format("sample '{}' generation {}", printable(id.str()), generation);
+}
+
+// The file's tensor of a feature: the ref's key of it, "{sample_id}/{name}" or a raw key, of which the reference takes what
+// follows the last '/'; without a key its own name.
+const Tensor* find_feature(const TensorMap& found, const SampleRef& ref, const std::string& name) {
+  std::string_view key = name;
+  for (const auto& [known, raw] : ref.feature_keys) {
+    if (known == name) key = raw;
+  }
+  const std::string prefix = ref.sample_id.str() + "/";
+  if (key.starts_with(prefix)) {
+    if (const Tensor* tensor = find_tensor(found, key.substr(prefix.size()))) return tensor;
+  }
+  return find_tensor(found, key.substr(key.rfind('/') + 1));  // npos + 1 is 0
+}
+
+// What the reference writes is published by a rename and never written again, so that a mapping keeps its bytes.
+std::pair<std::span<const std::byte>, std::shared_ptr<const void>> map_file(int fd, std::uint64_t size,
+                                                                            const std::filesystem::path& path) {
+  if (size == 0) return {};  // cannot be mapped; the parser refuses it
+  void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  if (memory == MAP_FAILED) throw_errno(errno, "mapping " + path.string());
+  return {{static_cast<const std::byte*>(memory), size},
+          {memory, [size](const void* mapped) { ::munmap(const_cast<void*>(mapped), size); }}};
 }
 
 }  // namespace
@@ -73,31 +98,41 @@ UniqueFd ReferenceStore::open(const SampleId& sample_id, std::uint64_t generatio
                              shown_sample(sample_id, generation), folder_.path().string()));
 }
 
-// The whole file: a copy survives that the reference's own consumer deletes it.
-TensorMap ReferenceStore::load(const SampleId& sample_id, std::uint64_t generation) const {
+// The whole file. A copy survives that the file is cut short meanwhile.
+TensorMap ReferenceStore::load(const SampleId& sample_id, std::uint64_t generation, bool mapped) const {
   const UniqueFd fd = open(sample_id, generation);
   const std::filesystem::path path = folder_.shown(name_of(sample_id, generation));
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0) throw_errno(errno, "fstat of " + path.string());
   if (!S_ISREG(status.st_mode)) throw Corrupt(fmt::format("{} is not a regular file: remove it", path.string()));
   const std::string what = fmt::format("{} ({})", shown_sample(sample_id, generation), path.string());
-  auto [whole, bytes] = Tensor::allocate(DType::kUInt8, {static_cast<std::int64_t>(status.st_size)});
-  read_exact(fd.get(), bytes, 0, path);
-  TorchFile file = parse_torch_zip(bytes, whole.owner, what);
+  TorchFile file;
+  if (mapped) {
+    auto [bytes, owner] = map_file(fd.get(), static_cast<std::uint64_t>(status.st_size), path);
+    file = parse_torch_zip(bytes, std::move(owner), what);
+  } else {
+    auto [whole, bytes] = Tensor::allocate(DType::kUInt8, {static_cast<std::int64_t>(status.st_size)});
+    read_exact(fd.get(), bytes, 0, path);
+    file = parse_torch_zip(bytes, whole.owner, what);
+  }
   if (file.values.empty()) return std::move(file.tensors);
   throw Corrupt(fmt::format("{}: '{}' is of type {}, not a tensor: the reference's store does not write that", what,
                             printable(file.values[0].first), file.values[0].second));
 }
 
 TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::string>& names) {
+  return read(ref, names, /*mapped=*/false);
+}
+
+TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::string>& names, bool mapped) const {
   check_ours(ref);
   const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
-  const TensorMap found = load(ref.sample_id, ref.generation);
+  const TensorMap found = load(ref.sample_id, ref.generation, mapped);
   const std::string what = fmt::format("{} ({})", shown_sample(ref.sample_id, ref.generation),
                                        folder_.shown(name_of(ref.sample_id, ref.generation)).string());
   TensorMap tensors;
   for (const FeatureSpec* spec : specs) {
-    const Tensor* tensor = find_tensor(found, spec->name);
+    const Tensor* tensor = find_feature(found, ref, spec->name);
     if (tensor == nullptr) {
       throw Corrupt(fmt::format("{}: the file has no tensor '{}', which the ref names", what, printable(spec->name)));
     }
@@ -108,13 +143,13 @@ TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::stri
 }
 
 Fetched ReferenceStore::get(const SampleRef& ref, const GetOptions& options) {
-  if (options.zero_copy) {
+  if (options.zero_copy && on_network_file_system(folder_)) {
     throw InvalidArgument(
-        fmt::format("zero-copy get of sample '{}': the reference may delete or rewrite its file in place: get "
-                    "copies",
-                    printable(ref.sample_id.str())));
+        fmt::format("zero-copy get of sample '{}': {} is on {}, where another host can cut a mapped file short: get copies",
+                    printable(ref.sample_id.str()), folder_.path().string(), file_system_name(folder_)));
   }
-  return {read(ref, options.names), {ref.sample_id, ref.generation, "reference"}};
+  TensorMap tensors = read(ref, options.names, options.zero_copy);
+  return {std::move(tensors), {ref.sample_id, ref.generation, fmt::format("{}.{}", token_prefix_, ++next_lease_)}};
 }
 
 SampleRef ReferenceStore::put(const TensorMap&, const SampleId& sample_id, const PutMetadata&) {
@@ -128,7 +163,8 @@ std::uint64_t ReferenceStore::greatest(const SampleId& sample_id) const {
   std::optional<std::uint64_t> found;
   for (const std::string& name : folder_.list()) {
     const auto parsed = parse_reference_name(name);
-    if (parsed && parsed->sample_id == sample_id.str()) found = std::max(found.value_or(0), parsed->generation);
+    if (!parsed || parsed->sample_id != sample_id.str() || name != name_of(sample_id, parsed->generation)) continue;
+    found = std::max(found.value_or(0), parsed->generation);
   }
   if (found) return *found;
   throw NotFound(
@@ -137,7 +173,7 @@ std::uint64_t ReferenceStore::greatest(const SampleId& sample_id) const {
 
 SampleRef ReferenceStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {
   const std::uint64_t wanted = generation ? *generation : greatest(sample_id);
-  const TensorMap tensors = load(sample_id, wanted);
+  const TensorMap tensors = load(sample_id, wanted, /*mapped=*/false);
   SampleRef ref = make_ref(tensors, sample_id, {.run_id = RunId("unknown")}, "disagg://" + id_.str() + "/" + sample_id.str(),
                            sample_id.str() + "/");
   ref.generation = wanted;
@@ -146,6 +182,9 @@ SampleRef ReferenceStore::find(const SampleId& sample_id, std::optional<std::uin
 
 ResidentSample ReferenceStore::describe(const std::string& name, const ReferenceName& parsed) const {
   ResidentSample sample{.sample_id = SampleId(parsed.sample_id), .generation = parsed.generation, .path = folder_.shown(name)};
+  if (name != name_of(sample.sample_id, sample.generation)) {
+    throw Corrupt(sample.path.string() + " has zeros before its generation, a name that the reference opens never: rename it");
+  }
   struct stat status {};
   if (::fstatat(folder_.fd(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) {
     if (errno == ENOENT) throw NotFound(sample.path.string() + " was freed meanwhile");

@@ -5,12 +5,14 @@
 // lease has nothing to keep. Thread-safe.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
 
+#include "draftflow/base/random.h"
 #include "draftflow/store/feature_store.h"
 #include "store/shared_dir/folder.h"
 
@@ -48,11 +50,14 @@ class ReferenceStore : public FeatureStore {
   std::uint64_t greatest(const SampleId& sample_id) const;
   void check_ours(const SampleRef& ref) const;
   UniqueFd open(const SampleId& sample_id, std::uint64_t generation) const;
-  TensorMap load(const SampleId& sample_id, std::uint64_t generation) const;
+  TensorMap load(const SampleId& sample_id, std::uint64_t generation, bool mapped) const;
+  TensorMap read(const SampleRef& ref, const std::vector<std::string>& names, bool mapped) const;
   ResidentSample describe(const std::string& name, const ReferenceName& parsed) const;
 
-  Folder folder_;
-  StoreId id_;
+  const Folder folder_;
+  const StoreId id_;
+  const std::string token_prefix_ = random_hex128();  // so that no other store or process gives the same token
+  std::atomic<std::uint64_t> next_lease_{0};
   std::mutex mutex_;
   std::optional<StoreHealth> counted_;  // guarded by mutex_
 };

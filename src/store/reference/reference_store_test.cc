@@ -2,9 +2,13 @@
 #include "store/reference/reference_store.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
+
+#include <set>
 
 #include "draftflow/formats/torch_zip.h"
 #include "draftflow/records/manifest.h"
+#include "formats/zip_builder.h"
 #include "store/store_testing.h"
 #include "testing/temp_folder.h"
 
@@ -84,12 +88,123 @@ TEST_F(ReferenceFolder, NothingIsEverWrittenOrDeleted) {
     store->gc();
     EXPECT_THAT(message_of<InvalidArgument>([&] { store->put(small_tensors(), SampleId("c"), run_metadata()); }),
                 HasSubstr("only read"));
-    EXPECT_THROW(store->get(ref("a", 1), {.zero_copy = true}), InvalidArgument);
   }
   EXPECT_EQ(files_below(root()), before);
   EXPECT_THAT(message_of<InvalidArgument>([&] { create_shared_dir_store(temp_.path(), StoreId("st"), {}); }),
-              HasSubstr("is not a store and holds"));
+              AllOf(HasSubstr(root().string()), HasSubstr("reference runtime wrote"), HasSubstr("under another name")));
   EXPECT_EQ(files_below(root()), before);
+}
+
+TEST_F(ReferenceFolder, ALeaseIsATokenThatNobodyElseHas) {
+  write("a.g1.ckpt", small_tensors());
+  const auto one = open(), two = open();
+  std::set<std::string> tokens;
+  for (int i = 0; i < 3; ++i) {
+    tokens.insert(one->get(ref("a", 1)).handle.lease_token);
+    tokens.insert(two->get(ref("a", 1), {.zero_copy = true}).handle.lease_token);
+  }
+  EXPECT_EQ(tokens.size(), 6u);
+}
+
+// The reference looks a feature up by its key, whose last part is the name in the file.
+TEST_F(ReferenceFolder, AFeatureIsFoundByItsKey) {
+  write("a.g1.ckpt", small_tensors());
+  const auto store = open();
+  SampleRef keyed = ref("a", 1);
+  keyed.feature_keys = {{"ids", "a/input_ids"}, {"states", "hidden_state"}};
+  keyed.feature_specs[0].name = "ids";
+  keyed.feature_specs[1].name = "states";
+  TensorMap wanted = small_tensors();
+  wanted[0].first = "ids";
+  wanted[1].first = "states";
+  expect_same(store->read(keyed, {}), wanted);
+  EXPECT_EQ(store->get(keyed, {.names = {"states"}}).tensors.at(0).first, "states");
+  keyed.feature_keys[1].second = "a/gone";
+  EXPECT_THAT(message_of<Corrupt>([&] { store->get(keyed); }), HasSubstr("no tensor 'states'"));
+}
+
+TEST_F(ReferenceFolder, ANameWithASlashInTheFileIsFound) {
+  const TensorMap tensors{{"deep/state", store_testing::random_tensor(DType::kFloat32, {2}, 1)}};
+  write("a.g1.ckpt", tensors);
+  const auto store = open();
+  expect_same(store->read(store->find(SampleId("a"))), tensors);
+}
+
+TEST_F(ReferenceFolder, MappedBytesOutliveTheFileAndTheStore) {
+  write("a.g1.ckpt", small_tensors(1));
+  write("a.g1.ckpt.0123.tmp", small_tensors(2));
+  TensorMap mapped;
+  {
+    const auto store = open();
+    Fetched fetched = store->get(ref("a", 1), {.zero_copy = true});
+    mapped = std::move(fetched.tensors);
+    store->release(fetched.handle);
+    std::filesystem::rename(root() / "a.g1.ckpt.0123.tmp", root() / "a.g1.ckpt");  // the reference's put after a free
+    expect_same(store->get(ref("a", 1), {.zero_copy = true}).tensors, small_tensors(2));
+    std::filesystem::remove(root() / "a.g1.ckpt");
+    EXPECT_THROW(store->get(ref("a", 1), {.zero_copy = true}), NotFound);
+  }
+  expect_same(mapped, small_tensors(1));
+}
+
+TEST_F(ReferenceFolder, AMappedFileIsCheckedAsACopiedOneIs) {
+  write("a.g1.ckpt", small_tensors());
+  const std::string good = read_text_file(root() / "a.g1.ckpt");
+  const auto store = open();
+  SampleRef lying = ref("a", 1);
+  lying.feature_specs[1].shape = {8, 16};
+  EXPECT_THROW(store->get(lying, {.zero_copy = true}), Corrupt);
+  const TensorMap tensors = small_tensors();
+  const std::span<const std::byte> states = tensors[1].second.bytes;
+  const std::size_t at = good.find(std::string(reinterpret_cast<const char*>(states.data()), states.size()));
+  ASSERT_NE(at, std::string::npos);
+  std::string flipped = good;
+  flipped[at + 3] ^= 1;
+  for (const std::string& bad : {flipped, good.substr(0, good.size() / 2), std::string()}) {
+    replace_file(root() / "a.g1.ckpt", bad);
+    for (const bool zero_copy : {false, true}) {
+      EXPECT_THROW(store->get(ref("a", 1), {.zero_copy = zero_copy}), Corrupt) << bad.size() << zero_copy;
+    }
+  }
+}
+
+TEST_F(ReferenceFolder, APickleThatWouldRunSomethingIsRefusedByName) {
+  const std::filesystem::path proof = temp_.path() / "ran";
+  const std::string command = "touch " + proof.string();
+  const std::string bomb =
+      std::string("\x80\x02") + "cposix\nsystem\nX" + testing_support::ZipBuilder::u32(command.size()) + command + "\x85R.";
+  replace_file(root() / "a.g1.ckpt", testing_support::ZipBuilder().add("a/data.pkl", bomb).add("a/version", "3\n").finish());
+  const auto store = open();
+  EXPECT_THAT(message_of<InvalidArgument>([&] { store->get(ref("a", 1)); }),
+              AllOf(HasSubstr("a.g1.ckpt"), HasSubstr("posix"), HasSubstr("system")));
+  EXPECT_THROW(store->find(SampleId("a")), InvalidArgument);
+  EXPECT_FALSE(std::filesystem::exists(proof));
+}
+
+TEST_F(ReferenceFolder, WhatIsNoFileNeitherHangsNorCounts) {
+  write("good.g1.ckpt", small_tensors());
+  ASSERT_EQ(::mkfifo((root() / "pipe.g1.ckpt").c_str(), 0600), 0);
+  std::filesystem::create_directory(root() / "folder.g1.ckpt");
+  write("zeros.g007.ckpt", small_tensors());
+  write("zeros.g3.ckpt", small_tensors(3));
+  write("\xff.g1.ckpt", small_tensors());
+  const auto store = open();
+  EXPECT_THROW(store->get(ref("pipe", 1)), Corrupt);
+  EXPECT_THROW(store->get(ref("folder", 1)), Corrupt);
+  EXPECT_EQ(store->find(SampleId("zeros")).generation, 3u);
+  EXPECT_EQ(store->health().resident_samples, 2u);
+  std::vector<std::string> damaged;
+  store->for_each([](const ResidentSample&) { return true; },
+                  [&](const std::filesystem::path& path, const std::string&) { damaged.push_back(path.filename()); });
+  EXPECT_THAT(damaged, ::testing::UnorderedElementsAre("pipe.g1.ckpt", "folder.g1.ckpt", "zeros.g007.ckpt", "\xff.g1.ckpt"));
+}
+
+TEST_F(ReferenceFolder, DotsAreIdsLikeAnyOther) {
+  write("..g1.ckpt", small_tensors(1));
+  write("...g1.ckpt", small_tensors(2));
+  const auto store = open();
+  expect_same(store->get(ref(".", 1)).tensors, small_tensors(1));
+  expect_same(store->get(ref("..", 1)).tensors, small_tensors(2));
 }
 
 TEST_F(ReferenceFolder, WhatTheReferenceCannotNameIsNotThere) {

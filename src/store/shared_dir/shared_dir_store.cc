@@ -611,6 +611,12 @@ std::unique_ptr<FeatureStore> find_reference_store(const std::filesystem::path& 
 std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
                                                       const SharedDirOptions& options) {
   check_options(options);
+  if (find_reference_store(root, id, {})) {
+    throw InvalidArgument(
+        fmt::format("{} is a folder that the reference runtime wrote, and is only read: opening it works as it "
+                    "is; to put, create a store under another name",
+                    (root / id.str()).string()));
+  }
   make_folders(root);
   store::Folder folder = store::Folder::open(root).find_or_make(store::store_folder_name(id));
   const store::StoreFile file = store::make_store_file(folder, id, options);
