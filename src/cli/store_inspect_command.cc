@@ -74,7 +74,8 @@ Json look_at(const OpenedStore& opened, const SampleRef& ref) {
 std::string plain_text(const Json& found, const SampleRef& ref) {
   const auto text_of = [&](const char* key) { return printable(found[key].get<std::string>(), 16384); };
   std::string text = fmt::format("sample     {}   generation {}\n", printable_id(ref.sample_id), ref.generation);
-  text += fmt::format("store      {}, incarnation {}\n", text_of("store_id"), text_of("incarnation"));
+  const std::string incarnation = text_of("incarnation");  // none in a folder of the reference runtime
+  text += fmt::format("store      {}{}\n", text_of("store_id"), incarnation.empty() ? "" : ", incarnation " + incarnation);
   text += fmt::format("file       {}\n", text_of("path"));
   text += fmt::format("resident   {}, {} leases, age {}\n", human_bytes(found["bytes"].get<std::uint64_t>()),
                       found["leases"].get<std::uint64_t>(), human_seconds(found["age_s"].get<double>()));

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <fstream>
 #include <set>
 
 #include "draftflow/formats/torch_zip.h"
@@ -130,6 +131,11 @@ TEST_F(ReferenceFolder, ANameWithASlashInTheFileIsFound) {
   expect_same(store->read(store->find(SampleId("a"))), tensors);
 }
 
+std::string mappings() {
+  std::ifstream maps("/proc/self/maps");
+  return {std::istreambuf_iterator<char>(maps), {}};
+}
+
 TEST_F(ReferenceFolder, MappedBytesOutliveTheFileAndTheStore) {
   write("a.g1.ckpt", small_tensors(1));
   write("a.g1.ckpt.0123.tmp", small_tensors(2));
@@ -145,6 +151,10 @@ TEST_F(ReferenceFolder, MappedBytesOutliveTheFileAndTheStore) {
     EXPECT_THROW(store->get(ref("a", 1), {.zero_copy = true}), NotFound);
   }
   expect_same(mapped, small_tensors(1));
+  const std::string name = (root() / "a.g1.ckpt").string();
+  EXPECT_THAT(mappings(), HasSubstr(name));
+  mapped.clear();
+  EXPECT_THAT(mappings(), ::testing::Not(HasSubstr(name)));
 }
 
 TEST_F(ReferenceFolder, AMappedFileIsCheckedAsACopiedOneIs) {
