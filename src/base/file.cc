@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -74,6 +75,15 @@ void write_all(int fd, std::span<const std::byte> data, const std::filesystem::p
     }
     data = data.subspan(static_cast<std::size_t>(wrote));
   }
+}
+
+MappedFile map_file(int fd, const std::filesystem::path& path) {
+  const std::uint64_t size = file_size(fd, path);
+  if (size == 0) return {};
+  void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  if (memory == MAP_FAILED) throw_errno(errno, "mapping " + path.string());
+  return {{static_cast<const std::byte*>(memory), size},
+          {memory, [size](const void* mapped) { ::munmap(const_cast<void*>(mapped), size); }}};
 }
 
 std::string read_text_file(const std::filesystem::path& path, std::uint64_t max_bytes) {

@@ -35,7 +35,7 @@ constexpr const char* kExample =
     "Run it several times at once for several producers; killed, it can be run again and goes on.";
 
 int run(CaptureArguments arguments, const Console& console) {
-  arguments.options.secret = find_secret("");  // before there are threads
+  arguments.options.secret = take_secret("");  // before there are threads
   const Models& models = load_models();
   std::optional<MetricsWriter> metrics;
   if (!arguments.metrics.empty()) metrics.emplace(arguments.metrics);

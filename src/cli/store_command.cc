@@ -34,8 +34,8 @@ constexpr const char* kCreateExample =
 
 constexpr const char* kRotateExample =
     "Example:\n"
-    "  (umask 077; head -c 32 /dev/urandom | base64 > next.secret)\n"
     "  draftflow store rotate out/store --secret-file store.secret --new-secret-file next.secret\n"
+    "with a new file made by (umask 077; head -c 32 /dev/urandom | base64 > next.secret).\n"
     "Files stay as they are, and processes that have the store open go on. Who had the old secret may have kept the keys that "
     "it\n"
     "opened: to lock somebody out, make a new store.";
@@ -129,7 +129,7 @@ bool is_there(const StoreName& name, const std::shared_ptr<const Secret>& secret
 
 int run_create(CreateArguments arguments, const Console& console) {
   const StoreName name = store_name(arguments.store.path);
-  arguments.options.secret = find_secret(arguments.store.secret_file);
+  arguments.options.secret = take_secret(arguments.store.secret_file);
   arguments.options.codec = codec_from_name(arguments.codec);
   arguments.options.kind = arguments.kind == "ledgered" ? StoreKind::kLedgered : StoreKind::kConsumeOnce;
   arguments.options.durability = arguments.durability == "none"   ? Durability::kNone
@@ -184,16 +184,21 @@ void add_create(CLI::App& group, CommandLine& line) {
 struct RotateArguments {
   StorePath store;
   std::filesystem::path new_secret_file;
+  bool json = false;
 };
 
 int run_rotate(const RotateArguments& arguments, const Console& console) {
   const StoreName name = store_name(arguments.store.path);
-  const auto old_secret = find_secret(arguments.store.secret_file);
+  const auto old_secret = take_secret(arguments.store.secret_file);
   if (old_secret == nullptr) {
     throw InvalidArgument(fmt::format("the secret that store '{}' has now is needed: name its file with --secret-file",
                                       printable(name.id.str(), 4096)));
   }
   rotate_shared_dir_secret(name.root, name.id, *old_secret, Secret::from_file(arguments.new_secret_file));
+  if (arguments.json) {
+    console.out << json_line({{"store_id", json_text(name.id.str())}, {"rotated", true}});
+    return 0;
+  }
   console.out << fmt::format("store '{}' opens with the secret in {} from now on\n", printable(name.id.str(), 4096),
                              printable(arguments.new_secret_file.string(), 4096));
   return 0;
@@ -204,6 +209,7 @@ void add_rotate(CLI::App& group, CommandLine& line) {
   CLI::App& app = *group.add_subcommand("rotate", "Change a store's secret");
   add_store_path(app, arguments->store);
   app.add_option("--new-secret-file", arguments->new_secret_file, "the secret from now on")->required()->type_name("FILE");
+  app.add_flag("--json", arguments->json, "print the result as JSON");
   app.footer(kRotateExample);
   app.callback([&line, arguments] { line.action = [&line, arguments] { return run_rotate(*arguments, line.console); }; });
 }
@@ -256,15 +262,15 @@ StoreName store_name(const std::filesystem::path& folder) {
   return {named.has_parent_path() ? named.parent_path() : ".", StoreId(named.filename().string())};
 }
 
-std::shared_ptr<const Secret> find_secret(const std::filesystem::path& secret_file) {
+std::shared_ptr<const Secret> take_secret(const std::filesystem::path& secret_file) {
   auto found = Secret::from_environment(kSecretVariable);  // wiped in any case
-  return draftflow::find_secret(secret_file, found ? std::make_shared<Secret>(std::move(*found)) : nullptr);
+  return find_secret(secret_file, found ? std::make_shared<Secret>(std::move(*found)) : nullptr);
 }
 
 OpenedStore open_store(const StorePath& store) {
   const std::filesystem::path& folder = store.path;
   const StoreName name = store_name(folder);
-  const std::shared_ptr<const Secret> secret = find_secret(store.secret_file);
+  const std::shared_ptr<const Secret> secret = take_secret(store.secret_file);
   try {
     return {folder, name.id, open_shared_dir_store(name.root, name.id, {.secret = secret})};
   } catch (const NotFound& error) {

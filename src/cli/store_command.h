@@ -35,7 +35,7 @@ struct StorePath {
   std::filesystem::path path;
   std::filesystem::path secret_file;
 };
-std::shared_ptr<const Secret> find_secret(const std::filesystem::path& secret_file);  // nullptr for none
+std::shared_ptr<const Secret> take_secret(const std::filesystem::path& secret_file);  // nullptr for none
 
 struct OpenedStore {
   std::filesystem::path path;  // as it was given

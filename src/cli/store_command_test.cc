@@ -12,7 +12,7 @@ using testing::HasSubstr;
 using testing::StartsWith;
 
 TEST_F(StoreCommand, EachHasHelpWithAnExample) {
-  for (const std::string command : {"create", "put", "get", "ls", "inspect", "verify", "gc", "stat"}) {
+  for (const std::string command : {"create", "put", "get", "ls", "inspect", "verify", "gc", "stat", "rotate"}) {
     const Outcome outcome = call({command, "--help"});
     EXPECT_EQ(outcome.code, 0) << command;
     EXPECT_THAT(outcome.out, HasSubstr("Example:\n  draftflow store " + command + " "));

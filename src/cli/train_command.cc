@@ -30,7 +30,7 @@ constexpr const char* kExample =
     "Killed or stopped, it can be run again and goes on from its last checkpoint.";
 
 int run(TrainArguments arguments, const Console& console) {
-  arguments.options.secret = find_secret("");  // before there are threads
+  arguments.options.secret = take_secret("");  // before there are threads
   const Models& models = load_models();
   std::optional<MetricsWriter> metrics;
   if (!arguments.metrics.empty()) metrics.emplace(arguments.metrics);

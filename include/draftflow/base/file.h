@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -45,6 +46,14 @@ void write_all(int fd, std::span<const std::byte> data, const std::filesystem::p
 
 // The whole file as text. A file over max_bytes is InvalidArgument, naming both sizes.
 std::string read_text_file(const std::filesystem::path& path, std::uint64_t max_bytes = 1ULL << 30);
+
+// The whole file, mapped for reading while `owner` lives. Of an empty file nothing is mapped. For local file systems: where
+// another host, or a writer in place, cuts the file short, reading behind its end is a SIGBUS.
+struct MappedFile {
+  std::span<const std::byte> bytes;
+  std::shared_ptr<const void> owner;
+};
+MappedFile map_file(int fd, const std::filesystem::path& path);
 
 // Replaces `path` in one step: a temporary beside it, fsync, rename, fsync of the folder. After a failure the old file is
 // untouched and no temporary is left.

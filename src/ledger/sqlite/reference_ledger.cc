@@ -29,6 +29,8 @@ std::string uri_of(const std::filesystem::path& path, bool immutable) {
   return uri + (immutable ? "?mode=ro&immutable=1" : "?mode=ro");
 }
 
+// Beside sqlite::Database, whose errors speak of our own ledgers and whose files may be written: here a missing table is the
+// file's fault, and nothing may appear beside it.
 class Reader {
  public:
   explicit Reader(const std::filesystem::path& path) : path_(path) {
@@ -81,6 +83,8 @@ class Reader {
     if (code == SQLITE_CANTOPEN || code == SQLITE_READONLY) {
       throw PermissionDenied(message + "; its log (-wal) needs a folder that can be written to: copy both files elsewhere");
     }
+    if (code == SQLITE_IOERR) throw Unavailable(message + "; retry");
+    if (code == SQLITE_NOMEM) throw Exhausted(message);
     throw Corrupt(message);
   }
 

@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -38,16 +37,6 @@ const Tensor* find_feature(const TensorMap& found, const SampleRef& ref, const s
     if (const Tensor* tensor = find_tensor(found, key.substr(prefix.size()))) return tensor;
   }
   return find_tensor(found, key.substr(key.rfind('/') + 1));  // npos + 1 is 0
-}
-
-// What the reference writes is published by a rename and never written again, so that a mapping keeps its bytes.
-std::pair<std::span<const std::byte>, std::shared_ptr<const void>> map_file(int fd, std::uint64_t size,
-                                                                            const std::filesystem::path& path) {
-  if (size == 0) return {};  // cannot be mapped; the parser refuses it
-  void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
-  if (memory == MAP_FAILED) throw_errno(errno, "mapping " + path.string());
-  return {{static_cast<const std::byte*>(memory), size},
-          {memory, [size](const void* mapped) { ::munmap(const_cast<void*>(mapped), size); }}};
 }
 
 }  // namespace
@@ -98,7 +87,8 @@ UniqueFd ReferenceStore::open(const SampleId& sample_id, std::uint64_t generatio
                              shown_sample(sample_id, generation), folder_.path().string()));
 }
 
-// The whole file. A copy survives that the file is cut short meanwhile.
+// The whole file. A copy survives that the file is cut short meanwhile; a mapping is good because what the reference writes is
+// published by a rename and never written again.
 TensorMap ReferenceStore::load(const SampleId& sample_id, std::uint64_t generation, bool mapped) const {
   const UniqueFd fd = open(sample_id, generation);
   const std::filesystem::path path = folder_.shown(name_of(sample_id, generation));
@@ -108,8 +98,8 @@ TensorMap ReferenceStore::load(const SampleId& sample_id, std::uint64_t generati
   const std::string what = fmt::format("{} ({})", shown_sample(sample_id, generation), path.string());
   TorchFile file;
   if (mapped) {
-    auto [bytes, owner] = map_file(fd.get(), static_cast<std::uint64_t>(status.st_size), path);
-    file = parse_torch_zip(bytes, std::move(owner), what);
+    MappedFile whole = map_file(fd.get(), path);
+    file = parse_torch_zip(whole.bytes, std::move(whole.owner), what);
   } else {
     auto [whole, bytes] = Tensor::allocate(DType::kUInt8, {static_cast<std::int64_t>(status.st_size)});
     read_exact(fd.get(), bytes, 0, path);

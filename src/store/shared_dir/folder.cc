@@ -18,6 +18,7 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <span>
 #include <sstream>
 
 #include "draftflow/base/error.h"
@@ -116,6 +117,16 @@ std::optional<UniqueFd> Folder::find_file(const std::string& name, int flags) co
                               shown(name).string()));
   }
   throw_errno(errno, "opening " + shown(name).string());
+}
+
+std::optional<std::string> Folder::find_text(const std::string& name, std::uint64_t max_bytes, const char* what) const {
+  const auto fd = find_file(name, O_RDONLY);
+  if (!fd) return std::nullopt;
+  const std::uint64_t size = file_size(fd->get(), shown(name));
+  if (size > max_bytes) throw Corrupt(fmt::format("{} has {} bytes: it is not {}", shown(name).string(), size, what));
+  std::string text(size, '\0');
+  read_exact(fd->get(), std::as_writable_bytes(std::span(text)), 0, shown(name));
+  return text;
 }
 
 // One call where the kernel has it (5.6); nothing in `unsupported` where it does not, or a sandbox forbids it.

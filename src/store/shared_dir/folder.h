@@ -29,7 +29,9 @@ class Folder {
   Folder find_or_make(const std::string& name) const;
   UniqueFd open_file(const std::string& name, int flags) const;                 // 0660 less umask; never follows a link
   std::optional<UniqueFd> find_file(const std::string& name, int flags) const;  // nothing if absent; Corrupt for a link
-  // The same for "folder/folder/name"; no link is followed on the way either.
+  // The text of a small file that `what` describes; nothing if absent, Corrupt over max_bytes.
+  std::optional<std::string> find_text(const std::string& name, std::uint64_t max_bytes, const char* what) const;
+  // find_file for "folder/folder/name"; no link is followed on the way either.
   std::optional<UniqueFd> find_file_below(const std::string& path, int flags) const;
   std::optional<Folder> find_below(const std::string& path) const;
   bool holds(const std::string& name, int fd) const;                    // the name is one of this file's, by the server's word

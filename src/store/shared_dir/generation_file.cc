@@ -2,7 +2,6 @@
 #include "store/shared_dir/generation_file.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #define XXH_STATIC_LINKING_ONLY  // for a hash state on the stack
@@ -249,22 +248,25 @@ void GenerationReader::check_identity() {
 }
 
 void GenerationReader::list_tensors() {
-  PackedSample sample;
+  std::vector<StoredTensor> packed;
   if (const std::string* found = header_.find_metadata(kPackedKey)) {
     try {
-      sample.packed = packed_from_json(*found);
+      packed = packed_from_json(*found);
     } catch (const Corrupt& error) {
       fail(error.what());
     }
   }
+  const std::string ending = scale_name("");
   for (const SafetensorsEntry& entry : header_.entries) {
-    if (sample.find(entry.name) == nullptr && entry.name.ends_with(scale_name("")) &&
-        sample.find(std::string_view(entry.name).substr(0, entry.name.size() - scale_name("").size())) != nullptr) {
+    if (const StoredTensor* found = find_stored(packed, entry.name)) {
+      tensors_.push_back(*found);
+      continue;
+    }
+    const std::string_view name = entry.name;
+    if (name.ends_with(ending) && find_stored(packed, name.substr(0, name.size() - ending.size())) != nullptr) {
       continue;  // the scales of a tensor listed by its own name
     }
-    const PackedTensor* packed = sample.find(entry.name);
-    tensors_.push_back(packed != nullptr ? StoredTensor{packed->name, packed->codec, packed->dtype, packed->shape}
-                                         : StoredTensor{entry.name, Codec::kRaw, entry.dtype, entry.shape});
+    tensors_.push_back({entry.name, Codec::kRaw, entry.dtype, entry.shape});
   }
 }
 
@@ -312,8 +314,8 @@ void GenerationReader::open_seal(const std::string& head, const Keys& keys) {
 }
 
 const StoredTensor& GenerationReader::find(const FeatureSpec& spec) const {
-  const auto found = std::find_if(tensors_.begin(), tensors_.end(), [&](const StoredTensor& t) { return t.name == spec.name; });
-  if (found == tensors_.end()) fail(fmt::format("the file has no tensor '{}', which the ref names", printable(spec.name)));
+  const StoredTensor* found = find_stored(tensors_, spec.name);
+  if (found == nullptr) fail(fmt::format("the file has no tensor '{}', which the ref names", printable(spec.name)));
   if (found->dtype != spec.dtype || found->shape != spec.shape) {
     check_against_spec(spec, found->dtype, found->shape, fmt::format("{} ({})", describe(identity_), path_.string()));
   }
@@ -397,11 +399,8 @@ void GenerationReader::fill_sealed(const FeatureSpec& spec, const Place& place, 
   }
 }
 
-Tensor GenerationReader::read(const FeatureSpec& spec, BufferPool& pool, bool verify) const {
-  const StoredTensor& stored = find(spec);
-  if (stored.codec != Codec::kRaw) return unpack(spec, stored, pool, verify);
-  const Place place = *find_part(spec.name);
-  auto [tensor, out] = pool.allocate(stored.dtype, stored.shape);
+Tensor GenerationReader::read_part(const FeatureSpec& spec, const Place& place, BufferPool& pool, bool verify) const {
+  auto [tensor, out] = pool.allocate(place.entry->dtype, place.entry->shape);
   if (sealing_) {
     fill_sealed(spec, place, out);
   } else {
@@ -410,18 +409,16 @@ Tensor GenerationReader::read(const FeatureSpec& spec, BufferPool& pool, bool ve
   return tensor;
 }
 
+Tensor GenerationReader::read(const FeatureSpec& spec, BufferPool& pool, bool verify) const {
+  const StoredTensor& stored = find(spec);
+  if (stored.codec != Codec::kRaw) return unpack(spec, stored, pool, verify);
+  return read_part(spec, *find_part(spec.name), pool, verify);
+}
+
 Tensor GenerationReader::unpack(const FeatureSpec& spec, const StoredTensor& stored, BufferPool& pool, bool verify) const {
   TensorMap parts;
   for (const std::string& name : {spec.name, scale_name(spec.name)}) {
-    const std::optional<Place> place = find_part(name);
-    if (!place) continue;
-    auto [part, out] = pool.allocate(place->entry->dtype, place->entry->shape);
-    if (sealing_) {
-      fill_sealed(spec, *place, out);
-    } else {
-      fill(spec, *place, out, verify);
-    }
-    parts.emplace_back(name, part);
+    if (const auto place = find_part(name)) parts.emplace_back(name, read_part(spec, *place, pool, verify));
   }
   try {
     return decode(stored.codec, spec.name, stored.dtype, stored.shape, parts);
@@ -440,20 +437,16 @@ TensorMap GenerationReader::map(const std::vector<const FeatureSpec*>& specs, bo
                     printable(spec->name), describe(identity_),
                     codec == Codec::kRaw ? "encrypted" : fmt::format("packed by {}", codec_name(codec))));
   }
-  const std::uint64_t size = file_size(fd_.get(), path_);
-  void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd_.get(), 0);
-  if (memory == MAP_FAILED) throw_errno(errno, "mapping " + path_.string());
-  const std::shared_ptr<const void> owner(memory, [size](const void* mapped) { ::munmap(const_cast<void*>(mapped), size); });
+  const MappedFile file = map_file(fd_.get(), path_);
   TensorMap tensors;
   for (const FeatureSpec* spec : specs) {
     const Place place = *find_part(spec->name);
-    const std::span<const std::byte> bytes(static_cast<const std::byte*>(memory) + header_.data_offset + place.entry->begin,
-                                           place.entry->end - place.entry->begin);
+    const auto bytes = file.bytes.subspan(header_.data_offset + place.entry->begin, place.entry->end - place.entry->begin);
     for (std::uint64_t at = 0; (verify || sealing_) && at < bytes.size(); at += kChecksumChunkBytes) {
       const auto chunk = bytes.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, bytes.size() - at));
       check_chunk(*spec, place.first_chunk + at / kChecksumChunkBytes, at, chunk);
     }
-    tensors.emplace_back(spec->name, Tensor{place.entry->dtype, place.entry->shape, bytes, owner});
+    tensors.emplace_back(spec->name, Tensor{place.entry->dtype, place.entry->shape, bytes, file.owner});
   }
   return tensors;
 }

@@ -42,14 +42,6 @@ struct Sealing {
 void write_generation(int fd, const std::filesystem::path& path, const Identity& identity, const PackedSample& sample,
                       const Keys* keys = nullptr);
 
-// A tensor as the file has it.
-struct StoredTensor {
-  std::string name;
-  Codec codec = Codec::kRaw;
-  DType dtype = DType::kUInt8;
-  std::vector<std::int64_t> shape;
-};
-
 class GenerationReader {
  public:
   // Checks the header down to the last bit, and that the file is the one `identity` means: else Corrupt. With `keys` also that
@@ -81,6 +73,7 @@ class GenerationReader {
   void check_chunk(const FeatureSpec& spec, std::size_t chunk, std::uint64_t at, std::span<const std::byte> bytes) const;
   void check_hash(const FeatureSpec& spec, std::size_t chunk, std::uint64_t at, std::uint64_t size, std::uint64_t hash) const;
   void load(const FeatureSpec& spec, std::uint64_t at, std::span<std::byte> out, std::uint64_t end) const;
+  Tensor read_part(const FeatureSpec& spec, const Place& place, BufferPool& pool, bool verify) const;
   void fill(const FeatureSpec& spec, const Place& place, std::span<std::byte> out, bool verify) const;
   void fill_sealed(const FeatureSpec& spec, const Place& place, std::span<std::byte> out) const;
   Tag tag_of(std::size_t chunk) const;

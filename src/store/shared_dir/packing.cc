@@ -14,7 +14,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-PackedTensor parse_one(const std::string& name, const Json& value) {
+StoredTensor parse_one(const std::string& name, const Json& value) {
   const auto fail = [&](const std::string& problem) {
     throw Corrupt(fmt::format("what it says of the packed tensor '{}' {}", printable(name), problem));
   };
@@ -22,7 +22,7 @@ PackedTensor parse_one(const std::string& name, const Json& value) {
       !value["codec"].is_string() || !value["dtype"].is_string() || !value["shape"].is_array()) {
     fail("lacks a codec, a dtype or a shape");
   }
-  PackedTensor packed{.name = name};
+  StoredTensor packed{.name = name};
   try {
     packed.codec = codec_from_name(value["codec"].get<std::string>());
     packed.dtype = dtype_from_name(value["dtype"].get<std::string>());
@@ -40,9 +40,9 @@ PackedTensor parse_one(const std::string& name, const Json& value) {
 
 }  // namespace
 
-const PackedTensor* PackedSample::find(std::string_view name) const {
-  const auto found = std::find_if(packed.begin(), packed.end(), [&](const PackedTensor& one) { return one.name == name; });
-  return found == packed.end() ? nullptr : &*found;
+const StoredTensor* find_stored(const std::vector<StoredTensor>& tensors, std::string_view name) {
+  const auto found = std::find_if(tensors.begin(), tensors.end(), [&](const StoredTensor& one) { return one.name == name; });
+  return found == tensors.end() ? nullptr : &*found;
 }
 
 PackedSample pack(Codec codec, const TensorMap& tensors) {
@@ -67,18 +67,18 @@ PackedSample pack(Codec codec, const TensorMap& tensors) {
   return sample;
 }
 
-std::string packed_to_json(const std::vector<PackedTensor>& packed) {
+std::string packed_to_json(const std::vector<StoredTensor>& packed) {
   Json value = Json::object();
-  for (const PackedTensor& one : packed) {
+  for (const StoredTensor& one : packed) {
     value[one.name] = {{"codec", codec_name(one.codec)}, {"dtype", dtype_name(one.dtype)}, {"shape", one.shape}};
   }
   return value.dump();
 }
 
-std::vector<PackedTensor> packed_from_json(std::string_view text) {
+std::vector<StoredTensor> packed_from_json(std::string_view text) {
   const Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!value.is_object()) throw Corrupt("what it says of packed tensors is not a JSON object");
-  std::vector<PackedTensor> packed;
+  std::vector<StoredTensor> packed;
   for (const auto& [name, one] : value.items()) packed.push_back(parse_one(name, one));
   return packed;
 }

@@ -14,28 +14,28 @@
 
 namespace draftflow::store {
 
-// What a packed tensor is when it is unpacked.
-struct PackedTensor {
+// A tensor of a file, as it is when it is unpacked.
+struct StoredTensor {
   std::string name;
-  Codec codec = Codec::kRaw;  // never kRaw
+  Codec codec = Codec::kRaw;
   DType dtype = DType::kUInt8;
   std::vector<std::int64_t> shape;
 };
 
 struct PackedSample {
   TensorMap parts;                   // as they go into the file, largest element first, so that each is aligned there
-  std::vector<PackedTensor> packed;  // the tensors that are not as they came
-
-  const PackedTensor* find(std::string_view name) const;
+  std::vector<StoredTensor> packed;  // the tensors that are not as they came: never kRaw
 };
+
+const StoredTensor* find_stored(const std::vector<StoredTensor>& tensors, std::string_view name);  // nullptr if absent
 
 // Raw shares the tensors' bytes. InvalidArgument as `encode`, and for a tensor whose name ends like the scales of another.
 PackedSample pack(Codec codec, const TensorMap& tensors);
 
 // {"hidden": {"codec": "int8", "dtype": "bfloat16", "shape": [1, 8]}}
-std::string packed_to_json(const std::vector<PackedTensor>& packed);
+std::string packed_to_json(const std::vector<StoredTensor>& packed);
 
 // Corrupt, without the object's name, for anything but what packed_to_json writes.
-std::vector<PackedTensor> packed_from_json(std::string_view text);
+std::vector<StoredTensor> packed_from_json(std::string_view text);
 
 }  // namespace draftflow::store

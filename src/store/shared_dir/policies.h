@@ -32,9 +32,17 @@ class Policies {
   // Those that hold no more: their secrets must not open the store's keys any longer.
   void remove_below(std::uint64_t number) const;
 
+  // For gc of the store of this incarnation: finishes a rotation that died between its two steps, and takes away what makers
+  // left who died before their store was one, or lost the race for it.
+  void collect() const;
+
  private:
+  struct Name {
+    std::string incarnation;
+    std::uint64_t number = 0;
+  };
+  static std::optional<Name> parse(const std::string& file);
   std::string name_of(std::uint64_t number) const;
-  std::optional<std::uint64_t> number_in(const std::string& name) const;
 
   Folder folder_;
   std::string incarnation_;

@@ -13,7 +13,6 @@
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
 #include "store/ref_maker.h"
-#include "store/reference/reference_store.h"
 #include "store/shared_dir/collector.h"
 #include "store/shared_dir/policies.h"
 
@@ -30,38 +29,12 @@ std::optional<std::uint64_t> lease_number(const std::string& token, const std::s
 }
 
 // The ref tells which tensors a codec changed, so that whoever trains on them can know.
-void add_codecs(SampleRef& ref, const std::vector<PackedTensor>& packed) {
-  if (packed.empty()) return;
+void add_codecs(SampleRef& ref, const std::vector<StoredTensor>& tensors) {
   nlohmann::ordered_json codecs;
-  for (const PackedTensor& tensor : packed) codecs[tensor.name] = codec_name(tensor.codec);
-  ref.metadata.emplace_back(kCodecsKey, codecs.dump());
-}
-
-// Whether the first generation found in a fan-out folder is sealed; nothing without one. What somebody planted there, such
-// as a link, must not keep anybody from attaching.
-std::optional<bool> holds_sealed(const Folder& samples, const std::string& name) {
-  std::optional<bool> sealed;
-  const auto look = [&](const Folder& fan_out, const SamplePlace& place) {
-    const auto folder = fan_out.find(place.folder);
-    if (!folder) return;
-    for (const std::uint64_t generation : list_sample(*folder, place).generations) {
-      const std::string file = generation_name(place, generation);
-      const auto fd = folder->find_file(file, O_RDONLY);
-      if (fd) sealed = is_sealed_file(fd->get(), folder->shown(file));
-    }
-  };
-  try {
-    const auto fan_out = is_fan_out_name(name) ? samples.find(name) : std::nullopt;
-    if (!fan_out) return std::nullopt;
-    Layout::for_each_sample(*fan_out, name, [&](const SamplePlace& place) {
-      try {
-        if (!sealed) look(*fan_out, place);
-      } catch (const Corrupt&) {
-      }
-    });
-  } catch (const Corrupt&) {
+  for (const StoredTensor& tensor : tensors) {
+    if (tensor.codec != Codec::kRaw) codecs[tensor.name] = codec_name(tensor.codec);
   }
-  return sealed;
+  if (!codecs.is_null()) ref.metadata.emplace_back(kCodecsKey, codecs.dump());
 }
 
 }  // namespace
@@ -82,21 +55,7 @@ SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile
       pool_(kMaxIdleBytes) {
   options_.durability = std::max(options_.durability, file_.durability);
   options_.secret.reset();  // the keys are what is needed from here on
-  if (!keys_) check_unsealed();
   check_links(temporaries_);
-}
-
-// A store whose files are sealed and which has no policy was robbed of it, so that bytes would go in and out in the clear.
-void SharedDirStore::check_unsealed() const {
-  for (const std::string& name : layout_.samples().list()) {
-    const std::optional<bool> sealed = holds_sealed(layout_.samples(), name);
-    if (!sealed) continue;
-    if (!*sealed) return;  // one is enough: a store's files are all of a kind
-    throw Corrupt(fmt::format(
-        "store '{}' at {} holds sealed files (in {}), but has no access policy: somebody took it away; "
-        "put store.json and the folder '{}' back from a copy",
-        printable(id_.str()), layout_.store().path().string(), layout_.samples().shown(name).string(), kAccessFolder));
-  }
 }
 
 SharedDirStore::~SharedDirStore() {
@@ -454,10 +413,7 @@ GcReport SharedDirStore::gc() {
   const auto silent_ms = books_.local ? std::nullopt : std::optional(options_.lease_ms);
   const GcReport report = collect({layout_, temporaries_, leases_, account_, books_, file_, silent_ms});
   prune_epochs(epochs_);
-  if (file_.needs_secret) {  // a rotation that died between its two steps
-    const Policies policies(required_folder(layout_.store(), kAccessFolder), file_.incarnation);
-    if (const auto found = policies.find()) policies.remove_below(found->number);
-  }
+  if (file_.needs_secret) Policies(required_folder(layout_.store(), kAccessFolder), file_.incarnation).collect();
   return report;
 }
 
@@ -507,7 +463,6 @@ SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uin
   ref.incarnation = file_.incarnation;
   Opened opened = open(ref);
   const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity, keys());
-  std::vector<PackedTensor> packed;
   for (const StoredTensor& tensor : reader.tensors()) {
     FeatureSpec spec;
     spec.name = tensor.name;
@@ -516,137 +471,9 @@ SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uin
     ref.feature_specs.push_back(spec);
     ref.feature_keys.emplace_back(tensor.name, sample_id.str() + "/" + tensor.name);
     ref.estimated_bytes += tensor_bytes(tensor.dtype, tensor.shape);
-    if (tensor.codec != Codec::kRaw) packed.push_back({tensor.name, tensor.codec, tensor.dtype, tensor.shape});
   }
-  add_codecs(ref, packed);
+  add_codecs(ref, reader.tensors());
   return ref;
 }
 
 }  // namespace draftflow::store
-
-namespace draftflow {
-namespace {
-
-void check_options(const SharedDirOptions& options) {
-  if (options.max_hold_age_ms < 0 || options.lease_ms < 1) {
-    throw InvalidArgument(fmt::format("max_hold_age_ms is {} and lease_ms {}: 0 or more and 1 or more are allowed",
-                                      options.max_hold_age_ms, options.lease_ms));
-  }
-  if (options.encrypt && options.secret == nullptr) {
-    throw InvalidArgument("a store can be encrypted only with a secret: give it one, from a file or the environment");
-  }
-  if (options.max_hold_age_ms > 0 && options.kind == StoreKind::kLedgered) {
-    throw InvalidArgument(
-        fmt::format("max_hold_age_ms is {}, but the store is ledgered, where only the ledger frees: make it "
-                    "consume_once or leave the age out",
-                    options.max_hold_age_ms));
-  }
-}
-
-// The keys, where the store has a policy, for who presents its secret.
-std::optional<store::Keys> open_keys(const store::Folder& folder, const StoreId& id, const store::StoreFile& file,
-                                     const Secret* secret) {
-  auto access = folder.find(store::kAccessFolder);
-  const auto found = access ? store::Policies(std::move(*access), file.incarnation).find() : std::nullopt;
-  if (found.has_value() != file.needs_secret) {
-    throw Corrupt(fmt::format("{}: {}: put both back from a copy", folder.shown(store::kStoreFileName).string(),
-                              found ? "it says that the store has no secret, but the folder 'access' holds its policy"
-                                    : "it says that the store has a secret, but the folder 'access' holds no policy"));
-  }
-  return store::open_access({id.str(), file.incarnation}, found ? std::optional(found->policy) : std::nullopt, secret);
-}
-
-std::unique_ptr<FeatureStore> attach(store::Folder folder, const StoreId& id, const store::StoreFile& file,
-                                     const SharedDirOptions& options, bool all) {
-  const std::string path = folder.path().string();
-  std::optional<store::Keys> keys = open_keys(folder, id, file, options.secret.get());
-  store::check_same_store(file, options, all, path);
-  const bool encrypted = keys && keys->encrypted;
-  if (encrypted != options.encrypt && (all || options.encrypt)) {
-    throw InvalidArgument(fmt::format("the store at {} was made {} encryption: leave 'encrypt' {} or make a new store", path,
-                                      encrypted ? "with" : "without", encrypted ? "on" : "out"));
-  }
-  return std::make_unique<store::SharedDirStore>(std::move(folder), id, file, options, std::move(keys));
-}
-
-struct FoundStore {
-  store::Folder folder;
-  store::StoreFile file;
-};
-
-FoundStore find_store(const std::filesystem::path& root, const StoreId& id) {
-  const std::filesystem::path path = root / store::store_folder_name(id);
-  std::error_code error;
-  const std::filesystem::file_status status = std::filesystem::status(path, error);
-  if (error && status.type() != std::filesystem::file_type::not_found) {
-    throw_errno(error.value(), "looking at the folder " + path.string());
-  }
-  const bool there = std::filesystem::is_directory(status);
-  auto folder = there ? store::Folder::open(root).find(store::store_folder_name(id)) : std::nullopt;
-  const auto file = folder ? store::find_store_file(*folder, id) : std::nullopt;
-  if (!file) {
-    throw NotFound(fmt::format("there is no store '{}' at {} (no {} there): check the path, or create the store first",
-                               printable(id.str()), path.string(), store::kStoreFileName));
-  }
-  return {std::move(*folder), *file};
-}
-
-// A folder that the reference runtime wrote, or nothing.
-std::unique_ptr<FeatureStore> find_reference_store(const std::filesystem::path& root, const StoreId& id,
-                                                   const SharedDirOptions& options) {
-  const std::string name = store::store_folder_name(id);
-  std::error_code ignored;
-  if (name != id.str() || !std::filesystem::is_directory(root / name, ignored)) return nullptr;
-  auto folder = store::Folder::open(root).find(name);
-  if (!folder || folder->find_file(store::kStoreFileName, O_RDONLY) || !store::is_reference_folder(*folder)) return nullptr;
-  if (options.secret != nullptr) {
-    throw InvalidArgument(
-        fmt::format("{} is a folder of the reference runtime, which has no secret: leave it out", folder->path().string()));
-  }
-  return std::make_unique<store::ReferenceStore>(std::move(*folder), id);
-}
-
-}  // namespace
-
-std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
-                                                      const SharedDirOptions& options) {
-  check_options(options);
-  if (find_reference_store(root, id, {})) {
-    throw InvalidArgument(
-        fmt::format("{} is a folder that the reference runtime wrote, and is only read: opening it works as it "
-                    "is; to put, create a store under another name",
-                    (root / id.str()).string()));
-  }
-  make_folders(root);
-  store::Folder folder = store::Folder::open(root).find_or_make(store::store_folder_name(id));
-  const store::StoreFile file = store::make_store_file(folder, id, options);
-  store::Folder::open(root).sync();
-  return attach(std::move(folder), id, file, options, /*all=*/true);
-}
-
-std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
-                                                    const SharedDirOptions& options) {
-  if (auto reference = find_reference_store(root, id, options)) return reference;
-  FoundStore found = find_store(root, id);
-  return attach(std::move(found.folder), id, found.file, options, /*all=*/false);
-}
-
-void rotate_shared_dir_secret(const std::filesystem::path& root, const StoreId& id, const Secret& old_secret,
-                              const Secret& new_secret) {
-  const FoundStore found = find_store(root, id);
-  if (!found.file.needs_secret) {
-    throw InvalidArgument(fmt::format("store '{}' at {} has no secret to change: make a new store with one",
-                                      printable(id.str()), found.folder.path().string()));
-  }
-  const store::Policies policies(store::required_folder(found.folder, store::kAccessFolder), found.file.incarnation);
-  const auto current = policies.find();
-  if (!current) {
-    throw Corrupt(fmt::format("{} holds no access policy of store '{}': put it back from a copy",
-                              found.folder.shown(store::kAccessFolder).string(), printable(id.str())));
-  }
-  const store::AccessPolicy next = store::rotate({id.str(), found.file.incarnation}, current->policy, old_secret, new_secret);
-  policies.publish(store::required_folder(found.folder, store::kTemporaryFolder), next, current->number + 1);
-  policies.remove_below(current->number + 1);
-}
-
-}  // namespace draftflow

@@ -2,7 +2,8 @@
 //
 // SharedDirStore: the feature store in a folder that processes share (docs/formats/shared_dir.md). There is no server and no
 // lock around bytes: a generation appears by one exclusive rename, a lease is one more name of its file, and the bytes go
-// with the last name. gc is in collector.h. Thread-safe, and usable after a fork: a child makes its own numbers and leases.
+// with the last name. Making and opening one is in attach.cc, gc in collector.h. Thread-safe, and usable after a fork: a child
+// makes its own numbers and leases.
 #pragma once
 
 #include <cstdint>
@@ -75,7 +76,6 @@ class SharedDirStore : public FeatureStore {
   void reserve(Holder& holder, const SampleId& sample_id, std::uint64_t bytes) const;
   const Keys* keys() const { return keys_ ? &*keys_ : nullptr; }
   PackedSample pack_sample(const TensorMap& tensors, const SampleId& sample_id) const;
-  void check_unsealed() const;
   // `folder`: the sample's, where it was there when the put began.
   void write(const PackedSample& sample, const SamplePlace& place, std::optional<Folder> folder, const Identity& identity,
              Reservation& reservation);

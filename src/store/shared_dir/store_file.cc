@@ -28,15 +28,6 @@ constexpr std::string_view kKinds[] = {"ledgered", "consume_once"};
 constexpr std::string_view kDurabilities[] = {"none", "data", "full"};
 constexpr std::string_view kCodecs[] = {"raw", "fp8_e4m3", "int8", "zstd"};  // in the order of Codec
 
-std::string read_small(const Folder& folder, const UniqueFd& fd) {
-  const std::filesystem::path path = folder.shown(kStoreFileName);
-  const std::uint64_t size = file_size(fd.get(), path);
-  if (size > kMaxStoreFileBytes) throw Corrupt(fmt::format("{} has {} bytes: it is not a store's file", path.string(), size));
-  std::string text(size, '\0');
-  read_exact(fd.get(), std::as_writable_bytes(std::span(text)), 0, path);
-  return text;
-}
-
 bool is_incarnation(const std::string& text) {
   return text.size() == 32 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
@@ -120,9 +111,9 @@ void check_only_ours(const Folder& folder) {
 }  // namespace
 
 std::optional<StoreFile> find_store_file(const Folder& folder, const StoreId& id) {
-  const auto fd = folder.find_file(kStoreFileName, O_RDONLY);
-  if (!fd) return std::nullopt;
-  return parse(read_small(folder, *fd), folder.shown(kStoreFileName).string(), id);
+  const auto text = folder.find_text(kStoreFileName, kMaxStoreFileBytes, "a store's file");
+  if (!text) return std::nullopt;
+  return parse(*text, folder.shown(kStoreFileName).string(), id);
 }
 
 void check_same_store(const StoreFile& file, const SharedDirOptions& options, bool all, const std::string& path) {
@@ -179,14 +170,8 @@ StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedD
     // Down first: store.json is never there without it.
     policies->publish(temporaries, make_policy(name, *options.secret, options.encrypt), 1);
   }
-  const std::string text = value.dump(2) + "\n";
-
-  Temporary temporary(temporaries);
-  write_all(temporary.fd(), std::as_bytes(std::span(text)), temporary.path());
-  temporary.sync();
-  const Published published = temporary.publish(folder, kStoreFileName);
+  const Published published = publish_text(temporaries, folder, kStoreFileName, value.dump(2) + "\n");
   if (published == Published::kFolderGone) throw Unavailable(folder.path().string() + " was removed while it was made: retry");
-  folder.sync();
   // Read back in any case: of several that raced, the file that is there is the store.
   const auto made = find_store_file(folder, id);
   if (!made) throw Unavailable(folder.path().string() + " was removed while it was made: retry");

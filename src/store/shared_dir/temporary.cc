@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <span>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/random.h"
@@ -84,6 +85,15 @@ Published Temporary::publish(const Folder& to, const std::string& name) {
   published_ = result == Published::kDone;
   if (published_) lock(fd_.get(), LOCK_UN);  // from now on the lock is that of whoever counts its names
   return result;
+}
+
+Published publish_text(const Folder& temporaries, const Folder& to, const std::string& name, std::string_view text) {
+  Temporary temporary(temporaries);
+  write_all(temporary.fd(), std::as_bytes(std::span(text)), temporary.path());
+  temporary.sync();
+  const Published published = temporary.publish(to, name);
+  if (published != Published::kFolderGone) to.sync();
+  return published;
 }
 
 std::int64_t modified_ms(int fd, const std::filesystem::path& path) {

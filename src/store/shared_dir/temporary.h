@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
 
 #include "store/shared_dir/folder.h"
 
@@ -38,6 +39,9 @@ class Temporary {
   UniqueFd fd_;
   bool published_ = false;
 };
+
+// A small file, down on disk with its name when it returns kDone: for what is written once and must be whole.
+Published publish_text(const Folder& temporaries, const Folder& to, const std::string& name, std::string_view text);
 
 // When the file was last written, by the file system's own clock, with attributes fetched afresh.
 std::int64_t modified_ms(int fd, const std::filesystem::path& path);
