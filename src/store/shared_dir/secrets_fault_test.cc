@@ -70,7 +70,7 @@ TEST_P(SecretsCutShort, ARotationLeavesOneSecretThatOpens) {
     const auto store = open_shared_dir_store(temp_.path(), StoreId("st"), {.secret = secret(now)});
     store->gc();
     expect_same(store->read(ref), small_tensors(kSeed));
-    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(temp_.path() / "st" / "access"), {}), 1) << "call " << at;
+    ASSERT_EQ(std::distance(std::filesystem::directory_iterator(temp_.path() / "st" / "access"), {}), 1) << "call " << at;
     EXPECT_TRUE(std::filesystem::is_empty(temp_.path() / "st" / "tmp")) << "call " << at;
     if (!cut) return;
     EXPECT_LT(at + 1, kMostCalls);
@@ -87,7 +87,7 @@ TEST_P(SecretsCutShort, AStoreHalfMadeIsMadeByTheNextAndNeverOpen) {
     const auto store = create("old");
     expect_same(store->read(store->put(small_tensors(kSeed), SampleId("a"), run_metadata())), small_tensors(kSeed));
     store->gc();
-    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(temp_.path() / "st" / "access"), {}), 1) << "call " << at;
+    ASSERT_EQ(std::distance(std::filesystem::directory_iterator(temp_.path() / "st" / "access"), {}), 1) << "call " << at;
     if (!cut) return;
     EXPECT_LT(at + 1, kMostCalls);
   }
