@@ -33,6 +33,7 @@ using Json = nlohmann::json;
 constexpr std::size_t kIngestBatch = 256;  // prompts a transaction
 constexpr auto kPoll = std::chrono::milliseconds(50);
 constexpr double kFullDiskSeconds = 60;  // how long a put waits for room before the worker gives up
+constexpr double kGcSeconds = 10;        // between two looks for what can be freed meanwhile
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -283,12 +284,17 @@ class Worker {
   SampleRef put_when_there_is_room(FeatureStore& store, const TensorMap& features, const SampleId& id,
                                    const PutMetadata& metadata) {
     const auto start = Clock::now();
+    std::optional<Clock::time_point> collected;
     for (;;) {
       try {
         return store.put(features, id, metadata);
       } catch (const Error& error) {
         if (error.kind() != ErrorKind::kExhausted || stop_.load() || seconds_since(start) > kFullDiskSeconds) throw;
         ledger_->extend_leases(holder_, options_.lease_ms);
+        if (!collected || seconds_since(*collected) > kGcSeconds) {  // what others left or, in layout specforge, freed
+          store.gc();
+          collected = Clock::now();
+        }
         pause(error.what());
       }
     }

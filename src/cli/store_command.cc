@@ -113,7 +113,7 @@ std::string plain_text(const GcReport& r) {
 
 struct CreateArguments {
   StorePath store;
-  std::string kind = "ledgered", durability = "none", codec = "raw";
+  std::string kind = "ledgered", durability = "none", codec = "raw", layout = "draftflow";
   SharedDirOptions options;
   bool json = false;
 };
@@ -131,6 +131,7 @@ int run_create(CreateArguments arguments, const Console& console) {
   const StoreName name = store_name(arguments.store.path);
   arguments.options.secret = take_secret(arguments.store.secret_file);
   arguments.options.codec = codec_from_name(arguments.codec);
+  arguments.options.layout = arguments.layout == "specforge" ? StoreLayout::kSpecforge : StoreLayout::kDraftflow;
   arguments.options.kind = arguments.kind == "ledgered" ? StoreKind::kLedgered : StoreKind::kConsumeOnce;
   arguments.options.durability = arguments.durability == "none"   ? Durability::kNone
                                  : arguments.durability == "data" ? Durability::kData
@@ -143,6 +144,7 @@ int run_create(CreateArguments arguments, const Console& console) {
                               {"kind", kind_text(health.kind)},
                               {"max_resident_bytes", health.max_resident_bytes},
                               {"codec", arguments.codec},
+                              {"layout", arguments.layout},
                               {"secret", arguments.options.secret != nullptr},
                               {"encrypted", arguments.options.encrypt},
                               {"created", !there}});
@@ -152,10 +154,11 @@ int run_create(CreateArguments arguments, const Console& console) {
                              : arguments.options.encrypt         ? ", opens with its secret, encrypted"
                                                                  : ", opens with its secret";
   console.out << fmt::format(
-      "{} store '{}' in {}: {}, {}{}{}\n", there ? "there already:" : "created", printable(health.store_id, 4096),
+      "{} store '{}' in {}: {}, {}{}{}{}\n", there ? "there already:" : "created", printable(health.store_id, 4096),
       printable(health.root, 4096), kind_text(health.kind),
       health.max_resident_bytes == 0 ? "no cap" : "at most " + human_bytes(health.max_resident_bytes) + " resident",
-      arguments.codec == "raw" ? "" : ", packed by " + arguments.codec, access);
+      arguments.codec == "raw" ? "" : ", packed by " + arguments.codec, access,
+      arguments.options.layout == StoreLayout::kSpecforge ? ", readable by SpecForge" : "");
   return 0;
 }
 
@@ -171,6 +174,10 @@ void add_create(CLI::App& group, CommandLine& line) {
       ->capture_default_str();
   app.add_option("--codec", arguments->codec, "packs tensors: zstd loses nothing; int8 and fp8_e4m3 keep a scale a token")
       ->check(CLI::IsMember({"raw", "zstd", "int8", "fp8_e4m3"}))
+      ->capture_default_str();
+  app.add_option("--layout", arguments->layout,
+                 "specforge: each sample also as the torch.save file that SpecForge reads and frees")
+      ->check(CLI::IsMember({"draftflow", "specforge"}))
       ->capture_default_str();
   app.add_flag("--encrypt", arguments->options.encrypt, "encrypt the files, too; needs a secret");
   SharedDirOptions& o = arguments->options;

@@ -3,7 +3,10 @@
 // draftflow store on a folder that the reference runtime wrote.
 #include <fcntl.h>
 
+#include <fstream>
+
 #include "cli/store_command_testing.h"
+#include "draftflow/formats/feature_file.h"
 #include "draftflow/formats/torch_zip.h"
 
 namespace draftflow::cli {
@@ -98,6 +101,29 @@ TEST_F(StoreReference, OfTheReferenceItself) {
   const std::string out = (temp_.path() / "out.safetensors").string();
   ASSERT_EQ(call({"get", folder, "stories:00000002", "--out", out}).code, 0);
   EXPECT_EQ(read_safetensors(out).size(), 4u);
+}
+
+TEST_F(StoreCommand, AStoreOfLayoutSpecforgeIsMadeFilledAndShown) {
+  const Outcome made = call({"create", path(), "--layout", "specforge"});
+  ASSERT_EQ(made.code, 0) << made.err;
+  EXPECT_THAT(made.out, HasSubstr(", readable by SpecForge\n"));
+  EXPECT_EQ(json_lines(call({"create", path(), "--layout", "specforge", "--json"}).out)[0]["layout"], "specforge");
+  EXPECT_THAT(call({"create", path()}).err, HasSubstr("made with layout 'specforge', but 'draftflow' is asked for"));
+  const std::string file = (temp_.path() / "in.ckpt").string();
+  write_torch_zip(open_file(file, O_WRONLY | O_CREAT).get(), file, tensors(3));
+  ASSERT_EQ(call({"put", path(), file, "--id", "run:0"}).code, 0);
+  const auto rows = json_lines(call({"ls", path(), "--json"}).out);
+  ASSERT_EQ(rows.size(), 1u);
+  const std::string flat = path() + "/run:0.g" + rows[0]["generation"].dump() + ".ckpt";
+  expect_same_by_name(load_feature_file(flat), tensors(3));
+  EXPECT_EQ(call({"verify", path()}).code, 0);
+  EXPECT_THAT(call({"inspect", path(), "run:0"}).out, HasSubstr(flat));
+  std::string bytes = read_text_file(flat);
+  bytes[bytes.size() / 2] ^= 1;
+  std::ofstream(flat, std::ios::in) << bytes;  // in place
+  const Outcome damaged = call({"verify", path()});
+  EXPECT_NE(damaged.code, 0);
+  EXPECT_THAT(damaged.out + damaged.err, HasSubstr("run:0"));
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/file.h"
 #include "draftflow/base/text.h"
 #include "formats/pickle.h"
 #include "formats/zip.h"
@@ -23,7 +24,8 @@ using formats::PickleValue;
 
 static_assert(std::endian::native == std::endian::little, "tensors are stored and used little-endian");
 
-constexpr std::size_t kMaxDimensions = 64;  // as torch
+constexpr std::size_t kMaxDimensions = 64;                              // as torch
+constexpr std::uint64_t kMaxNoteHeadBytes = kMaxTorchNoteBytes + 1024;  // and the zip's header before it
 
 // Copies of strided tensors may not pass this: a stride of 0 would let a small file fill memory. Small, because the file may
 // itself have come out of a gzip that was a hundred times smaller.
@@ -108,6 +110,8 @@ class Parser {
         file.values.emplace_back(name_, python_type(value.kind));
       }
     }
+    const auto note = entries_.find(formats::kNoteEntry);
+    if (note != entries_.end()) file.note.emplace(reinterpret_cast<const char*>(note->second.data()), note->second.size());
     return file;
   }
 
@@ -256,6 +260,14 @@ class Parser {
 
 TorchFile parse_torch_zip(std::span<const std::byte> bytes, std::shared_ptr<const void> owner, std::string_view what) {
   return Parser(bytes, std::move(owner), what).parse();
+}
+
+std::optional<std::string> read_torch_note(int fd, const std::filesystem::path& path) {
+  std::string head(std::min<std::uint64_t>(file_size(fd, path), kMaxNoteHeadBytes), '\0');
+  read_exact(fd, std::as_writable_bytes(std::span(head)), 0, path);
+  const auto entry = formats::first_stored_entry(std::as_bytes(std::span(head)), path.string());
+  if (!entry || entry->name.substr(entry->name.find('/') + 1) != formats::kNoteEntry) return std::nullopt;
+  return std::string(reinterpret_cast<const char*>(entry->data.data()), entry->data.size());
 }
 
 }  // namespace draftflow

@@ -11,6 +11,7 @@
 #include "draftflow/base/text.h"
 #include "draftflow/formats/torch_zip.h"
 #include "formats/pickle.h"
+#include "formats/zip.h"
 #include "formats/zip_writer.h"
 
 namespace draftflow {
@@ -140,9 +141,13 @@ std::string pickle_of(const TensorMap& tensors) {
   return pickle.finish();
 }
 
-std::uint64_t write(const TensorMap& tensors, const ByteSink& sink) {
+std::uint64_t write(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note) {
   const std::string folder(kFolder), pickle = pickle_of(tensors);
+  if (note && note->size() > kMaxTorchNoteBytes) {
+    throw InvalidArgument(fmt::format("torch zip: the note has {} bytes: {} are allowed", note->size(), kMaxTorchNoteBytes));
+  }
   formats::ZipWriter zip(sink);
+  if (note) zip.add(folder + std::string(formats::kNoteEntry), std::as_bytes(std::span(*note)));
   zip.add(folder + "data.pkl", std::as_bytes(std::span(pickle)));
   std::size_t storage = 0;
   for (const auto& [name, tensor] : tensors) zip.add(fmt::format("{}data/{}", folder, storage++), tensor.bytes);
@@ -153,17 +158,19 @@ std::uint64_t write(const TensorMap& tensors, const ByteSink& sink) {
 
 }  // namespace
 
-void write_torch_zip(const TensorMap& tensors, const ByteSink& sink) {
+void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note) {
   if (!sink) throw InvalidArgument("torch zip: there is no sink to write to");
-  write(tensors, sink);
+  write(tensors, sink, note);
 }
 
-void write_torch_zip(int fd, const std::filesystem::path& path, const TensorMap& tensors) {
-  write_torch_zip(tensors, [&](std::span<const std::byte> bytes) { write_all(fd, bytes, path); });
+void write_torch_zip(int fd, const std::filesystem::path& path, const TensorMap& tensors,
+                     const std::optional<std::string>& note) {
+  write_torch_zip(
+      tensors, [&](std::span<const std::byte> bytes) { write_all(fd, bytes, path); }, note);
 }
 
 std::uint64_t torch_zip_bytes(const TensorMap& tensors) {
-  return write(tensors, {});
+  return write(tensors, {}, {});
 }
 
 }  // namespace draftflow

@@ -50,9 +50,9 @@ std::string written(const TensorMap& tensors) {
   return file;
 }
 
-void write_file(const std::filesystem::path& path, const TensorMap& tensors) {
+void write_file(const std::filesystem::path& path, const TensorMap& tensors, const std::optional<std::string>& note = {}) {
   UniqueFd fd = open_file(path, O_WRONLY | O_CREAT | O_EXCL);
-  write_torch_zip(fd.get(), path, tensors);
+  write_torch_zip(fd.get(), path, tensors, note);
   fd.close_checked(path);
 }
 
@@ -268,13 +268,55 @@ TEST(TorchZipWriter, TorchLoadsItWithWeightsOnlyAndSavesItAgain) {
   const TempFolder folder;
   const std::pair<const char*, TensorMap> files[] = {
       {"dtypes.ckpt", every_dtype()}, {"shapes.ckpt", every_shape()}, {"names.ckpt", every_name()}, {"nothing.ckpt", {}}};
-  for (const auto& [name, tensors] : files) write_file(folder.path() / name, tensors);
+  for (const auto& [name, tensors] : files) write_file(folder.path() / name, tensors, "torch does not look here");
   const int rc = run_check("'" + folder.path().string() + "'");
   DRAFTFLOW_SKIP_WITHOUT_TORCH(rc);
   ASSERT_EQ(rc, 0) << "check_torch_files.py says above what differs";
   for (const auto& [name, tensors] : files) {
     expect_equal(load_feature_file(folder.path() / name), tensors);
     expect_equal(load_feature_file(folder.path() / ("again."s + name)), tensors);
+  }
+}
+
+TEST(TorchZipWriter, ANoteIsReadByTheFilesFirstBytesAndWithTheFile) {
+  const TempFolder folder;
+  const auto note_of = [&](const std::optional<std::string>& note) {
+    const auto path = folder.path() / "f.ckpt";
+    std::filesystem::remove(path);
+    write_file(path, every_shape(), note);
+    const std::string file = read_text_file(path);
+    EXPECT_EQ(parse_torch_zip(std::as_bytes(std::span(file)), nullptr, "f").note, note);
+    return read_torch_note(open_file(path, O_RDONLY).get(), path);
+  };
+  EXPECT_EQ(note_of(std::nullopt), std::nullopt);
+  EXPECT_EQ(note_of(""), "");
+  EXPECT_EQ(note_of("{\"a\": 1}"), "{\"a\": 1}");
+  EXPECT_EQ(note_of(std::string(kMaxTorchNoteBytes, 'n')), std::string(kMaxTorchNoteBytes, 'n'));
+  EXPECT_THROW(write_torch_zip(
+                   {}, [](std::span<const std::byte>) {}, std::string(kMaxTorchNoteBytes + 1, 'n')),
+               InvalidArgument);
+}
+
+TEST(TorchZipWriter, ADamagedNoteIsCorruptOrNone) {
+  const TempFolder folder;
+  const auto path = folder.path() / "f.ckpt";
+  const std::string note(100, 'n');
+  write_file(path, every_dtype(), note);
+  const std::string file = read_text_file(path);
+  const auto try_note = [&](const std::string& bytes) -> std::optional<std::string> {
+    replace_file(path, bytes);
+    try {
+      return read_torch_note(open_file(path, O_RDONLY).get(), path);
+    } catch (const Corrupt&) {
+      return std::nullopt;
+    }
+  };
+  for (std::size_t at = 0; at < 200; ++at) {
+    std::string flipped = file;
+    flipped[at] = static_cast<char>(flipped[at] ^ 1);
+    const auto found = try_note(flipped);
+    EXPECT_TRUE(!found || *found == note) << at;
+    EXPECT_TRUE(at > 160 || !try_note(file.substr(0, at))) << at;
   }
 }
 

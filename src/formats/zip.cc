@@ -2,7 +2,7 @@
 #include "formats/zip.h"
 
 #include <fmt/format.h>
-#include <zlib.h>
+#include <libdeflate.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -60,6 +60,17 @@ class Reader {
     check_overlaps(extents);
     for (std::size_t i = 0; i < found.size(); ++i) check_crc(found[i], crcs_[i]);
     return found;
+  }
+
+  std::optional<ZipEntry> first_entry() const {
+    const std::uint64_t end = bytes_.size();
+    if (!fits(0, kLocalBytes, end) || get<std::uint32_t>(0) != kLocalMark) return std::nullopt;
+    const std::uint64_t size = get<std::uint32_t>(22), name = get<std::uint16_t>(26), extra = get<std::uint16_t>(28);
+    const bool plain = get<std::uint16_t>(6) == 0 && get<std::uint16_t>(8) == 0 && get<std::uint32_t>(18) == size;
+    if (!plain || !fits(kLocalBytes, name + extra + size, end)) return std::nullopt;
+    const ZipEntry entry{text(kLocalBytes, name), bytes_.subspan(kLocalBytes + name + extra, size)};
+    check_crc(entry, get<std::uint32_t>(14));
+    return entry;
   }
 
  private:
@@ -209,7 +220,7 @@ class Reader {
   }
 
   void check_crc(const ZipEntry& entry, std::uint32_t expected) const {
-    const auto actual = ::crc32_z(0, reinterpret_cast<const Bytef*>(entry.data.data()), entry.data.size());
+    const std::uint32_t actual = ::libdeflate_crc32(0, entry.data.data(), entry.data.size());
     if (actual != expected) {
       fail(fmt::format("entry '{}' has CRC-32 {:08x}, but {:08x} was written", printable(entry.name), actual, expected));
     }
@@ -224,6 +235,10 @@ class Reader {
 
 std::vector<ZipEntry> read_stored_zip(std::span<const std::byte> bytes, std::string_view what) {
   return Reader(bytes, what).entries();
+}
+
+std::optional<ZipEntry> first_stored_entry(std::span<const std::byte> head, std::string_view what) {
+  return Reader(head, what).first_entry();
 }
 
 }  // namespace draftflow::formats

@@ -8,11 +8,14 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
 
 namespace draftflow::formats {
+
+constexpr std::string_view kNoteEntry = "note";  // of a torch zip of ours; torch has no entry of this name
 
 struct ZipEntry {
   std::string_view name;  // both point into the input
@@ -21,5 +24,9 @@ struct ZipEntry {
 
 // In the order of the directory. Corrupt for damage; InvalidArgument for a compressed or encrypted entry.
 std::vector<ZipEntry> read_stored_zip(std::span<const std::byte> bytes, std::string_view what);
+
+// The entry that a file begins with, by its local header alone and if it lies in `head`, the file's first bytes, whole; its
+// CRC-32 is verified: Corrupt. Nothing for a file that begins with none, or with one that says its size behind the data.
+std::optional<ZipEntry> first_stored_entry(std::span<const std::byte> head, std::string_view what);
 
 }  // namespace draftflow::formats

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "formats/zip_writer.h"
 
-#include <zlib.h>
+#include <libdeflate.h>
 
 #include <algorithm>
 #include <bit>
@@ -106,7 +106,7 @@ void ZipWriter::put(std::span<const std::byte> bytes) {
 void ZipWriter::add(std::string name, std::span<const std::byte> data) {
   Entry entry{.name = std::move(name), .size = data.size(), .local = at_};
   if (sink_) {
-    entry.crc = static_cast<std::uint32_t>(::crc32_z(0, reinterpret_cast<const Bytef*>(data.data()), data.size()));
+    entry.crc = ::libdeflate_crc32(0, data.data(), data.size());
   }
   put(local_header(entry));
   put(data);

@@ -35,10 +35,12 @@ struct Backend {
   std::function<std::unique_ptr<FeatureStore>(const std::filesystem::path& root, const StoreId& id,
                                               const StoreOptionsForTests& options)>
       attach;
-  const char* uri;        // of sample "s/1" in store "features"; {} stands for the generation
+  const char* uri;        // of sample `id` in store "features"; {} stands for the generation
   const char* note = "";  // what of the suites means less here, and where it is tested instead
   bool views = true;      // zero-copy gets
   std::function<void(const std::filesystem::path& root)> end = {};  // a test is over: lets go of what attach kept for it
+  const char* id = "s/1";
+  bool any_id = true;  // else only those that the reference runtime can name
 };
 
 inline void PrintTo(const Backend& backend, std::ostream* out) {
@@ -63,6 +65,7 @@ struct SharedDirKind {
   Codec codec = Codec::kRaw;
   const char* secret = nullptr;
   bool encrypt = false;
+  StoreLayout layout = StoreLayout::kDraftflow;
 };
 
 inline Backend shared_dir_backend(const char* name, const SharedDirKind& kind) {
@@ -74,12 +77,18 @@ inline Backend shared_dir_backend(const char* name, const SharedDirKind& kind) {
          .max_resident_bytes = options.max_resident_bytes,
          .max_hold_age_ms = options.max_hold_age_ms,
          .codec = kind.codec,
+         .layout = kind.layout,
          .secret = kind.secret == nullptr ? nullptr : std::make_shared<Secret>(Secret::from_bytes(kind.secret)),
          .encrypt = kind.encrypt,
          .retain_on_release = options.retain_on_release});
   };
   Backend backend{name, attach, "disagg://features/s/1"};
   backend.views = kind.codec == Codec::kRaw && !kind.encrypt;
+  if (kind.layout == StoreLayout::kSpecforge) {
+    backend.id = "s:1";
+    backend.any_id = false;
+    backend.uri = "disagg://features/s:1";
+  }
   return backend;
 }
 
@@ -136,6 +145,7 @@ inline std::vector<Backend> conformance_backends() {
   return {shared_dir_backend("shared_dir", {}),
           shared_dir_backend("shared_dir_durable", {.durability = Durability::kFull}),
           shared_dir_backend("shared_dir_zstd", {.codec = Codec::kZstd}),
+          shared_dir_backend("shared_dir_specforge", {.layout = StoreLayout::kSpecforge}),
           shared_dir_backend("shared_dir_sealed", {.secret = "the conformance suite's secret"}),
           shared_dir_backend("shared_dir_encrypted", {.codec = Codec::kZstd, .secret = "another secret", .encrypt = true}),
           memory_backend()};

@@ -43,12 +43,13 @@ TEST_P(Conformance, RefSaysWhatWasPut) {
                        .tokenizer_version = "tk",
                        .num_tokens = 16,
                        .metadata = {{"layers", "[1,2]"}}};
-  const SampleRef ref = store->put(small_tensors(), SampleId("s/1"), metadata);
+  const SampleRef ref = store->put(small_tensors(), SampleId(GetParam().id), metadata);
   EXPECT_EQ(ref.run_id.str(), "r1");
   EXPECT_EQ(ref.source_task_id, "task");
   EXPECT_EQ(ref.feature_store_uri, fmt::format(fmt::runtime(GetParam().uri), ref.generation));
-  EXPECT_THAT(ref.feature_keys, ::testing::ElementsAre(::testing::Pair("input_ids", "s/1/input_ids"),
-                                                       ::testing::Pair("hidden_state", "s/1/hidden_state")));
+  const std::string id = GetParam().id;
+  EXPECT_THAT(ref.feature_keys, ::testing::ElementsAre(::testing::Pair("input_ids", id + "/input_ids"),
+                                                       ::testing::Pair("hidden_state", id + "/hidden_state")));
   EXPECT_EQ(ref.num_tokens, 16);
   EXPECT_EQ(ref.estimated_bytes, 16u * 8 + 16 * 8 * 2);
   EXPECT_GT(ref.generation, 0u);
@@ -153,27 +154,40 @@ TEST_P(Conformance, ThreadsThatRaceOnOneSampleLeaveTheGreatest) {
 }
 
 TEST_P(Conformance, HostileIdsAreJustIds) {
-  const std::vector<std::string> ids = {"/",
-                                        "..",
-                                        "../../x",
-                                        "a/b",
-                                        "a_b",
-                                        "a\nb",
-                                        ".",
-                                        "a:b",
-                                        "\xF0\x9F\x98\x80",
-                                        "~",
-                                        "A",
-                                        "a",
-                                        "-rf",
-                                        " ",
-                                        std::string(1024, 'x'),
-                                        std::string(1023, 'x') + "y",
-                                        ".hidden",
-                                        "a.g1",
-                                        "\"header_xxh3_64\":\"",
-                                        "CON"};
-  for (const std::string& store_id : {std::string("features"), std::string("../../escape\n\xF0\x9F\x98\x80")}) {
+  std::vector<std::string> ids = {"/",
+                                  "..",
+                                  "../../x",
+                                  "a/b",
+                                  "a_b",
+                                  "a\nb",
+                                  ".",
+                                  "a:b",
+                                  "\xF0\x9F\x98\x80",
+                                  "~",
+                                  "A",
+                                  "a",
+                                  "-rf",
+                                  " ",
+                                  std::string(1024, 'x'),
+                                  std::string(1023, 'x') + "y",
+                                  ".hidden",
+                                  "a.g1",
+                                  "\"header_xxh3_64\":\"",
+                                  "CON"};
+  std::vector<std::string> store_ids = {"features", "../../escape\n\xF0\x9F\x98\x80"};
+  if (!GetParam().any_id) {
+    EXPECT_THROW(attach(store_ids.back()), InvalidArgument);
+    store_ids.pop_back();
+    const auto store = attach();
+    std::erase_if(ids, [&](const std::string& id) {
+      const bool refused = id.find_first_of("/\n") != std::string::npos || id.size() > 200;
+      if (refused) {
+        EXPECT_THROW(store->put(small_tensors(), SampleId(id), run_metadata()), InvalidArgument) << id;
+      }
+      return refused;
+    });
+  }
+  for (const std::string& store_id : store_ids) {
     const auto store = attach(store_id);
     std::vector<SampleRef> refs;
     for (std::size_t i = 0; i < ids.size(); ++i) {

@@ -109,6 +109,14 @@ std::vector<const FeatureSpec*> specs_to_read(const SampleRef& ref, const std::v
   return specs;
 }
 
+Tensor tensor_of(const FeatureSpec& spec, const Tensor* found, const std::string& what) {
+  if (found == nullptr) {
+    throw Corrupt(fmt::format("{}: the file has no tensor '{}', which the ref names", what, printable(spec.name)));
+  }
+  check_against_spec(spec, found->dtype, found->shape, what);
+  return *found;
+}
+
 void check_against_spec(const FeatureSpec& spec, DType dtype, const std::vector<std::int64_t>& shape, std::string_view what) {
   if (spec.dtype == dtype && spec.shape == shape) return;
   throw Corrupt(fmt::format("{}: tensor '{}' is {} {}, but the ref says {} {}: the file is not what the ref was made from",

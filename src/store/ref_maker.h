@@ -29,6 +29,11 @@ SampleRef make_ref(const TensorMap& tensors, const SampleId& sample_id, const Pu
 // The ref's specs to read, in the ref's order; all for no names. NotFound for a name that the ref lacks, listing its own.
 std::vector<const FeatureSpec*> specs_to_read(const SampleRef& ref, const std::vector<std::string>& names);
 
+constexpr std::uint64_t kMaxIdleBytes = 256ULL << 20;  // of a store's buffer pool
+
+// The tensor found for the spec. Corrupt for nullptr, and as the next.
+Tensor tensor_of(const FeatureSpec& spec, const Tensor* found, const std::string& what);
+
 // Corrupt, naming both sides, unless dtype and shape are those of the spec.
 void check_against_spec(const FeatureSpec& spec, DType dtype, const std::vector<std::int64_t>& shape, std::string_view what);
 

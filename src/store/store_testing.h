@@ -92,7 +92,8 @@ inline std::vector<std::string> files_below(const std::filesystem::path& root) {
 inline std::vector<std::filesystem::path> generation_files(const std::filesystem::path& root) {
   std::vector<std::filesystem::path> files;
   for (const std::string& file : files_below(root)) {
-    if (file.ends_with(".safetensors")) files.push_back(root / file);
+    const bool in_sample = file.find("samples/") != std::string::npos;  // not the further name of layout specforge
+    if (file.ends_with(".safetensors") || (in_sample && file.ends_with(".ckpt"))) files.push_back(root / file);
   }
   return files;
 }

@@ -312,11 +312,15 @@ const Habit kHabits[] = {
       .no_rename_noreplace = true}},
 };
 
-class StoreOnRemoteFs : public RemoteFsTest, public ::testing::WithParamInterface<Habit> {
+class StoreOnRemoteFs : public RemoteFsTest, public ::testing::WithParamInterface<std::tuple<Habit, StoreLayout>> {
  protected:
   void SetUp() override {
     RemoteFsTest::SetUp();
-    if (!IsSkipped()) set(GetParam().model);
+    if (!IsSkipped()) set(model());
+  }
+  const RemoteModel& model() const { return std::get<0>(GetParam()).model; }
+  std::unique_ptr<FeatureStore> create(Durability durability = Durability::kNone) {
+    return create_shared_dir_store(here_.path(), StoreId("st"), {.durability = durability, .layout = std::get<1>(GetParam())});
   }
 
   // What the caches of this host hide for a while, they show in the end.
@@ -368,7 +372,7 @@ TEST_F(RemoteFsTest, AForkedChildLetsGoOfItsParentsHolderAtOnce) {
 }
 
 TEST_P(StoreOnRemoteFs, LeasesAreSeenByBothHostsAndEndWithTheirRelease) {
-  const auto ours = create_shared_dir_store(here_.path(), StoreId("st"), {});
+  const auto ours = create();
   const SampleRef ref = ours->put(small_tensors(1), SampleId("a"), run_metadata());
   const Fetched fetched = ours->get(ref);
   expect_same(fetched.tensors, small_tensors(1));
@@ -380,7 +384,7 @@ TEST_P(StoreOnRemoteFs, LeasesAreSeenByBothHostsAndEndWithTheirRelease) {
 }
 
 TEST_P(StoreOnRemoteFs, PutsGetsAndRemoves) {
-  const auto store = create_shared_dir_store(here_.path(), StoreId("st"), {.durability = Durability::kFull});
+  const auto store = create(Durability::kFull);
   const SampleRef first = store->put(small_tensors(1), SampleId("a"), run_metadata());
   expect_same(store->read(first), small_tensors(1));
   const SampleRef second = store->put(small_tensors(2), SampleId("a"), run_metadata());
@@ -397,7 +401,7 @@ TEST_P(StoreOnRemoteFs, PutsGetsAndRemoves) {
 }
 
 TEST_P(StoreOnRemoteFs, TwoHostsAgreeInTheEnd) {
-  const auto ours = create_shared_dir_store(here_.path(), StoreId("st"), {});
+  const auto ours = create();
   const auto theirs = open_shared_dir_store(there_.path(), StoreId("st"), {});
   const SampleRef first = ours->put(small_tensors(1), SampleId("a"), run_metadata());
   EXPECT_TRUE(in_the_end([&] { return gettable(*theirs, first); }));
@@ -412,7 +416,7 @@ TEST_P(StoreOnRemoteFs, TwoHostsAgreeInTheEnd) {
 }
 
 TEST_P(StoreOnRemoteFs, GcLeavesAnotherHostsWriterAloneAndTakesAnOldOrphan) {
-  const auto ours = create_shared_dir_store(here_.path(), StoreId("st"), {});
+  const auto ours = create();
   const auto theirs = open_shared_dir_store(there_.path(), StoreId("st"), {});
   const std::string young = std::string(32, 'a') + ".tmp", old = std::string(32, 'b') + ".tmp";
   make(there("st/tmp") / young);
@@ -424,8 +428,8 @@ TEST_P(StoreOnRemoteFs, GcLeavesAnotherHostsWriterAloneAndTakesAnOldOrphan) {
 }
 
 TEST_P(StoreOnRemoteFs, APutThatFailsAtAnyRequestHurtsNothing) {
-  RemoteModel model = GetParam().model;
-  const auto store = create_shared_dir_store(here_.path(), StoreId("st"), {});
+  RemoteModel model = this->model();
+  const auto store = create();
   SampleRef old = store->put(small_tensors(2), SampleId("a"), run_metadata());
   int failures = 0;
   for (model.fail_at = 1; model.fail_at < 500; ++model.fail_at) {
@@ -439,7 +443,7 @@ TEST_P(StoreOnRemoteFs, APutThatFailsAtAnyRequestHurtsNothing) {
       EXPECT_TRUE(tells) << "request " << model.fail_at << ": " << error.what();
     }
     const bool reached = here_.requests() >= model.fail_at;
-    here_.set(GetParam().model);
+    here_.set(this->model());
     expect_same(store->read(made ? *made : old), small_tensors(2));
     if (!made) made = store->put(small_tensors(2), SampleId("a"), run_metadata());
     EXPECT_GT(made->generation, old.generation);
@@ -450,8 +454,13 @@ TEST_P(StoreOnRemoteFs, APutThatFailsAtAnyRequestHurtsNothing) {
   EXPECT_LT(model.fail_at, 500u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Habits, StoreOnRemoteFs, ::testing::ValuesIn(kHabits),
-                         [](const auto& test) { return std::string(test.param.name); });
+INSTANTIATE_TEST_SUITE_P(Habits, StoreOnRemoteFs,
+                         ::testing::Combine(::testing::ValuesIn(kHabits),
+                                            ::testing::Values(StoreLayout::kDraftflow, StoreLayout::kSpecforge)),
+                         [](const auto& test) {
+                           const bool flat = std::get<1>(test.param) == StoreLayout::kSpecforge;
+                           return std::get<0>(test.param).name + std::string(flat ? "Flat" : "");
+                         });
 
 }  // namespace
 }  // namespace draftflow::store_testing

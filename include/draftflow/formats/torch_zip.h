@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -27,6 +28,7 @@ namespace draftflow {
 struct TorchFile {
   TensorMap tensors;                                        // views into the input, strided ones copied contiguous
   std::vector<std::pair<std::string, std::string>> values;  // top-level entries that are no tensor: name -> "str", "int", ...
+  std::optional<std::string> note;                          // the writer's, if there is one
 };
 
 // `bytes` is the whole file; the tensors keep `owner` alive. Corrupt for a damaged file, InvalidArgument for one that is
@@ -40,11 +42,17 @@ using ByteSink = std::function<void(std::span<const std::byte>)>;
 // will do), each tensor straight from where it lies; what grows with the file is some 100 bytes a tensor. InvalidArgument,
 // before the first byte, for a name that is not UTF-8 or is given twice, a tensor whose bytes do not fit its shape, more
 // than 64 dimensions, or so many tensors that parse_torch_zip would refuse the file. A sink that throws ends the writing;
-// what it has got by then is no whole file, and never reads as one.
-void write_torch_zip(const TensorMap& tensors, const ByteSink& sink);
-void write_torch_zip(int fd, const std::filesystem::path& path, const TensorMap& tensors);
+// what it has got by then is no whole file, and never reads as one. A note is a text of the writer's own: the file's first
+// entry, where torch does not look.
+void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note = {});
+void write_torch_zip(int fd, const std::filesystem::path& path, const TensorMap& tensors,
+                     const std::optional<std::string>& note = {});
 
-// How many bytes write_torch_zip writes; refuses what it refuses. Reads no tensor's bytes.
+// How many bytes write_torch_zip writes without a note; refuses what it refuses. Reads no tensor's bytes.
 std::uint64_t torch_zip_bytes(const TensorMap& tensors);
+
+// The note of an open file, from its first bytes alone; nothing if it has none. Its CRC-32 is checked: Corrupt.
+constexpr std::size_t kMaxTorchNoteBytes = 8 << 10;
+std::optional<std::string> read_torch_note(int fd, const std::filesystem::path& path);
 
 }  // namespace draftflow

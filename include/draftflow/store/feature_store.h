@@ -152,6 +152,10 @@ class FeatureStore {
 // The tensor bytes that a sample of these specs takes, from metadata alone.
 std::uint64_t estimate_bytes(const std::vector<FeatureSpec>& specs);
 
+// How generations lie in the folder. kSpecforge: each also as {sample id}.g{generation}.ckpt, a zip of torch.save, right below
+// the store's folder, where the reference runtime finds, reads and frees it (docs/formats/reference.md).
+enum class StoreLayout { kDraftflow, kSpecforge };
+
 struct SharedDirOptions {
   // Of the store: written when it is made. Attaching to a store made otherwise is InvalidArgument, naming both, but for
   // `durability`, which an attach may raise.
@@ -160,6 +164,8 @@ struct SharedDirOptions {
   std::uint64_t max_resident_bytes = 0;  // 0: no cap
   std::int64_t max_hold_age_ms = 0;      // consume-once stores only; 0: for ever
   Codec codec = Codec::kRaw;             // what put packs tensors with, where it makes them smaller (formats/codec.h)
+  // kSpecforge takes ids and tensor names that the reference can name (InvalidArgument), and no codec or secret.
+  StoreLayout layout = StoreLayout::kDraftflow;
   // Makes a store that opens only with this; a store made so asks every attach for it: PermissionDenied for none and for a
   // wrong one. Its files are authenticated and, with `encrypt`, encrypted.
   std::shared_ptr<const Secret> secret;

@@ -9,6 +9,7 @@
 #include "draftflow/base/error.h"
 #include "draftflow/formats/safetensors.h"
 #include "draftflow/formats/torch_zip.h"
+#include "formats/zip.h"
 #include "formats/zip_builder.h"
 
 namespace draftflow::fuzz {
@@ -71,6 +72,13 @@ bool torch_zip_body(std::span<const std::byte> input) {
   std::string file(reinterpret_cast<const char*>(input.data()), input.size());
   if (!file.starts_with("PK")) {
     file = testing_support::ZipBuilder().add("a/data.pkl", file).add("a/data/0", std::string(64, '\1')).finish();
+  }
+  try {
+    const auto bytes = std::as_bytes(std::span(file));
+    if (const auto note = formats::first_stored_entry(bytes, "fuzz")) {
+      require(note->data.data() >= bytes.data() && note->data.size() <= bytes.size(), "a note lies in the file");
+    }
+  } catch (const Corrupt&) {
   }
   TensorMap tensors;
   try {

@@ -19,7 +19,6 @@
 namespace draftflow::store {
 namespace {
 
-constexpr std::uint64_t kMaxIdleBytes = 256ULL << 20;    // of the buffer pool
 constexpr std::uint64_t kFirstGenerations = 1ULL << 52;  // leaves as many again: a generation fits in 53 bits
 constexpr std::uint64_t kForkStride = 1ULL << 44;        // a child goes on somewhere within so many
 constexpr std::size_t kVisitAtOnce = 256;                // entries of a walk under one lock

@@ -6,20 +6,15 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <charconv>
 #include <ctime>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
-#include "draftflow/formats/torch_zip.h"
 #include "store/ref_maker.h"
-#include "store/shared_dir/names.h"
+#include "store/shared_dir/torch_generation.h"
 
 namespace draftflow::store {
 namespace {
-
-constexpr std::string_view kSuffix = ".ckpt";
-constexpr std::size_t kMaxNameBytes = 255;
 
 std::string shown_sample(const SampleId& id, std::uint64_t generation) {
   return fmt::format("sample '{}' generation {}", printable(id.str()), generation);
@@ -41,19 +36,6 @@ const Tensor* find_feature(const TensorMap& found, const SampleRef& ref, const s
 
 }  // namespace
 
-// The reference's ^(.+)\.g(\d+)\.ckpt$, whose first group is greedy and holds no newline.
-std::optional<ReferenceName> parse_reference_name(const std::string& file) {
-  if (!file.ends_with(kSuffix) || file.find('\n') != std::string::npos) return std::nullopt;
-  const std::string_view stem = std::string_view(file).substr(0, file.size() - kSuffix.size());
-  const std::size_t at = stem.rfind(".g");
-  if (at == std::string_view::npos || at == 0) return std::nullopt;
-  const std::string_view digits = stem.substr(at + 2);
-  std::uint64_t generation = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), generation);
-  if (error != std::errc() || end != digits.data() + digits.size() || generation > kMaxGeneration) return std::nullopt;
-  return ReferenceName{std::string(stem.substr(0, at)), generation};
-}
-
 bool is_reference_folder(const Folder& folder) {
   const auto names = folder.list();
   return std::any_of(names.begin(), names.end(),
@@ -61,11 +43,7 @@ bool is_reference_folder(const Folder& folder) {
 }
 
 std::string ReferenceStore::name_of(const SampleId& sample_id, std::uint64_t generation) const {
-  const std::string name = fmt::format("{}.g{}{}", sample_id.str(), generation, kSuffix);
-  const auto parsed = parse_reference_name(name);
-  if (parsed && parsed->sample_id == sample_id.str() && name.size() <= kMaxNameBytes && name.find('/') == std::string::npos) {
-    return name;
-  }
+  if (auto name = reference_name(sample_id, generation)) return std::move(*name);
   throw NotFound(fmt::format("{} is not in {}: the reference has no file for an id that holds '/' or a newline, or is so long",
                              shown_sample(sample_id, generation), folder_.path().string()));
 }
@@ -92,22 +70,8 @@ UniqueFd ReferenceStore::open(const SampleId& sample_id, std::uint64_t generatio
 TensorMap ReferenceStore::load(const SampleId& sample_id, std::uint64_t generation, bool mapped) const {
   const UniqueFd fd = open(sample_id, generation);
   const std::filesystem::path path = folder_.shown(name_of(sample_id, generation));
-  struct stat status {};
-  if (::fstat(fd.get(), &status) != 0) throw_errno(errno, "fstat of " + path.string());
-  if (!S_ISREG(status.st_mode)) throw Corrupt(fmt::format("{} is not a regular file: remove it", path.string()));
   const std::string what = fmt::format("{} ({})", shown_sample(sample_id, generation), path.string());
-  TorchFile file;
-  if (mapped) {
-    MappedFile whole = map_file(fd.get(), path);
-    file = parse_torch_zip(whole.bytes, std::move(whole.owner), what);
-  } else {
-    auto [whole, bytes] = Tensor::allocate(DType::kUInt8, {static_cast<std::int64_t>(status.st_size)});
-    read_exact(fd.get(), bytes, 0, path);
-    file = parse_torch_zip(bytes, whole.owner, what);
-  }
-  if (file.values.empty()) return std::move(file.tensors);
-  throw Corrupt(fmt::format("{}: '{}' is of type {}, not a tensor: the reference's store does not write that", what,
-                            printable(file.values[0].first), file.values[0].second));
+  return load_torch_file(fd.get(), path, what, mapped, pool_).tensors;
 }
 
 TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::string>& names) {
@@ -122,12 +86,7 @@ TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::stri
                                        folder_.shown(name_of(ref.sample_id, ref.generation)).string());
   TensorMap tensors;
   for (const FeatureSpec* spec : specs) {
-    const Tensor* tensor = find_feature(found, ref, spec->name);
-    if (tensor == nullptr) {
-      throw Corrupt(fmt::format("{}: the file has no tensor '{}', which the ref names", what, printable(spec->name)));
-    }
-    check_against_spec(*spec, tensor->dtype, tensor->shape, what);
-    tensors.emplace_back(spec->name, *tensor);
+    tensors.emplace_back(spec->name, tensor_of(*spec, find_feature(found, ref, spec->name), what));
   }
   return tensors;
 }

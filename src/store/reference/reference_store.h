@@ -13,16 +13,13 @@
 #include <string_view>
 
 #include "draftflow/base/random.h"
+#include "draftflow/formats/buffer_pool.h"
 #include "draftflow/store/feature_store.h"
+#include "store/ref_maker.h"
 #include "store/shared_dir/folder.h"
+#include "store/shared_dir/names.h"
 
 namespace draftflow::store {
-
-struct ReferenceName {
-  std::string sample_id;
-  std::uint64_t generation = 0;
-};
-std::optional<ReferenceName> parse_reference_name(const std::string& file);  // nothing for another file
 
 // Whether a folder without store.json is one: it holds a file with such a name.
 bool is_reference_folder(const Folder& folder);
@@ -56,6 +53,7 @@ class ReferenceStore : public FeatureStore {
 
   const Folder folder_;
   const StoreId id_;
+  mutable BufferPool pool_{kMaxIdleBytes};
   const std::string token_prefix_ = random_hex128();  // so that no other store or process gives the same token
   std::atomic<std::uint64_t> next_lease_{0};
   std::mutex mutex_;

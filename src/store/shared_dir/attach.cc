@@ -23,6 +23,12 @@ void check_options(const SharedDirOptions& options) {
   if (options.encrypt && options.secret == nullptr) {
     throw InvalidArgument("a store can be encrypted only with a secret: give it one, from a file or the environment");
   }
+  if (options.layout == StoreLayout::kSpecforge && (options.codec != Codec::kRaw || options.secret != nullptr)) {
+    throw InvalidArgument(
+        fmt::format("a store of layout specforge cannot have a {}: the reference runtime, which reads its files, knows none; "
+                    "leave one of the two out",
+                    options.secret != nullptr ? "secret" : "codec"));
+  }
   if (options.max_hold_age_ms > 0 && options.kind == StoreKind::kLedgered) {
     throw InvalidArgument(
         fmt::format("max_hold_age_ms is {}, but the store is ledgered, where only the ledger frees: make it "
@@ -38,10 +44,9 @@ std::optional<bool> holds_sealed(const store::Folder& samples, const std::string
   const auto look = [&](const store::Folder& fan_out, const store::SamplePlace& place) {
     const auto folder = sealed ? std::nullopt : fan_out.find(place.folder);
     if (!folder) return;
-    for (const std::uint64_t generation : store::list_sample(*folder, place).generations) {
-      const std::string file = store::generation_name(place, generation);
-      const auto fd = folder->find_file(file, O_RDONLY);
-      if (fd) sealed = store::is_sealed_file(fd->get(), folder->shown(file));
+    for (const store::NamedGeneration& generation : store::list_sample(*folder, place).generations) {
+      const auto fd = folder->find_file(generation.name, O_RDONLY);
+      if (fd) sealed = store::is_sealed_file(fd->get(), folder->shown(generation.name));
     }
   };
   try {
@@ -126,6 +131,12 @@ bool is_references(const store::Folder& folder, const StoreId& id) {
 std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::path& root, const StoreId& id,
                                                       const SharedDirOptions& options) {
   check_options(options);
+  if (options.layout == StoreLayout::kSpecforge && store::store_folder_name(id) != id.str()) {
+    throw InvalidArgument(
+        fmt::format("a store of layout specforge cannot be called '{}': its folder has to have the store's own name, for the "
+                    "reference runtime to find; use at most 100 of A-Z a-z 0-9 . _ -",
+                    printable(id.str())));
+  }
   make_folders(root);
   store::Folder folder = store::Folder::open(root).find_or_make(store::store_folder_name(id));
   if (!store::find_store_file(folder, id) && is_references(folder, id)) {

@@ -17,6 +17,7 @@
 #include "store/shared_dir/generation_file.h"
 #include "store/shared_dir/holder.h"
 #include "store/shared_dir/temporary.h"
+#include "store/shared_dir/torch_generation.h"
 
 namespace draftflow::store {
 namespace {
@@ -32,6 +33,7 @@ class Collector {
     const Cleared cleared = clear_orphans(c_.temporaries);
     report_.temporaries_removed = cleared.files;
     report_.bytes_removed = cleared.bytes;
+    if (c_.books.flat != nullptr) clear_flat_orphans();
     for (const DeadHolder& dead : find_dead_holders(c_.leases, c_.temporaries, c_.silent_ms)) end_leases_of(dead);
     c_.layout.for_each_fan_out([&](const Folder& fan_out, const std::string& name) { visit_fan_out(fan_out, name); });
     c_.account.settle_births(births_, now_ - 2 * kAgeBucketSeconds);
@@ -77,22 +79,49 @@ class Collector {
   void visit_sample(const Folder& fan_out, const SamplePlace& place) {
     const auto folder = fan_out.find(place.folder);
     if (!folder) return;
-    const SampleListing listing = list_sample(*folder, place);
+    SampleListing listing = list_sample(*folder, place);
+    if (c_.books.flat != nullptr) forget_freed(*folder, place, listing);
     const Retired retired = retire_superseded(*folder, place, listing, c_.books);
     report_.generations_removed += retired.generations;
     report_.bytes_removed += retired.bytes;
     for (const std::uint64_t marked : listing.marks) {
-      if (!std::binary_search(listing.generations.begin(), listing.generations.end(), marked)) {
-        forget_mark(*folder, place, marked);
-      }
+      if (listing.find(marked) == nullptr) forget_mark(*folder, place, marked);
     }
     if (!listing.generations.empty()) visit_current(*folder, place, listing);
     fan_out.remove_if_empty(place.folder);
   }
 
+  // The reference's consumer frees by taking the flat name away; ours follows.
+  void forget_freed(const Folder& folder, const SamplePlace& place, SampleListing& listing) {
+    std::erase_if(listing.generations, [&](const NamedGeneration& generation) {
+      if (c_.books.flat->size_of(generation.name)) return false;
+      const Dropped dropped = drop_generation(folder, place, generation, c_.books);
+      report_.generations_removed += dropped.was_there ? 1 : 0;
+      report_.bytes_removed += dropped.was_last ? dropped.bytes : 0;
+      return true;
+    });
+  }
+
+  // A put that died between its two names leaves the flat one, as the file's only one once the temporary is gone. Files of
+  // this store alone: the reference's own lie in the same folder.
+  void clear_flat_orphans() {
+    for (const std::string& name : c_.books.flat->list()) {
+      if (!parse_reference_name(name)) continue;
+      const std::filesystem::path path = c_.books.flat->shown(name);
+      const UniqueFd fd(::openat(c_.books.flat->fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+      struct stat status {};
+      if (!fd || ::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode) || link_count(fd.get(), path) != 1) continue;
+      if (!c_.books.local && now_ - modified_ms(fd.get(), path) / 1000 < kNetworkOrphanMs / 1000) continue;
+      const auto facts = find_torch_facts(fd.get(), path);
+      if (!facts || facts->identity.incarnation != c_.file.incarnation || !c_.books.flat->unlink(name)) continue;
+      ++report_.temporaries_removed;
+      report_.bytes_removed += static_cast<std::uint64_t>(status.st_size);
+    }
+  }
+
   void visit_current(const Folder& folder, const SamplePlace& place, const SampleListing& listing) {
-    const std::uint64_t generation = listing.generations.back();
-    const std::string name = generation_name(place, generation);
+    const NamedGeneration& generation = listing.generations.back();
+    const std::string& name = generation.name;
     const UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     struct stat status {};
     if (!fd || ::fstat(fd.get(), &status) != 0) {
@@ -101,19 +130,18 @@ class Collector {
       return;
     }
     if (!S_ISREG(status.st_mode)) return;
-    const bool marked = std::find(listing.marks.begin(), listing.marks.end(), generation) != listing.marks.end();
+    const bool marked = std::find(listing.marks.begin(), listing.marks.end(), generation.number) != listing.marks.end();
     const bool old =
         consume_once() && c_.file.max_hold_age_ms > 0 && (now_ - status.st_mtim.tv_sec) * 1000 > c_.file.max_hold_age_ms;
     if (consume_once() && (marked || old) && free_unleased(folder, place, generation, fd.get(), !marked)) return;
     count(weigh(fd.get(), folder.shown(name)));
   }
 
-  bool free_unleased(const Folder& folder, const SamplePlace& place, std::uint64_t generation, int fd, bool by_force) {
-    const std::string name = generation_name(place, generation);
-    const InodeLock lock(fd, InodeLock::Mode::kExclusive, c_.books.local, folder.shown(name));
-    if (link_count(fd, folder.shown(name)) > 1) return false;
-    const Dropped dropped = drop_name_locked(folder, name, fd, place.fan_out_index(), c_.books);
-    forget_mark(folder, place, generation);
+  bool free_unleased(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, int fd, bool by_force) {
+    const std::filesystem::path path = folder.shown(generation.name);
+    const InodeLock lock(fd, InodeLock::Mode::kExclusive, c_.books.local, path);
+    if (link_count(fd, path) > c_.books.own_names()) return false;
+    const Dropped dropped = drop_generation_locked(folder, place, generation, fd, c_.books);
     report_.generations_removed += dropped.was_there ? 1 : 0;
     report_.force_freed += dropped.was_there && by_force ? 1 : 0;
     report_.bytes_removed += dropped.was_last ? dropped.bytes : 0;
@@ -141,11 +169,18 @@ class Collector {
         struct stat status {};
         if (!fd) continue;  // released meanwhile
         if (::fstat(fd->get(), &status) != 0) throw_errno(errno, "fstat of " + links->shown(name).string());
-        const auto folder = c_.layout.find_sample(lease->place);
-        if (folder && folder->holds(generation_name(lease->place, lease->generation), fd->get())) continue;
+        if (is_listed(*lease, fd->get())) continue;
         if (inodes.insert(status.st_ino).second) count(weigh(fd->get(), links->shown(name)));
       }
     }
+  }
+
+  bool is_listed(const LeaseName& lease, int fd) const {
+    const auto folder = c_.layout.find_sample(lease.place);
+    if (!folder) return false;
+    const SampleListing listing = list_sample(*folder, lease.place);
+    const NamedGeneration* found = listing.find(lease.generation);
+    return found != nullptr && folder->holds(found->name, fd);
   }
 
   const Collection& c_;
@@ -156,21 +191,27 @@ class Collector {
   GcReport report_;
 };
 
-}  // namespace
-
-ResidentSample describe_file(int fd, const std::filesystem::path& path, const SamplePlace& place, std::uint64_t generation,
-                             std::int64_t now_seconds) {
+SampleId sample_of_file(int fd, const std::filesystem::path& path) {
+  if (const auto facts = find_torch_facts(fd, path)) return SampleId(facts->identity.sample_id);
   const SafetensorsHeader header = read_safetensors_header(fd, path);
   const std::string* id = header.find_metadata("sample_id");
   if (id == nullptr) throw Corrupt(path.string() + ": the file's metadata has no 'sample_id'");
-  const SamplePlace said = sample_place(SampleId(*id));
+  return SampleId(*id);
+}
+
+}  // namespace
+
+ResidentSample describe_file(int fd, const std::filesystem::path& path, const SamplePlace& place, std::uint64_t generation,
+                             std::int64_t now_seconds, std::uint64_t own_names) {
+  const SampleId id = sample_of_file(fd, path);
+  const SamplePlace said = sample_place(id);
   if (said.fan_out != place.fan_out || said.folder != place.folder) {
     throw Corrupt(fmt::format("{}: the file says it is sample '{}', whose files lie in {}/{}: it is another one's file",
-                              path.string(), printable(*id), said.fan_out, said.folder));
+                              path.string(), printable(id.str()), said.fan_out, said.folder));
   }
   const Weight weight = weigh(fd, path);
-  ResidentSample sample{.sample_id = SampleId(*id), .generation = generation, .bytes = weight.bytes, .path = path};
-  sample.leases = std::max<std::uint64_t>(link_count(fd, path), 1) - 1;
+  ResidentSample sample{.sample_id = id, .generation = generation, .bytes = weight.bytes, .path = path};
+  sample.leases = std::max(link_count(fd, path), own_names) - own_names;
   sample.age_s = static_cast<double>(std::max<std::int64_t>(0, now_seconds - weight.birth_seconds));
   return sample;
 }
@@ -179,7 +220,8 @@ GcReport collect(const Collection& collection) {
   return Collector(collection).run();
 }
 
-void walk(const Layout& layout, std::int64_t now_seconds, const std::function<bool(const ResidentSample&)>& visit,
+void walk(const Layout& layout, const Books& books, std::int64_t now_seconds,
+          const std::function<bool(const ResidentSample&)>& visit,
           const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) {
   bool go_on = true;
   layout.for_each_fan_out([&](const Folder& fan_out, const std::string& fan_out_name) {
@@ -187,16 +229,16 @@ void walk(const Layout& layout, std::int64_t now_seconds, const std::function<bo
     Layout::for_each_sample(fan_out, fan_out_name, [&](const SamplePlace& place) {
       const auto folder = go_on ? fan_out.find(place.folder) : std::nullopt;
       if (!folder) return;
-      for (const std::uint64_t generation : list_sample(*folder, place).generations) {
-        const std::string name = generation_name(place, generation);
+      for (const auto& [generation, name] : list_sample(*folder, place).generations) {
+        const Folder& where = books.flat == nullptr ? *folder : *books.flat;
         try {
-          const auto fd = go_on ? folder->find_file(name, O_RDONLY) : std::nullopt;
+          const auto fd = go_on ? where.find_file(name, O_RDONLY) : std::nullopt;
           if (!fd) continue;
-          go_on = visit(describe_file(fd->get(), folder->shown(name), place, generation, now_seconds));
+          go_on = visit(describe_file(fd->get(), where.shown(name), place, generation, now_seconds, books.own_names()));
         } catch (const NotFound&) {  // freed meanwhile
         } catch (const Error& error) {
           if (error.kind() != ErrorKind::kCorrupt && error.kind() != ErrorKind::kInvalidArgument) throw;
-          damaged(folder->shown(name), error.what());
+          damaged(where.shown(name), error.what());
         }
       }
     });

@@ -26,12 +26,14 @@ struct Collection {
 
 GcReport collect(const Collection& collection);
 
-void walk(const Layout& layout, std::int64_t now_seconds, const std::function<bool(const ResidentSample&)>& visit,
+void walk(const Layout& layout, const Books& books, std::int64_t now_seconds,
+          const std::function<bool(const ResidentSample&)>& visit,
           const std::function<void(const std::filesystem::path&, const std::string&)>& damaged);
 
-// One generation's file, whose header is read but not its tensors. Corrupt or InvalidArgument if it is not that of `place`.
+// One generation's file, whose header is read but not its tensors; names beyond its `own_names` are leases. Corrupt or
+// InvalidArgument if it is not that of `place`.
 ResidentSample describe_file(int fd, const std::filesystem::path& path, const SamplePlace& place, std::uint64_t generation,
-                             std::int64_t now_seconds);
+                             std::int64_t now_seconds, std::uint64_t own_names);
 
 // By the account's buckets: at most kAgeBucketSeconds too high; ages past kAgeBuckets of them are told too low.
 double oldest_age(const AccountTotals& totals, std::int64_t now_seconds);

@@ -37,7 +37,7 @@ constexpr std::array kSeeds = {kOld, kNew, kBystander, kLater, kDebris};
 // A store with sample "a" (kOld) and a bystander, and what the operation made.
 class Scene {
  public:
-  explicit Scene(bool with_store) {
+  explicit Scene(bool with_store, StoreLayout layout = StoreLayout::kDraftflow) : layout_(layout) {
     if (!with_store) return;
     create();
     old = put("a", kOld);
@@ -46,8 +46,8 @@ class Scene {
   }
 
   void create(bool durable = false) {
-    store =
-        create_shared_dir_store(temp_.path(), StoreId("st"), {.durability = durable ? Durability::kFull : Durability::kNone});
+    store = create_shared_dir_store(temp_.path(), StoreId("st"),
+                                    {.durability = durable ? Durability::kFull : Durability::kNone, .layout = layout_});
   }
   void attach(bool durable = false) {
     store = open_shared_dir_store(temp_.path(), StoreId("st"), {.durability = durable ? Durability::kFull : Durability::kNone});
@@ -61,6 +61,23 @@ class Scene {
     if (!std::filesystem::exists(root())) return found;
     for (const std::string& file : files_below(root())) {
       if (!file.starts_with("epochs/") && !file.starts_with("accounts/") && !file.ends_with(".holder")) found.push_back(file);
+    }
+    return found;
+  }
+  // What can be got by a ref: in a store of layout specforge that is what has its flat name.
+  std::vector<std::pair<std::uint64_t, std::filesystem::path>> generations(const std::string& sample) const {
+    std::vector<std::pair<std::uint64_t, std::filesystem::path>> found;
+    const SamplePlace place = sample_place(SampleId(sample));
+    for (const std::string& file : files()) {
+      const std::filesystem::path path = root() / file;
+      if (layout_ == StoreLayout::kSpecforge) {
+        const auto name = parse_reference_name(file);
+        if (name && name->sample_id == sample) found.emplace_back(name->generation, path);
+      } else if (path.parent_path().filename() == place.folder) {
+        const auto generation = parse_generation_name(place, path.filename().string());
+        EXPECT_TRUE(generation) << path << " is not the name of a generation";
+        if (generation) found.emplace_back(*generation, path);
+      }
     }
     return found;
   }
@@ -82,6 +99,7 @@ class Scene {
   std::optional<SampleRef> old, bystander, made;
 
  private:
+  const StoreLayout layout_;
   testing_support::TempFolder temp_;
 };
 
@@ -93,6 +111,15 @@ void leave_debris(Scene& scene) {
   open_file(scene.root() / "tmp" / (std::string(32, 'd') + ".tmp"), O_WRONLY | O_CREAT);
   replace_file(first, bytes);
   ASSERT_EQ(generation_files(scene.root()).size(), 3u);
+}
+
+// What is left in a store of layout specforge: by the reference's consumer, which freed "b", and by a put that died between
+// its two names.
+void leave_flat_debris(Scene& scene) {
+  const SampleRef freed = scene.put("b", kDebris), cut = scene.put("c", kDebris);
+  std::filesystem::remove(scene.root() / *reference_name(freed.sample_id, freed.generation));
+  const SamplePlace place = sample_place(cut.sample_id);
+  std::filesystem::remove_all(scene.root() / "samples" / place.fan_out / place.folder);
 }
 
 // What an operation may do to the generations of its sample.
@@ -110,6 +137,7 @@ struct Operation {
   std::function<void(Scene&)> prepare;        // without faults
   std::function<void(Scene&)> run;            // with
   std::vector<Unsupported> unsupported = {};  // by the file system
+  StoreLayout layout = StoreLayout::kDraftflow;
 };
 
 void PrintTo(const Operation& operation, std::ostream* out) {
@@ -121,6 +149,7 @@ void durable(Scene& scene) {
   scene.attach(true);
 }
 
+constexpr StoreLayout kFlat = StoreLayout::kSpecforge;
 const std::vector<Unsupported> kNoRename = {{"renameat2", EINVAL}};
 
 const Operation kOperations[] = {
@@ -142,6 +171,13 @@ const Operation kOperations[] = {
     {"Attach", Effect::kKeeps, "a", nothing, [](Scene& s) { s.attach(); }},
     {"Create", Effect::kKeeps, nullptr, nothing, [](Scene& s) { s.create(); }},
     {"CreateAgain", Effect::kKeeps, "a", nothing, [](Scene& s) { s.create(); }},
+    {"FlatPutNew", Effect::kPuts, "n", nothing, [](Scene& s) { s.made = s.put("n", kNew); }, {}, kFlat},
+    {"FlatPutAgain", Effect::kPuts, "a", durable, [](Scene& s) { s.made = s.put("a", kNew); }, {}, kFlat},
+    {"FlatPutByLink", Effect::kPuts, "a", nothing, [](Scene& s) { s.made = s.put("a", kNew); }, kNoRename, kFlat},
+    {"FlatGet", Effect::kKeeps, "a", nothing, [](Scene& s) { s.store->release(s.store->get(*s.old).handle); }, {}, kFlat},
+    {"FlatRemove", Effect::kRemoves, "a", nothing, [](Scene& s) { EXPECT_TRUE(s.store->remove(*s.old)); }, {}, kFlat},
+    {"FlatAbort", Effect::kRemoves, "a", nothing, [](Scene& s) { EXPECT_EQ(s.store->abort(SampleId("a")), 1u); }, {}, kFlat},
+    {"FlatGc", Effect::kCollects, "a", leave_flat_debris, [](Scene& s) { s.store->gc(); }, {}, kFlat},
 };
 
 struct Way {
@@ -179,14 +215,9 @@ enum class Outcome { kDone, kFailed, kCut };  // cut: killed, or unable to clear
 std::map<std::uint64_t, Seed> whole_generations(Scene& scene, const std::string& sample) {
   std::map<std::uint64_t, Seed> found;
   const auto file = find_store_file(Folder::open(scene.root()), StoreId("st"));
-  const SamplePlace place = sample_place(SampleId(sample));
-  for (const auto& path : generation_files(scene.root())) {
-    if (path.parent_path().filename() != place.folder) continue;
-    const auto generation = parse_generation_name(place, path.filename().string());
-    EXPECT_TRUE(generation) << path << " is not the name of a generation";
-    if (!generation) continue;
+  for (const auto& [generation, path] : scene.generations(sample)) {
     SampleRef ref{.sample_id = SampleId(sample), .run_id = RunId("run"), .feature_store_uri = "disagg://st/" + sample};
-    ref.generation = *generation;
+    ref.generation = generation;
     ref.incarnation = file->incarnation;
     for (const auto& [name, tensor] : small_tensors()) ref.feature_specs.push_back(spec_from_tensor(name, tensor));
     try {
@@ -198,7 +229,7 @@ std::map<std::uint64_t, Seed> whole_generations(Scene& scene, const std::string&
         });
       });
       EXPECT_NE(seed, kSeeds.end()) << path << " holds nothing that was put";
-      if (seed != kSeeds.end()) found[*generation] = *seed;
+      if (seed != kSeeds.end()) found[generation] = *seed;
     } catch (const Error& error) {
       ADD_FAILURE() << path << " is visible, but cannot be read: " << error.what();
     }
@@ -348,7 +379,7 @@ class EveryCall : public ::testing::TestWithParam<std::tuple<Operation, Way>> {
   // One operation with its call `at` at fault, then the checks.
   bool run_case(std::uint64_t at) {
     const auto& [operation, way] = GetParam();
-    Scene scene(operation.sample != nullptr);
+    Scene scene(operation.sample != nullptr, operation.layout);
     operation.prepare(scene);
     const FaultPlan plan{.at = at, .action = way.fault, .from_then_on = way.from_then_on, .unsupported = operation.unsupported};
     const std::vector<std::string> before = scene.files();

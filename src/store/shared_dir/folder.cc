@@ -178,8 +178,11 @@ bool Folder::holds(const std::string& name, int fd) const {
 
 std::optional<std::uint64_t> Folder::size_of(const std::string& name) const {
   struct stat status {};
-  if (::fstatat(fd_.get(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(status.st_mode)) return std::nullopt;
-  return static_cast<std::uint64_t>(status.st_size);
+  if (::fstatat(fd_.get(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) {
+    if (errno == ENOENT) return std::nullopt;
+    throw_errno(errno, "looking at " + shown(name).string());
+  }
+  return S_ISREG(status.st_mode) ? std::optional(static_cast<std::uint64_t>(status.st_size)) : std::nullopt;
 }
 
 std::vector<std::string> Folder::list() const {
@@ -283,6 +286,9 @@ bool link_file(int fd, const std::filesystem::path& path, const Folder& to, cons
   const int error = errno;
   if (error == EEXIST && to.holds(name, fd)) return true;  // a reply that was lost and asked again
   if ((error == ENOENT || error == ESTALE) && is_gone(fd)) return false;
+  if (error == EEXIST) {
+    throw Corrupt(to.shown(name).string() + " is there already, and is another file: draftflow did not make it; take it away");
+  }
   if (error == EMLINK) {
     throw Unavailable(
         fmt::format("{} has as many leases as its file system allows links: retry when some have ended", path.string()));
@@ -293,7 +299,7 @@ bool link_file(int fd, const std::filesystem::path& path, const Folder& to, cons
                     "users of the store share a group, and write with umask 007 (mode 0660)",
                     path.string()));
   }
-  throw_errno(error, "leasing " + path.string());
+  throw_errno(error, fmt::format("linking {} as {}", path.string(), to.shown(name).string()));
 }
 
 std::uint64_t free_bytes(const Folder& folder) {

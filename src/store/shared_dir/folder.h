@@ -35,7 +35,7 @@ class Folder {
   std::optional<UniqueFd> find_file_below(const std::string& path, int flags) const;
   std::optional<Folder> find_below(const std::string& path) const;
   bool holds(const std::string& name, int fd) const;                    // the name is one of this file's, by the server's word
-  std::optional<std::uint64_t> size_of(const std::string& name) const;  // of a regular file
+  std::optional<std::uint64_t> size_of(const std::string& name) const;  // nothing if absent, or no regular file
   std::vector<std::string> list() const;                                // any order, without . and ..
   bool unlink(const std::string& name) const;                           // true if it was there
   bool remove_if_empty(const std::string& name) const;                  // a folder; false if not empty or absent

@@ -27,6 +27,7 @@ constexpr std::uint64_t kChecksumChunkBytes = 1 << 20;
 struct Identity {
   std::string store_id, incarnation, sample_id;
   std::uint64_t generation = 0;
+  bool operator==(const Identity&) const = default;
 };
 
 std::string describe(const Identity& identity);  // "sample 'a' generation 7 of store 's'", for messages

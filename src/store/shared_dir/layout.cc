@@ -17,20 +17,58 @@ void make_mark(const Folder& folder, const std::string& name, bool durable) {
   if (durable) folder.sync();
 }
 
+// What a generation's file is called in its sample's folder. Where that tells the sample's id, the folder is asked.
+std::optional<std::string> find_name(const Folder& folder, const SamplePlace& place, std::uint64_t generation,
+                                     const Books& books) {
+  if (books.flat == nullptr) return generation_name(place, generation);
+  const SampleListing listing = list_sample(folder, place);
+  const NamedGeneration* found = listing.find(generation);
+  return found == nullptr ? std::nullopt : std::optional(found->name);
+}
+
+// The flat name first, if there are such, then its own by `drop`, then the mark. What cannot be dropped stays as it was.
+Dropped drop_both(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, const Books& books,
+                  const std::function<Dropped()>& drop) {
+  // On a network file system what unlink says is in doubt: a reply that was lost and asked again.
+  const bool seen = books.flat != nullptr && !books.local && books.flat->size_of(generation.name);
+  const bool was_flat = (books.flat != nullptr && books.flat->unlink(generation.name)) || seen;
+  Dropped dropped;
+  try {
+    dropped = drop();
+  } catch (...) {
+    try {
+      const auto fd = was_flat ? folder.find_file(generation.name, O_RDONLY) : std::nullopt;
+      if (fd) link_file(fd->get(), folder.shown(generation.name), *books.flat, generation.name);
+    } catch (const Error&) {  // the first error is the one to tell
+    }
+    throw;
+  }
+  if (books.marks) forget_mark(folder, place, generation.number);
+  return dropped;
+}
+
+std::optional<SampleId> valid_id(const std::string& text) {
+  try {
+    return SampleId(text);
+  } catch (const InvalidArgument&) {
+    return std::nullopt;
+  }
+}
+
 // The lease is still one of the file's names; the inode is locked where that can be.
 void consume(const Layout& layout, int fd, const SamplePlace& place, std::uint64_t generation, const LeaseEnd& end,
              const Books& books) {
   const auto folder = layout.find_sample(place);
-  const std::string name = generation_name(place, generation), mark = mark_name(place, generation);
-  if (!folder || !folder->holds(name, fd)) return;  // removed or superseded: the last lease ends it anyway
-  const bool others = link_count(fd, folder->shown(name)) > 2;
+  const auto name = folder ? find_name(*folder, place, generation, books) : std::nullopt;
+  const std::string mark = mark_name(place, generation);
+  if (!name || !folder->holds(*name, fd)) return;  // removed or superseded: the last lease ends it anyway
+  const bool others = link_count(fd, folder->shown(*name)) > books.own_names() + 1;
   if (others) {
     if (end.consume) make_mark(*folder, mark, end.durable);
     return;
   }
   if (!end.consume && !folder->size_of(mark)) return;
-  drop_name_locked(*folder, name, fd, place.fan_out_index(), books);
-  forget_mark(*folder, place, generation);
+  drop_generation_locked(*folder, place, {generation, *name}, fd, books);
   try {
     layout.forget_if_empty(place);
   } catch (const Error&) {  // gc removes empty folders
@@ -78,13 +116,26 @@ void Layout::for_each_sample(const Folder& fan_out, const std::string& name,
   }
 }
 
+const NamedGeneration* SampleListing::find(std::uint64_t generation) const {
+  const auto found = std::find_if(generations.begin(), generations.end(),
+                                  [&](const NamedGeneration& known) { return known.number == generation; });
+  return found == generations.end() ? nullptr : &*found;
+}
+
 SampleListing list_sample(const Folder& folder, const SamplePlace& place) {
   SampleListing listing;
   for (const std::string& name : folder.list()) {
-    if (const auto generation = parse_generation_name(place, name)) listing.generations.push_back(*generation);
-    if (const auto mark = parse_mark_name(place, name)) listing.marks.push_back(*mark);
+    if (const auto generation = parse_generation_name(place, name)) {
+      listing.generations.push_back({*generation, name});
+    } else if (const auto mark = parse_mark_name(place, name)) {
+      listing.marks.push_back(*mark);
+    } else if (const auto reference = parse_reference_name(name)) {
+      const auto id = valid_id(reference->sample_id);
+      if (id && sample_place(*id).folder == place.folder) listing.generations.push_back({reference->generation, name});
+    }
   }
-  std::sort(listing.generations.begin(), listing.generations.end());
+  std::sort(listing.generations.begin(), listing.generations.end(),
+            [](const NamedGeneration& a, const NamedGeneration& b) { return a.number < b.number; });
   return listing;
 }
 
@@ -105,10 +156,15 @@ void forget_mark(const Folder& folder, const SamplePlace& place, std::uint64_t g
   }
 }
 
-Dropped drop_generation(const Folder& folder, const SamplePlace& place, std::uint64_t generation, const Books& books) {
-  const Dropped dropped = drop_name(folder, generation_name(place, generation), place.fan_out_index(), books);
-  forget_mark(folder, place, generation);
-  return dropped;
+Dropped drop_generation(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, const Books& books) {
+  return drop_both(folder, place, generation, books,
+                   [&] { return drop_name(folder, generation.name, place.fan_out_index(), books); });
+}
+
+Dropped drop_generation_locked(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, int fd,
+                               const Books& books) {
+  return drop_both(folder, place, generation, books,
+                   [&] { return drop_name_locked(folder, generation.name, fd, place.fan_out_index(), books); });
 }
 
 Dropped end_lease_link(const Layout& layout, const Folder& links, const std::string& link, const SamplePlace& place,

@@ -39,10 +39,18 @@ class Layout {
   Folder store_, samples_;
 };
 
+// One generation in a sample's folder.
+struct NamedGeneration {
+  std::uint64_t number = 0;
+  std::string name;  // of its file, in the folder
+};
+
 // What a listing of a sample's folder says.
 struct SampleListing {
-  std::vector<std::uint64_t> generations;  // sorted
-  std::vector<std::uint64_t> marks;        // generations that a consuming release has marked
+  std::vector<NamedGeneration> generations;  // sorted
+  std::vector<std::uint64_t> marks;          // generations that a consuming release has marked
+
+  const NamedGeneration* find(std::uint64_t generation) const;  // nullptr if it is not there
 };
 SampleListing list_sample(const Folder& folder, const SamplePlace& place);
 
@@ -57,8 +65,12 @@ Retired retire_superseded(const Folder& folder, const SamplePlace& place, const 
 // Takes away the mark of a generation that is gone, or leaves it to gc.
 void forget_mark(const Folder& folder, const SamplePlace& place, std::uint64_t generation);
 
-// Its name and then its mark; see drop_name.
-Dropped drop_generation(const Folder& folder, const SamplePlace& place, std::uint64_t generation, const Books& books);
+// Its names and then its mark; see drop_name.
+Dropped drop_generation(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, const Books& books);
+
+// The same for a file that is open as `fd` and, where local, locked exclusively by the caller.
+Dropped drop_generation_locked(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, int fd,
+                               const Books& books);
 
 // Ends a lease: takes its link away and, where `consume_once`, frees the generation if that was the last lease and somebody
 // has consumed it: this lease's holder (`consume`), or another by the mark it left. `durable`: the mark is synced.

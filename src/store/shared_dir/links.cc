@@ -13,6 +13,7 @@
 #include "draftflow/base/error.h"
 #include "store/shared_dir/forks.h"
 #include "store/shared_dir/generation_file.h"
+#include "store/shared_dir/torch_generation.h"
 
 namespace draftflow::store {
 
@@ -46,7 +47,9 @@ InodeLock::~InodeLock() {
 Weight weigh(int fd, const std::filesystem::path& path) {
   struct stat status {};
   if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path.string());
-  return {tensor_bytes_of_file(fd, static_cast<std::uint64_t>(status.st_size)), status.st_mtim.tv_sec};
+  const auto facts = find_torch_facts(fd, path);
+  const auto bytes = facts ? facts->tensor_bytes : tensor_bytes_of_file(fd, static_cast<std::uint64_t>(status.st_size));
+  return {bytes, status.st_mtim.tv_sec};
 }
 
 Dropped drop_name(const Folder& folder, const std::string& name, std::size_t fan_out, const Books& books) {

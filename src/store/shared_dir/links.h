@@ -38,6 +38,12 @@ Weight weigh(int fd, const std::filesystem::path& path);
 struct Books {
   Account& account;
   bool local;
+  bool marks;  // of what was consumed, there may be (consume-once stores)
+  // The store's folder, where each generation's file has a second name, for the reference (layout=specforge); else nullptr.
+  // That name is given first and taken away first: a generation without it was freed.
+  const Folder* flat = nullptr;
+
+  std::uint64_t own_names() const { return flat == nullptr ? 1 : 2; }  // of a generation that nobody leases
 };
 
 struct Dropped {

@@ -17,6 +17,8 @@ constexpr std::size_t kFanOutDigits = 2;
 constexpr char kHashMark = '~';  // never in the readable part
 constexpr std::string_view kSuffix = ".safetensors";
 constexpr std::string_view kMarkSuffix = ".consumed";
+constexpr std::string_view kReferenceSuffix = ".ckpt";
+constexpr std::size_t kMaxNameBytes = 255;
 
 bool is_plain(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
@@ -95,6 +97,26 @@ std::string generation_name(const SamplePlace& place, std::uint64_t generation) 
 
 std::optional<std::uint64_t> parse_generation_name(const SamplePlace& place, std::string_view name) {
   return parse_between(place, name, kSuffix);
+}
+
+// The reference's ^(.+)\.g(\d+)\.ckpt$, whose first group is greedy and holds no newline.
+std::optional<ReferenceName> parse_reference_name(std::string_view file) {
+  if (!file.ends_with(kReferenceSuffix) || file.find('\n') != std::string_view::npos) return std::nullopt;
+  const std::string_view stem = file.substr(0, file.size() - kReferenceSuffix.size());
+  const std::size_t at = stem.rfind(".g");
+  if (at == std::string_view::npos || at == 0) return std::nullopt;
+  const std::string_view digits = stem.substr(at + 2);
+  std::uint64_t generation = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), generation);
+  if (error != std::errc() || end != digits.data() + digits.size() || generation > kMaxGeneration) return std::nullopt;
+  return ReferenceName{std::string(stem.substr(0, at)), generation};
+}
+
+std::optional<std::string> reference_name(const SampleId& id, std::uint64_t generation) {
+  std::string name = fmt::format("{}.g{}{}", id.str(), generation, kReferenceSuffix);
+  const auto parsed = parse_reference_name(name);
+  if (!parsed || parsed->sample_id != id.str() || name.size() > kMaxNameBytes) return std::nullopt;
+  return name.find('/') == std::string::npos ? std::optional(std::move(name)) : std::nullopt;
 }
 
 std::string mark_name(const SamplePlace& place, std::uint64_t generation) {

@@ -31,6 +31,15 @@ bool is_fan_out_name(std::string_view name);
 std::string generation_name(const SamplePlace& place, std::uint64_t generation);
 std::optional<std::uint64_t> parse_generation_name(const SamplePlace& place, std::string_view name);
 
+// A file of the reference runtime's (docs/formats/reference.md): {sample_id}.g{generation}.ckpt, split at the last ".g".
+struct ReferenceName {
+  std::string sample_id;
+  std::uint64_t generation = 0;
+};
+std::optional<ReferenceName> parse_reference_name(std::string_view file);  // nothing for another file
+// Nothing for an id that the reference cannot name: one with '/' or a newline, or too long for a file name.
+std::optional<std::string> reference_name(const SampleId& id, std::uint64_t generation);
+
 // What a consuming release leaves beside a generation that others still lease.
 std::string mark_name(const SamplePlace& place, std::uint64_t generation);
 std::optional<std::uint64_t> parse_mark_name(const SamplePlace& place, std::string_view name);

@@ -262,10 +262,10 @@ class Checker {
   std::size_t found_ = 0, missed_ = 0;
 };
 
-void race(StoreKind kind, bool with_kills, std::uint64_t seed) {
+void race(StoreKind kind, bool with_kills, std::uint64_t seed, StoreLayout layout = StoreLayout::kDraftflow) {
   SCOPED_TRACE("seed " + std::to_string(seed));
   const testing_support::TempFolder temp;
-  const SharedDirOptions options{.kind = kind};
+  const SharedDirOptions options{.kind = kind, .layout = layout};
   const auto store = create_shared_dir_store(temp.path(), StoreId("st"), options);
   const SampleRef like = store->put(tensors_of(1), SampleId("like"), run_metadata());
   const auto unmap = [](Shared* shared) { ::munmap(shared, sizeof(Shared)); };
@@ -296,6 +296,9 @@ void race(StoreKind kind, bool with_kills, std::uint64_t seed) {
   store->gc();
   EXPECT_TRUE(store_testing::generation_files(temp.path()).empty());
   EXPECT_TRUE(std::filesystem::is_empty(temp.path() / "st" / "tmp"));
+  for (const auto& entry : std::filesystem::directory_iterator(temp.path() / "st")) {
+    EXPECT_NE(entry.path().extension(), ".ckpt") << entry.path();
+  }
   EXPECT_EQ(store_testing::files_below(temp.path() / "st" / "leases").size(), 1u) << "our own holder alone";
   if (with_kills) return;  // a recount waits for what was under way at a death
   EXPECT_EQ(store->health().resident_samples, 0u);
@@ -314,6 +317,12 @@ TEST(Race, LedgeredProcessesThatAreKilled) {
 }
 TEST(Race, ConsumingProcessesThatAreKilled) {
   race(StoreKind::kConsumeOnce, true, 404);
+}
+TEST(Race, ProcessesInAStoreThatTheReferenceReads) {
+  race(StoreKind::kLedgered, false, 505, StoreLayout::kSpecforge);
+}
+TEST(Race, ConsumingProcessesThatAreKilledInAStoreThatTheReferenceReads) {
+  race(StoreKind::kConsumeOnce, true, 606, StoreLayout::kSpecforge);
 }
 
 }  // namespace

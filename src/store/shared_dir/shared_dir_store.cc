@@ -15,13 +15,13 @@
 #include "store/ref_maker.h"
 #include "store/shared_dir/collector.h"
 #include "store/shared_dir/policies.h"
+#include "store/shared_dir/torch_generation.h"
 
 namespace draftflow::store {
 namespace {
 
-constexpr std::uint64_t kMaxIdleBytes = 256ULL << 20;  // of the buffer pool
-constexpr std::size_t kMaxRemembered = 65536;          // generations that need no second check
-constexpr int kBeatsALease = 6;                        // a holder may miss a few
+constexpr std::size_t kMaxRemembered = 65536;  // generations that need no second check
+constexpr int kBeatsALease = 6;                // a holder may miss a few
 
 std::optional<std::uint64_t> lease_number(const std::string& token, const std::string& holder) {
   if (!token.starts_with(holder) || token.size() < holder.size() + 2 || token[holder.size()] != '.') return std::nullopt;
@@ -50,7 +50,8 @@ SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile
       options_(options),
       keys_(std::move(keys)),
       account_(required_folder(layout_.store(), kAccountsFolder), temporaries_),
-      books_{account_, !on_network_file_system(layout_.store())},
+      books_{account_, !on_network_file_system(layout_.store()), file.kind == StoreKind::kConsumeOnce,
+             file.layout == StoreLayout::kSpecforge ? &layout_.store() : nullptr},
       generations_(epochs_),
       pool_(kMaxIdleBytes) {
   options_.durability = std::max(options_.durability, file_.durability);
@@ -90,7 +91,7 @@ void SharedDirStore::throw_not_found(const Identity& identity) const {
 std::uint64_t SharedDirStore::greatest_in(const std::optional<Folder>& folder, const SamplePlace& place) {
   if (!folder) return 0;
   const SampleListing listing = list_sample(*folder, place);
-  return listing.generations.empty() ? 0 : listing.generations.back();
+  return listing.generations.empty() ? 0 : listing.generations.back().number;
 }
 
 std::shared_ptr<Holder> SharedDirStore::holder() {
@@ -129,6 +130,7 @@ void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uin
 
 SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) {
   check_put(tensors, sample_id, metadata);
+  if (books_.flat != nullptr) check_reference_can_name(tensors, sample_id);
   const PackedSample sample = pack_sample(tensors, sample_id);
   const std::uint64_t bytes = bytes_of(sample.parts);
   const SamplePlace place = sample_place(sample_id);
@@ -171,11 +173,16 @@ PackedSample SharedDirStore::pack_sample(const TensorMap& tensors, const SampleI
 void SharedDirStore::write(const PackedSample& sample, const SamplePlace& place, std::optional<Folder> folder,
                            const Identity& identity, Reservation& reservation) {
   Temporary temporary(temporaries_);
-  write_generation(temporary.fd(), temporary.path(), identity, sample, keys());
+  if (books_.flat != nullptr) {
+    write_torch_generation(temporary.fd(), temporary.path(), identity, sample.parts);
+  } else {
+    write_generation(temporary.fd(), temporary.path(), identity, sample, keys());
+  }
   if (options_.durability != Durability::kNone) temporary.sync();
   if (!books_.local) temporary.check_close();
+  const NamedGeneration generation{identity.generation, name_of(SampleId(identity.sample_id), place, identity.generation)};
   try {
-    publish(temporary, place, std::move(folder), identity.generation, reservation);
+    publish(temporary, place, std::move(folder), generation, reservation);
   } catch (...) {
     try {
       layout_.forget_if_empty(place);
@@ -207,9 +214,26 @@ Published SharedDirStore::publish_on_account(Temporary& temporary, const Folder&
 }
 
 void SharedDirStore::publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder,
-                             std::uint64_t generation, Reservation& reservation) {
+                             const NamedGeneration& generation, Reservation& reservation) {
+  if (books_.flat == nullptr) return publish_in_sample(temporary, place, std::move(folder), generation, reservation);
+  if (!link_file(temporary.fd(), temporary.path(), *books_.flat, generation.name)) {
+    throw Unavailable(fmt::format("{} was removed while it was written: retry", temporary.path().string()));
+  }
+  try {
+    publish_in_sample(temporary, place, std::move(folder), generation, reservation);
+  } catch (...) {
+    try {
+      books_.flat->unlink(generation.name);
+    } catch (const Error&) {  // the first error is the one to tell; gc takes it away
+    }
+    throw;
+  }
+}
+
+void SharedDirStore::publish_in_sample(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder,
+                                       const NamedGeneration& generation, Reservation& reservation) {
   constexpr int kTries = 100;  // each failure means that a remove took the folder away when it was empty
-  const std::string name = generation_name(place, generation);
+  const std::string& name = generation.name;
   for (int i = 0; i < kTries; ++i) {
     if (!folder) folder = layout_.find_or_make_sample(place);
     const Published published = publish_on_account(temporary, *folder, place, name, reservation);
@@ -224,11 +248,13 @@ void SharedDirStore::publish(Temporary& temporary, const SamplePlace& place, std
     try {
       if (options_.durability == Durability::kFull) {
         const Folder fan_out = layout_.samples().find_or_make(place.fan_out);
-        syncs_.sync({&*folder, &fan_out, &layout_.samples()});
+        std::vector<const Folder*> folders{&*folder, &fan_out, &layout_.samples()};
+        if (books_.flat != nullptr) folders.push_back(books_.flat);
+        syncs_.sync(folders);
       }
       retire_superseded(*folder, place, list_sample(*folder, place), books_);
     } catch (...) {
-      drop_name(*folder, name, place.fan_out_index(), books_);
+      drop_generation(*folder, place, generation, books_);
       throw;
     }
     return;
@@ -242,19 +268,57 @@ SharedDirStore::Opened SharedDirStore::open(const SampleRef& ref) const {
     throw NotFound(fmt::format("{} is not here: {}", describe(identity), why));
   }
   const SamplePlace place = sample_place(ref.sample_id);
-  const std::string below = place.fan_out + "/" + place.folder + "/" + generation_name(place, ref.generation);
-  auto fd = layout_.samples().find_file_below(below, O_RDONLY);
+  std::string name = name_of(ref.sample_id, place, ref.generation);
+  if (books_.flat == nullptr) name = place.fan_out + "/" + place.folder + "/" + name;
+  const Folder& top = books_.flat == nullptr ? layout_.samples() : *books_.flat;
+  auto fd = top.find_file_below(name, O_RDONLY);
   if (!fd) throw_not_found(identity);
-  return {std::move(*fd), layout_.samples().shown(below), place, identity};
+  return {std::move(*fd), top.shown(name), place, identity};
+}
+
+// Only its own name is asked for in a store of layout specforge, too: whoever holds a ref to an id that cannot be named there
+// did not get it from a put.
+std::string SharedDirStore::name_of(const SampleId& sample_id, const SamplePlace& place, std::uint64_t generation) const {
+  if (books_.flat == nullptr) return generation_name(place, generation);
+  if (auto name = reference_name(sample_id, generation)) return std::move(*name);
+  throw_not_found(identity_of(sample_id, generation));
+}
+
+void SharedDirStore::check_reference_can_name(const TensorMap& tensors, const SampleId& sample_id) const {
+  const auto refuse = [&](const std::string& problem) {
+    throw InvalidArgument(fmt::format("put of sample '{}' into store '{}' of layout specforge: {}: choose another",
+                                      printable(sample_id.str()), printable(id_.str()), problem));
+  };
+  if (!reference_name(sample_id, kMaxGeneration)) {
+    refuse("the reference runtime has no file name for an id that holds '/' or a newline, or is so long");
+  }
+  for (const auto& [name, tensor] : tensors) {
+    if (name.find('/') != std::string::npos) {
+      refuse(fmt::format("the reference runtime does not find a tensor whose name holds '/', as '{}'", printable(name)));
+    }
+  }
+  torch_zip_bytes(tensors);
+}
+
+TensorMap SharedDirStore::load(Opened opened, const std::vector<const FeatureSpec*>& specs, const GetOptions& options) {
+  TensorMap tensors;
+  if (books_.flat != nullptr) {
+    const TensorMap found = read_torch_generation(opened.fd.get(), opened.path, opened.identity, options.zero_copy, pool_);
+    const std::string what = fmt::format("{} ({})", describe(opened.identity), opened.path.string());
+    for (const FeatureSpec* spec : specs)
+      tensors.emplace_back(spec->name, tensor_of(*spec, find_tensor(found, spec->name), what));
+    return tensors;
+  }
+  const std::uint64_t generation = opened.identity.generation;
+  const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity, keys());
+  if (options.zero_copy) return map_checked(reader, specs, generation, options.verify);
+  for (const FeatureSpec* spec : specs) tensors.emplace_back(spec->name, reader.read(*spec, pool_, options.verify));
+  return tensors;
 }
 
 TensorMap SharedDirStore::read(const SampleRef& ref, const std::vector<std::string>& names) {
   const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
-  Opened opened = open(ref);
-  const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity, keys());
-  TensorMap tensors;
-  for (const FeatureSpec* spec : specs) tensors.emplace_back(spec->name, reader.read(*spec, pool_));
-  return tensors;
+  return load(open(ref), specs, {});
 }
 
 Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) {
@@ -270,14 +334,7 @@ Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) {
   const Lease lease = take_lease(opened);
   Fetched fetched{{}, {ref.sample_id, ref.generation, ""}};
   try {
-    const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity, keys());
-    if (options.zero_copy) {
-      fetched.tensors = map_checked(reader, specs, ref.generation, options.verify);
-    } else {
-      for (const FeatureSpec* spec : specs) {
-        fetched.tensors.emplace_back(spec->name, reader.read(*spec, pool_, options.verify));
-      }
-    }
+    fetched.tensors = load(std::move(opened), specs, options);
   } catch (...) {
     try {
       end_lease(lease, /*consume=*/false);
@@ -338,10 +395,7 @@ SharedDirStore::Lease SharedDirStore::take_lease(const Opened& opened) {
       throw;
     }
     // A link made by handle succeeds on a name that was taken away since: look again.
-    const auto folder = books_.local ? std::nullopt : layout_.find_sample(opened.place);
-    if (books_.local || (folder && folder->holds(generation_name(opened.place, opened.identity.generation), opened.fd.get()))) {
-      return lease;
-    }
+    if (books_.local || is_named(opened)) return lease;
     end_lease(lease, /*consume=*/false);
     throw_not_found(opened.identity);
   }
@@ -349,6 +403,13 @@ SharedDirStore::Lease SharedDirStore::take_lease(const Opened& opened) {
       fmt::format("leasing {}: this process was taken for dead {} times; is lease_ms ({}) too short for this file "
                   "system?",
                   opened.path.string(), kTries, options_.lease_ms));
+}
+
+bool SharedDirStore::is_named(const Opened& opened) const {
+  const std::string name = name_of(SampleId(opened.identity.sample_id), opened.place, opened.identity.generation);
+  if (books_.flat != nullptr) return books_.flat->holds(name, opened.fd.get());
+  const auto folder = layout_.find_sample(opened.place);
+  return folder && folder->holds(name, opened.fd.get());
 }
 
 void SharedDirStore::end_lease(const Lease& lease, bool consume) {
@@ -387,10 +448,9 @@ bool SharedDirStore::remove(const SampleRef& ref) {
   if (!why_foreign(ref).empty()) return false;
   const SamplePlace place = sample_place(ref.sample_id);
   const auto folder = layout_.find_sample(place);
-  if (!folder || !drop_name(*folder, generation_name(place, ref.generation), place.fan_out_index(), books_).was_there) {
-    return false;
-  }
-  if (file_.kind == StoreKind::kConsumeOnce) forget_mark(*folder, place, ref.generation);
+  if (!folder || (books_.flat != nullptr && !reference_name(ref.sample_id, ref.generation))) return false;
+  const NamedGeneration generation{ref.generation, name_of(ref.sample_id, place, ref.generation)};
+  if (!drop_generation(*folder, place, generation, books_).was_there) return false;
   layout_.forget_if_empty(place);
   return true;
 }
@@ -401,7 +461,7 @@ std::uint64_t SharedDirStore::abort(const SampleId& sample_id) {
   if (!folder) return 0;
   const SampleListing listing = list_sample(*folder, place);
   std::uint64_t aborted = 0;
-  for (const std::uint64_t generation : listing.generations) {
+  for (const NamedGeneration& generation : listing.generations) {
     aborted += drop_generation(*folder, place, generation, books_).was_there ? 1 : 0;
   }
   for (const std::uint64_t generation : listing.marks) forget_mark(*folder, place, generation);
@@ -442,7 +502,7 @@ StoreHealth SharedDirStore::health() {
 
 void SharedDirStore::for_each(const std::function<bool(const ResidentSample&)>& visit,
                               const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) {
-  walk(layout_, now_seconds(), visit, damaged);
+  walk(layout_, books_, now_seconds(), visit, damaged);
 }
 
 std::int64_t SharedDirStore::now_seconds() const {
@@ -451,7 +511,7 @@ std::int64_t SharedDirStore::now_seconds() const {
 
 ResidentSample SharedDirStore::resident(const SampleRef& ref) {
   const Opened opened = open(ref);
-  return describe_file(opened.fd.get(), opened.path, opened.place, ref.generation, now_seconds());
+  return describe_file(opened.fd.get(), opened.path, opened.place, ref.generation, now_seconds(), books_.own_names());
 }
 
 SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {
@@ -461,9 +521,8 @@ SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uin
   ref.feature_store_uri = uri_of(sample_id);
   ref.generation = wanted;
   ref.incarnation = file_.incarnation;
-  Opened opened = open(ref);
-  const GenerationReader reader(std::move(opened.fd), opened.path, opened.identity, keys());
-  for (const StoredTensor& tensor : reader.tensors()) {
+  const std::vector<StoredTensor> tensors = stored_tensors(open(ref));
+  for (const StoredTensor& tensor : tensors) {
     FeatureSpec spec;
     spec.name = tensor.name;
     spec.shape = tensor.shape;
@@ -472,8 +531,17 @@ SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uin
     ref.feature_keys.emplace_back(tensor.name, sample_id.str() + "/" + tensor.name);
     ref.estimated_bytes += tensor_bytes(tensor.dtype, tensor.shape);
   }
-  add_codecs(ref, reader.tensors());
+  add_codecs(ref, tensors);
   return ref;
+}
+
+std::vector<StoredTensor> SharedDirStore::stored_tensors(Opened opened) {
+  if (books_.flat == nullptr) return GenerationReader(std::move(opened.fd), opened.path, opened.identity, keys()).tensors();
+  std::vector<StoredTensor> tensors;
+  for (auto& [name, tensor] : read_torch_generation(opened.fd.get(), opened.path, opened.identity, /*mapped=*/false, pool_)) {
+    tensors.push_back({name, Codec::kRaw, tensor.dtype, std::move(tensor.shape)});
+  }
+  return tensors;
 }
 
 }  // namespace draftflow::store

@@ -68,7 +68,12 @@ class SharedDirStore : public FeatureStore {
   std::string uri_of(const SampleId& sample_id) const;
   std::string why_foreign(const SampleRef& ref) const;  // empty if the ref is of this store
   [[noreturn]] void throw_not_found(const Identity& identity) const;
+  std::string name_of(const SampleId& sample_id, const SamplePlace& place, std::uint64_t generation) const;
+  void check_reference_can_name(const TensorMap& tensors, const SampleId& sample_id) const;
   Opened open(const SampleRef& ref) const;
+  bool is_named(const Opened& opened) const;
+  TensorMap load(Opened opened, const std::vector<const FeatureSpec*>& specs, const GetOptions& options);
+  std::vector<StoredTensor> stored_tensors(Opened opened);
   static std::uint64_t greatest_in(const std::optional<Folder>& folder, const SamplePlace& place);  // 0: none
   std::int64_t now_seconds() const;  // on the clock that the files' times are of
   std::shared_ptr<Holder> holder();
@@ -79,8 +84,10 @@ class SharedDirStore : public FeatureStore {
   // `folder`: the sample's, where it was there when the put began.
   void write(const PackedSample& sample, const SamplePlace& place, std::optional<Folder> folder, const Identity& identity,
              Reservation& reservation);
-  void publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder, std::uint64_t generation,
+  void publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder, const NamedGeneration& generation,
                Reservation& reservation);
+  void publish_in_sample(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder,
+                         const NamedGeneration& generation, Reservation& reservation);
   Published publish_on_account(Temporary& temporary, const Folder& folder, const SamplePlace& place, const std::string& name,
                                Reservation& reservation);
   Lease take_lease(const Opened& opened);

@@ -23,9 +23,10 @@ constexpr std::string_view kFormat = "draftflow.shared_dir";
 constexpr std::uint64_t kMaxStoreFileBytes = 64 << 10;
 constexpr std::string_view kOwnNames[] = {kTemporaryFolder, kSamplesFolder,  kEpochsFolder,
                                           kLeasesFolder,    kAccountsFolder, kAccessFolder};
-constexpr std::string_view kNeedsAccess = "access", kNeedsCodec = "codec";  // in 'required'
+constexpr std::string_view kNeedsAccess = "access", kNeedsCodec = "codec", kNeedsLayout = "layout";  // in 'required'
 constexpr std::string_view kKinds[] = {"ledgered", "consume_once"};
 constexpr std::string_view kDurabilities[] = {"none", "data", "full"};
+constexpr std::string_view kLayouts[] = {"draftflow", "specforge"};
 constexpr std::string_view kCodecs[] = {"raw", "fp8_e4m3", "int8", "zstd"};  // in the order of Codec
 
 bool is_incarnation(const std::string& text) {
@@ -38,7 +39,7 @@ void read_required(const Json& value, const std::string& path, StoreFile& file) 
   for (const Json& feature : required) {
     if (feature == kNeedsAccess) {
       file.needs_secret = true;
-    } else if (feature != kNeedsCodec) {
+    } else if (feature != kNeedsCodec && feature != kNeedsLayout) {
       throw InvalidArgument(fmt::format("{} requires {}, which this program does not know: a newer draftflow made the store",
                                         path, printable(feature.dump(), 80)));
     }
@@ -91,6 +92,7 @@ StoreFile parse(const std::string& text, const std::string& path, const StoreId&
   file.kind = static_cast<StoreKind>(read_choice(value, "kind", kKinds, path));
   file.durability = static_cast<Durability>(read_choice(value, "durability", kDurabilities, path));
   if (value.contains("codec")) file.codec = static_cast<Codec>(read_choice(value, "codec", kCodecs, path));
+  if (value.contains("layout")) file.layout = static_cast<StoreLayout>(read_choice(value, "layout", kLayouts, path));
   file.max_resident_bytes = read_amount(value, "max_resident_bytes", path);
   file.max_hold_age_ms = static_cast<std::int64_t>(read_amount(value, "max_hold_age_ms", path));
   if (!is_incarnation(file.incarnation)) throw Corrupt(path + ": 'incarnation' is not 32 hex digits");
@@ -128,6 +130,8 @@ void check_same_store(const StoreFile& file, const SharedDirOptions& options, bo
   check("max_resident_bytes", file.max_resident_bytes != options.max_resident_bytes, options.max_resident_bytes == 0,
         file.max_resident_bytes, options.max_resident_bytes);
   check("codec", file.codec != options.codec, options.codec == usual.codec, codec_name(file.codec), codec_name(options.codec));
+  check("layout", file.layout != options.layout, options.layout == usual.layout, layout_name(file.layout),
+        layout_name(options.layout));
   check("max_hold_age_ms", file.max_hold_age_ms != options.max_hold_age_ms, options.max_hold_age_ms == 0, file.max_hold_age_ms,
         options.max_hold_age_ms);
 }
@@ -138,6 +142,10 @@ const char* kind_name(StoreKind kind) {
 
 const char* durability_name(Durability durability) {
   return kDurabilities[static_cast<std::size_t>(durability)].data();
+}
+
+const char* layout_name(StoreLayout layout) {
+  return kLayouts[static_cast<std::size_t>(layout)].data();
 }
 
 StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedDirOptions& options) {
@@ -161,6 +169,10 @@ StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedD
   if (options.codec != Codec::kRaw) {
     value["required"].push_back(kNeedsCodec);
     value["codec"] = codec_name(options.codec);
+  }
+  if (options.layout != StoreLayout::kDraftflow) {
+    value["required"].push_back(kNeedsLayout);
+    value["layout"] = layout_name(options.layout);
   }
   std::optional<Policies> policies;
   const StoreName name{id.str(), value["incarnation"].get<std::string>()};

@@ -30,6 +30,7 @@ struct StoreFile {
   std::uint64_t max_resident_bytes = 0;  // 0: no cap
   std::int64_t max_hold_age_ms = 0;      // 0: for ever
   Codec codec = Codec::kRaw;
+  StoreLayout layout = StoreLayout::kDraftflow;
   bool needs_secret = false;  // there must be a policy
 };
 
@@ -46,5 +47,6 @@ void check_same_store(const StoreFile& file, const SharedDirOptions& options, bo
 
 const char* kind_name(StoreKind kind);               // "ledgered", "consume_once"
 const char* durability_name(Durability durability);  // "none", "data", "full"
+const char* layout_name(StoreLayout layout);         // "draftflow", "specforge"
 
 }  // namespace draftflow::store

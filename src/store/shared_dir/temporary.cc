@@ -19,7 +19,6 @@ namespace {
 
 constexpr std::string_view kSuffix = ".tmp";
 constexpr std::size_t kNameDigits = 32;
-constexpr std::int64_t kNetworkOrphanMs = 600'000;
 
 struct stat status_of(int fd, const std::filesystem::path& path) {
   struct stat status {};

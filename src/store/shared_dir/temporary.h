@@ -53,8 +53,11 @@ struct Cleared {
   std::uint64_t files = 0, bytes = 0;
 };
 
-// Removes the temporaries whose writers died. On a network file system, where a lock of another host may not be seen, only
-// those untouched for 10 minutes by the server's own clock.
+// On a network file system, where a lock of another host may not be seen: what has been untouched for as long, by the server's
+// own clock, is nobody's.
+constexpr std::int64_t kNetworkOrphanMs = 600'000;
+
+// Removes the temporaries whose writers died.
 Cleared clear_orphans(const Folder& folder);
 
 }  // namespace draftflow::store

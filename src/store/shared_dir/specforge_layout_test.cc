@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stores of layout specforge: the reference runtime's consumer finds, reads and frees what draftflow puts, and neither takes
+// the other's files for its own.
+#include <fcntl.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <fstream>
+
+#include "draftflow/formats/feature_file.h"
+#include "draftflow/formats/torch_zip.h"
+#include "store/reference/reference_store.h"
+#include "store/shared_dir/shared_dir_store.h"
+#include "store/store_testing.h"
+#include "testing/temp_folder.h"
+
+namespace draftflow::store {
+namespace {
+
+using namespace store_testing;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+class SpecforgeLayout : public ::testing::Test {
+ protected:
+  std::unique_ptr<FeatureStore> create(StoreKind kind = StoreKind::kLedgered) {
+    return create_shared_dir_store(temp_.path(), StoreId("st"), {.kind = kind, .layout = StoreLayout::kSpecforge});
+  }
+  SampleRef put(FeatureStore& store, const std::string& id, std::uint64_t seed = 1) {
+    return store.put(small_tensors(seed), SampleId(id), run_metadata());
+  }
+  std::filesystem::path root() const { return temp_.path() / "st"; }
+  std::filesystem::path flat(const SampleRef& ref) const { return root() / *reference_name(ref.sample_id, ref.generation); }
+
+  // Names right below the store's folder that the reference would take for samples.
+  std::vector<std::string> flat_names() const {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(root())) {
+      if (entry.path().extension() == ".ckpt") names.push_back(entry.path().filename());
+    }
+    return names;
+  }
+  std::vector<std::string> walked(FeatureStore& store) const {
+    std::vector<std::string> ids;
+    store.for_each(
+        [&](const ResidentSample& sample) {
+          ids.push_back(sample.sample_id.str());
+          return true;
+        },
+        [](const std::filesystem::path& path, const std::string& problem) { ADD_FAILURE() << path << ": " << problem; });
+    return ids;
+  }
+
+  testing_support::TempFolder temp_;
+};
+
+TEST_F(SpecforgeLayout, TheReferencesConsumerLoadsAndFreesASample) {
+  const auto store = create();
+  const SampleRef ref = store->put(sample_tensors(), SampleId("run:00000001"), run_metadata());
+  const SampleRef other = put(*store, "run:00000002");
+  const std::string script = DRAFTFLOW_SOURCE_DIR "/src/store/testdata/reference_consumer.py";
+  const std::filesystem::path copy = temp_.path() / "copy.ckpt";
+  const std::string command = "/usr/bin/python3 '" + script + "' '" + root().string() + "' run:00000001 " +
+                              std::to_string(ref.generation) + " '" + copy.string() + "'";
+  const int status = std::system(command.c_str());
+  const int rc = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  if (rc == 77 || rc == 127) GTEST_SKIP() << "PyTorch is absent for /usr/bin/python3 (Debian: python3-torch)";
+  ASSERT_EQ(rc, 0) << "reference_consumer.py says above what is wrong";
+  const TensorMap loaded = load_feature_file(copy);
+  for (const auto& [name, tensor] : sample_tensors()) {
+    const Tensor* found = find_tensor(loaded, name);
+    ASSERT_NE(found, nullptr) << name;
+    expect_same({{name, *found}}, {{name, tensor}});
+  }
+  EXPECT_THROW(store->read(ref), NotFound);
+  expect_same(store->read(other), small_tensors());
+}
+
+TEST_F(SpecforgeLayout, TheFolderReadsAsOneOfTheReferences) {
+  const auto store = create();
+  SampleRef ref = put(*store, "a", 7);
+  EXPECT_THAT(flat_names(), ElementsAre("a.g" + std::to_string(ref.generation) + ".ckpt"));
+  ReferenceStore reference(Folder::open(root()), StoreId("st"));
+  ref.incarnation.clear();
+  expect_same(reference.read(ref, {}), small_tensors(7));
+  EXPECT_EQ(reference.find(SampleId("a"), {}).generation, ref.generation);
+}
+
+TEST_F(SpecforgeLayout, WhatTheReferenceFreedIsGoneAtOnceAndFromDiskWithGc) {
+  const auto store = create();
+  const SampleRef ref = put(*store, "a"), other = put(*store, "b");
+  std::filesystem::remove(flat(ref));
+  EXPECT_THROW(store->read(ref), NotFound);
+  EXPECT_THROW(store->get(ref), NotFound);
+  EXPECT_THAT(walked(*store), ElementsAre("b"));
+  const GcReport report = store->gc();
+  EXPECT_EQ(report.generations_removed, 1u);
+  EXPECT_EQ(report.bytes_removed, ref.estimated_bytes);
+  EXPECT_EQ(generation_files(root()).size(), 1u);
+  EXPECT_EQ(store->health().resident_samples, 1u);
+  EXPECT_EQ(store->health().resident_bytes, other.estimated_bytes);
+  EXPECT_EQ(store->gc().generations_removed, 0u);
+  const SampleRef again = put(*store, "a", 2);
+  EXPECT_GT(again.generation, ref.generation);
+  expect_same(store->read(again), small_tensors(2));
+}
+
+TEST_F(SpecforgeLayout, ALeaseKeepsItsBytesWhenTheReferenceFrees) {
+  const auto store = create(StoreKind::kConsumeOnce);
+  const SampleRef ref = put(*store, "a");
+  const Fetched first = store->get(ref, {.zero_copy = true}), second = store->get(ref);
+  EXPECT_EQ(store->resident(ref).leases, 2u);
+  std::filesystem::remove(flat(ref));
+  store->gc();
+  EXPECT_EQ(store->health().resident_samples, 1u) << "leased";
+  expect_same(first.tensors, small_tensors());
+  store->release(first.handle);
+  store->release(second.handle);
+  EXPECT_EQ(store->health().resident_samples, 0u);
+  EXPECT_EQ(store->health().live_leases, 0u);
+  EXPECT_THAT(generation_files(root()), IsEmpty());
+}
+
+TEST_F(SpecforgeLayout, EveryWayToFreeTakesTheFlatNameToo) {
+  const auto store = create();
+  const SampleRef superseded = put(*store, "a"), removed = put(*store, "a");
+  EXPECT_EQ(flat_names(), std::vector{flat(removed).filename().string()}) << "superseded: " << flat(superseded);
+  EXPECT_TRUE(store->remove(removed));
+  EXPECT_FALSE(store->remove(removed));
+  EXPECT_THAT(flat_names(), IsEmpty());
+  put(*store, "a");
+  EXPECT_EQ(store->abort(SampleId("a")), 1u);
+  EXPECT_THAT(flat_names(), IsEmpty());
+  EXPECT_EQ(store->health().resident_bytes, 0u);
+}
+
+TEST_F(SpecforgeLayout, TheLastReleaseOfAConsumedSampleTakesTheFlatNameToo) {
+  const auto store = create(StoreKind::kConsumeOnce);
+  const SampleRef ref = put(*store, "a");
+  const Fetched first = store->get(ref), second = store->get(ref);
+  store->release(first.handle);
+  EXPECT_EQ(flat_names().size(), 1u) << "another lease is left";
+  store->release(second.handle);
+  EXPECT_THAT(flat_names(), IsEmpty());
+  EXPECT_THAT(generation_files(root()), IsEmpty());
+}
+
+TEST_F(SpecforgeLayout, GcLeavesWhatIsNotTheStores) {
+  const auto store = create();
+  const SampleRef ref = put(*store, "a");
+  const std::string theirs = (root() / "theirs.g1.ckpt").string(), orphan = (root() / "dead.g1.ckpt").string();
+  write_torch_zip(open_file(theirs, O_WRONLY | O_CREAT | O_EXCL).get(), theirs, small_tensors());
+  std::filesystem::copy_file(flat(ref), orphan);  // of this store, and nothing else leads to it
+  std::filesystem::create_symlink("/etc/passwd", root() / "link.g1.ckpt");
+  std::filesystem::create_directory(root() / "folder.g1.ckpt");
+  std::ofstream(root() / "junk.g1.ckpt") << "PK\x03\x04";
+  EXPECT_EQ(store->gc().temporaries_removed, 1u);
+  EXPECT_FALSE(std::filesystem::exists(orphan));
+  EXPECT_THAT(flat_names(), ::testing::UnorderedElementsAre("theirs.g1.ckpt", "link.g1.ckpt", "folder.g1.ckpt", "junk.g1.ckpt",
+                                                            flat(ref).filename().string()));
+  expect_same(store->read(ref), small_tensors());
+}
+
+TEST_F(SpecforgeLayout, ANameThatIsTakenFailsThePutAndStaysAsItIs) {
+  const auto store = create();
+  const SampleRef first = put(*store, "a");
+  const auto taken = root() / *reference_name(SampleId("a"), first.generation + 1);
+  std::ofstream(taken) << "somebody's";
+  EXPECT_THROW(put(*store, "a"), Corrupt);
+  EXPECT_EQ(read_text_file(taken), "somebody's");
+  expect_same(store->read(first), small_tensors());
+  EXPECT_EQ(generation_files(root()).size(), 1u);
+  EXPECT_TRUE(std::filesystem::is_empty(root() / "tmp"));
+}
+
+TEST_F(SpecforgeLayout, DamageAndAnothersFileAreCorrupt) {
+  const auto store = create();
+  const SampleRef a = put(*store, "a", 1), b = put(*store, "b", 2);
+  const std::string bytes = read_text_file(flat(a));
+  int corrupt = 0, harmless = 0;
+  for (std::size_t at = 0; at < bytes.size(); ++at) {
+    std::string flipped = bytes;
+    flipped[at] = static_cast<char>(flipped[at] ^ 0x10);
+    replace_file(flat(a), flipped);
+    try {
+      expect_same(store->read(a), small_tensors(1));  // padding, and what torch leaves unread
+      ++harmless;
+    } catch (const Corrupt&) {
+      ++corrupt;
+    }
+  }
+  EXPECT_GT(corrupt, 1000);
+  EXPECT_GT(harmless, 100);
+  for (std::size_t size = 0; size < bytes.size(); size += 7) {
+    replace_file(flat(a), bytes.substr(0, size));
+    EXPECT_THROW(store->read(a), Corrupt) << size;
+  }
+  replace_file(flat(a), read_text_file(flat(b)));
+  EXPECT_THAT(message_of<Corrupt>([&] { store->read(a); }),
+              HasSubstr("the file says it is sample 'b' generation " + std::to_string(b.generation)));
+  write_torch_zip(open_file(flat(a), O_WRONLY | O_TRUNC).get(), flat(a), small_tensors(1));
+  EXPECT_THAT(message_of<Corrupt>([&] { store->read(a); }), HasSubstr("no note of draftflow's"));
+}
+
+TEST_F(SpecforgeLayout, WhatTheReferenceCannotHaveIsRefused) {
+  const auto message = [&](const SharedDirOptions& options, const std::string& id = "st") {
+    return message_of<InvalidArgument>([&] { create_shared_dir_store(temp_.path(), StoreId(id), options); });
+  };
+  EXPECT_THAT(message({.codec = Codec::kZstd, .layout = StoreLayout::kSpecforge}), HasSubstr("cannot have a codec"));
+  EXPECT_THAT(message({.layout = StoreLayout::kSpecforge, .secret = std::make_shared<Secret>(Secret::from_bytes("s"))}),
+              HasSubstr("cannot have a secret"));
+  EXPECT_THAT(message({.layout = StoreLayout::kSpecforge}, "a/b"), HasSubstr("cannot be called 'a/b'"));
+  const auto store = create();
+  EXPECT_THAT(message({}), HasSubstr("made with layout 'specforge', but 'draftflow' is asked for"));
+  EXPECT_NO_THROW(open_shared_dir_store(temp_.path(), StoreId("st"), {}));
+  EXPECT_THAT(message_of<InvalidArgument>([&] { put(*store, "a/b"); }), HasSubstr("no file name for an id that holds '/'"));
+  const TensorMap slash = {{"a/b", small_tensors()[0].second}};
+  EXPECT_THAT(message_of<InvalidArgument>([&] { store->put(slash, SampleId("a"), run_metadata()); }),
+              HasSubstr("whose name holds '/', as 'a/b'"));
+  EXPECT_THAT(read_text_file(root() / "store.json"), HasSubstr(R"("layout": "specforge")"));
+  EXPECT_THAT(flat_names(), IsEmpty());
+}
+
+}  // namespace
+}  // namespace draftflow::store

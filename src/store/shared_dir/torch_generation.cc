@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "store/shared_dir/torch_generation.h"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <nlohmann/json.hpp>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/text.h"
+#include "store/ref_maker.h"
+
+namespace draftflow::store {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFormat = "draftflow.generation.1";
+constexpr const char* kFormatKey = "format";
+constexpr const char* kGenerationKey = "generation";
+constexpr const char* kTensorBytesKey = "tensor_bytes";
+
+std::string note_of(const Identity& identity, const TensorMap& tensors) {
+  Json note;
+  note[kFormatKey] = kFormat;
+  note["store_id"] = identity.store_id;
+  note["incarnation"] = identity.incarnation;
+  note["sample_id"] = identity.sample_id;
+  note[kGenerationKey] = identity.generation;
+  note[kTensorBytesKey] = bytes_of(tensors);
+  return note.dump();
+}
+
+std::optional<TorchFacts> parse_note(const std::string& note) {
+  const Json value = Json::parse(note, nullptr, /*allow_exceptions=*/false);
+  if (!value.is_object() || !value.contains(kFormatKey) || value[kFormatKey] != kFormat) return std::nullopt;
+  TorchFacts facts;
+  for (const auto& [field, text] :
+       {std::pair("store_id", &facts.identity.store_id), std::pair("incarnation", &facts.identity.incarnation),
+        std::pair("sample_id", &facts.identity.sample_id)}) {
+    if (!value.contains(field) || !value[field].is_string()) return std::nullopt;
+    *text = value[field].get<std::string>();
+  }
+  for (const auto& [field, number] :
+       {std::pair(kGenerationKey, &facts.identity.generation), std::pair(kTensorBytesKey, &facts.tensor_bytes)}) {
+    if (!value.contains(field) || !value[field].is_number_unsigned()) return std::nullopt;
+    *number = value[field].get<std::uint64_t>();
+  }
+  return facts;
+}
+
+}  // namespace
+
+void write_torch_generation(int fd, const std::filesystem::path& path, const Identity& identity, const TensorMap& tensors) {
+  write_torch_zip(fd, path, tensors, note_of(identity, tensors));
+}
+
+std::optional<TorchFacts> find_torch_facts(int fd, const std::filesystem::path& path) {
+  try {
+    const auto note = read_torch_note(fd, path);
+    return note ? parse_note(*note) : std::nullopt;
+  } catch (const Corrupt&) {
+    return std::nullopt;
+  }
+}
+
+TorchFile load_torch_file(int fd, const std::filesystem::path& path, const std::string& what, bool mapped, BufferPool& pool) {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path.string());
+  if (!S_ISREG(status.st_mode)) throw Corrupt(fmt::format("{} is not a regular file: remove it", path.string()));
+  TorchFile file;
+  if (mapped) {
+    MappedFile whole = map_file(fd, path);
+    file = parse_torch_zip(whole.bytes, std::move(whole.owner), what);
+  } else {
+    auto [whole, bytes] = pool.allocate(DType::kUInt8, {static_cast<std::int64_t>(status.st_size)});
+    read_exact(fd, bytes, 0, path);
+    file = parse_torch_zip(bytes, whole.owner, what);
+  }
+  if (file.values.empty()) return file;
+  throw Corrupt(fmt::format("{}: '{}' is of type {}, not a tensor: a store does not write that", what,
+                            printable(file.values[0].first), file.values[0].second));
+}
+
+TensorMap read_torch_generation(int fd, const std::filesystem::path& path, const Identity& identity, bool mapped,
+                                BufferPool& pool) {
+  const std::string what = fmt::format("{} ({})", describe(identity), path.string());
+  const auto fail = [&](const std::string& problem) {
+    throw Corrupt(fmt::format("{}: {}; drop this sample or capture it again", what, problem));
+  };
+  TorchFile file;
+  try {
+    file = load_torch_file(fd, path, what, mapped, pool);
+  } catch (const InvalidArgument& error) {  // sound, but not what a put writes
+    throw Corrupt(error.what());
+  }
+  const auto facts = file.note ? parse_note(*file.note) : std::nullopt;
+  if (!facts) fail("the file has no note of draftflow's: another program put it there");
+  const Identity& found = facts->identity;
+  if (found != identity) {
+    fail(fmt::format("the file says it is {} of incarnation '{}', not '{}': it is another one's file", describe(found),
+                     printable(found.incarnation), identity.incarnation));
+  }
+  return std::move(file.tensors);
+}
+
+}  // namespace draftflow::store

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The file of one generation where the reference runtime reads it too (layout=specforge): the zip of torch.save, with a note
+// in front that says whose bytes these are (docs/formats/reference.md). The zip's CRC-32s are the checksums. Functions are
+// thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "draftflow/base/file.h"
+#include "draftflow/formats/buffer_pool.h"
+#include "draftflow/formats/tensor.h"
+#include "draftflow/formats/torch_zip.h"
+#include "store/shared_dir/generation_file.h"
+
+namespace draftflow::store {
+
+// InvalidArgument, before the first byte, for tensors that torch cannot hold.
+void write_torch_generation(int fd, const std::filesystem::path& path, const Identity& identity, const TensorMap& tensors);
+
+// What the note says.
+struct TorchFacts {
+  Identity identity;
+  std::uint64_t tensor_bytes = 0;
+};
+
+// By the file's first bytes alone; nothing if it is no such zip, or damaged there. Reads a few KiB.
+std::optional<TorchFacts> find_torch_facts(int fd, const std::filesystem::path& path);
+
+// The whole file: from a mapping if `mapped`, else into memory of the pool's. Every checksum is checked. Corrupt, naming it,
+// for a file that is not what `what` says, or holds anything but tensors.
+TorchFile load_torch_file(int fd, const std::filesystem::path& path, const std::string& what, bool mapped, BufferPool& pool);
+
+// All its tensors, views of one buffer or mapping. Corrupt for damage and for a file that is not the one `identity` means.
+TensorMap read_torch_generation(int fd, const std::filesystem::path& path, const Identity& identity, bool mapped,
+                                BufferPool& pool);
+
+}  // namespace draftflow::store
