@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <bit>
@@ -342,8 +343,8 @@ std::string make_safetensors_header(const TensorMap& tensors,
                                         dtype_name(tensor.dtype), printable(name), shape_text(tensor.shape),
                                         tensor.bytes.size()));
     }
-    json += fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{},{}]}}", json.empty() ? "" : ",",
-                        quoted(name), code_of(tensor.dtype), Json(tensor.shape).dump(), at, at + tensor.bytes.size());
+    json += fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", json.empty() ? "" : ",",
+                        quoted(name), code_of(tensor.dtype), fmt::join(tensor.shape, ","), at, at + tensor.bytes.size());
     at += tensor.bytes.size();
   }
   std::string header = "{" + json + "}";

@@ -263,7 +263,12 @@ TorchFile parse_torch_zip(std::span<const std::byte> bytes, std::shared_ptr<cons
 }
 
 std::optional<std::string> read_torch_note(int fd, const std::filesystem::path& path) {
-  std::string head(std::min<std::uint64_t>(file_size(fd, path), kMaxNoteHeadBytes), '\0');
+  std::string head(4, '\0');
+  const std::uint64_t bytes = file_size(fd, path);
+  if (bytes < head.size()) return std::nullopt;
+  read_exact(fd, std::as_writable_bytes(std::span(head)), 0, path);
+  if (head != "PK\x03\x04") return std::nullopt;  // most files that are asked have no zip
+  head.resize(std::min(bytes, kMaxNoteHeadBytes));
   read_exact(fd, std::as_writable_bytes(std::span(head)), 0, path);
   const auto entry = formats::first_stored_entry(std::as_bytes(std::span(head)), path.string());
   if (!entry || entry->name.substr(entry->name.find('/') + 1) != formats::kNoteEntry) return std::nullopt;

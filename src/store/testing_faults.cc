@@ -243,6 +243,7 @@ DRAFTFLOW_WRAP(DIR*, nullptr, opendir, kInterrupt, (const char* path), (path))
 DRAFTFLOW_WRAP(DIR*, nullptr, fdopendir, kOnlyFail, (int fd), (fd))
 DRAFTFLOW_WRAP(dirent*, nullptr, readdir, kOnlyFail, (DIR * folder), (folder))
 DRAFTFLOW_WRAP(dirent*, nullptr, readdir64, kOnlyFail, (DIR * folder), (folder))
+DRAFTFLOW_WRAP(ssize_t, -1, getdents64, kOnlyFail, (int fd, void* entries, std::size_t bytes), (fd, entries, bytes))
 
 // Linux has let go of the descriptor by the time that it says EIO or EINTR, and so do these.
 DRAFTFLOW_WRAPPER(int, close, (int fd)) {

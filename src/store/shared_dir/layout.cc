@@ -89,11 +89,12 @@ std::optional<Folder> Layout::find_sample(const SamplePlace& place) const {
   return samples_.find_below(place.fan_out + "/" + place.folder);
 }
 
-Folder Layout::find_or_make_sample(const SamplePlace& place) const {
+Folder Layout::make_sample(const SamplePlace& place) const {
   constexpr int kTries = 100;  // each failure means that a remove took the folder away when it was empty
   for (int i = 0; i < kTries; ++i) {
-    if (auto found = find_sample(place)) return std::move(*found);
-    samples_.find_or_make(place.fan_out).make(place.folder);
+    const Folder fan_out = samples_.find_or_make(place.fan_out);
+    fan_out.make(place.folder);
+    if (auto found = fan_out.find(place.folder)) return std::move(*found);
   }
   throw Unavailable(fmt::format("the folder of {} was removed each of {} times that it was made: retry", place.folder, kTries));
 }

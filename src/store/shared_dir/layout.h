@@ -27,7 +27,7 @@ class Layout {
   const Folder& samples() const { return samples_; }
 
   std::optional<Folder> find_sample(const SamplePlace& place) const;
-  Folder find_or_make_sample(const SamplePlace& place) const;
+  Folder make_sample(const SamplePlace& place) const;  // or opens it, if it is there after all
   void forget_if_empty(const SamplePlace& place) const;
 
   // All fan-out folders or, in one of them, all sample folders. Names that are not of the layout are passed over.

@@ -47,8 +47,11 @@ InodeLock::~InodeLock() {
 Weight weigh(int fd, const std::filesystem::path& path) {
   struct stat status {};
   if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path.string());
-  const auto facts = find_torch_facts(fd, path);
-  const auto bytes = facts ? facts->tensor_bytes : tensor_bytes_of_file(fd, static_cast<std::uint64_t>(status.st_size));
+  const auto whole = static_cast<std::uint64_t>(status.st_size);
+  std::uint64_t bytes = tensor_bytes_of_file(fd, whole);
+  if (bytes == whole) {  // no safetensors header: torch's zip, or damaged
+    if (const auto facts = find_torch_facts(fd, path)) bytes = facts->tensor_bytes;
+  }
   return {bytes, status.st_mtim.tv_sec};
 }
 

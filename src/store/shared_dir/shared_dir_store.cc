@@ -235,7 +235,7 @@ void SharedDirStore::publish_in_sample(Temporary& temporary, const SamplePlace& 
   constexpr int kTries = 100;  // each failure means that a remove took the folder away when it was empty
   const std::string& name = generation.name;
   for (int i = 0; i < kTries; ++i) {
-    if (!folder) folder = layout_.find_or_make_sample(place);
+    if (!folder) folder = layout_.make_sample(place);
     const Published published = publish_on_account(temporary, *folder, place, name, reservation);
     if (published == Published::kFolderGone) {
       folder.reset();
