@@ -284,19 +284,25 @@ class Worker {
   SampleRef put_when_there_is_room(FeatureStore& store, const TensorMap& features, const SampleId& id,
                                    const PutMetadata& metadata) {
     const auto start = Clock::now();
-    std::optional<Clock::time_point> collected;
     for (;;) {
       try {
         return store.put(features, id, metadata);
       } catch (const Error& error) {
         if (error.kind() != ErrorKind::kExhausted || stop_.load() || seconds_since(start) > kFullDiskSeconds) throw;
         ledger_->extend_leases(holder_, options_.lease_ms);
-        if (!collected || seconds_since(*collected) > kGcSeconds) {  // what others left or, in layout specforge, freed
-          store.gc();
-          collected = Clock::now();
-        }
+        collect(store);
         pause(error.what());
       }
+    }
+  }
+
+  // What others left or, in layout specforge, freed.
+  void collect(FeatureStore& store) {
+    if (collected_ && seconds_since(*collected_) < kGcSeconds) return;
+    collected_ = Clock::now();
+    try {
+      store.gc();
+    } catch (const Error&) {  // that the store is full is what there is to tell
     }
   }
 
@@ -319,6 +325,7 @@ class Worker {
   const std::optional<Llama> target_;     // none if it only ingests
   const std::unique_ptr<Ledger> ledger_;  // last: a wrong configuration leaves no ledger
   CaptureProgress progress_;
+  std::optional<Clock::time_point> collected_;
   Clock::time_point leased_at_;  // or last extended
 };
 

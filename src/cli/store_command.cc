@@ -70,6 +70,7 @@ Json to_json(const StoreHealth& h) {
           {"release_pending", h.release_pending},
           {"freed_total", h.freed_total},
           {"freed_bytes_total", h.freed_bytes_total},
+          {"errors_total", h.errors_total},
           {"codec", codec_name(h.codec)},
           {"codec_saved_bytes_total", h.codec_saved_bytes_total},
           {"oldest_age_s", h.oldest_age_s},
@@ -87,6 +88,11 @@ std::string plain_text(const StoreHealth& h) {
                                                 human_seconds(h.average_age_s));
   text += fmt::format("freed      {} generations, {}; {} waiting for gc to try again\n", h.freed_total,
                       human_bytes(h.freed_bytes_total), h.release_pending);
+  if (h.errors_total > 0) {
+    text +=
+        fmt::format("errors     {} calls met damage, a failing disk or a lack of permission: see 'draftflow store verify'\n",
+                    h.errors_total);
+  }
   if (h.codec != Codec::kRaw) {
     text += fmt::format("codec      {}: saved {} over all puts\n", codec_name(h.codec), human_bytes(h.codec_saved_bytes_total));
   }

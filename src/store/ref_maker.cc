@@ -109,6 +109,11 @@ std::vector<const FeatureSpec*> specs_to_read(const SampleRef& ref, const std::v
   return specs;
 }
 
+bool is_failure(const Error& error) {
+  const ErrorKind kind = error.kind();
+  return kind == ErrorKind::kCorrupt || kind == ErrorKind::kUnavailable || kind == ErrorKind::kPermissionDenied;
+}
+
 Tensor tensor_of(const FeatureSpec& spec, const Tensor* found, const std::string& what) {
   if (found == nullptr) {
     throw Corrupt(fmt::format("{}: the file has no tensor '{}', which the ref names", what, printable(spec.name)));

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "draftflow/base/error.h"
 #include "draftflow/formats/tensor.h"
 #include "draftflow/records/sample_ref.h"
 #include "draftflow/store/feature_store.h"
@@ -28,6 +29,9 @@ SampleRef make_ref(const TensorMap& tensors, const SampleId& sample_id, const Pu
 
 // The ref's specs to read, in the ref's order; all for no names. NotFound for a name that the ref lacks, listing its own.
 std::vector<const FeatureSpec*> specs_to_read(const SampleRef& ref, const std::vector<std::string>& names);
+
+// What health counts: not what the caller asked wrongly, nor what is gone or full, which is how things go.
+bool is_failure(const Error& error);
 
 constexpr std::uint64_t kMaxIdleBytes = 256ULL << 20;  // of a store's buffer pool
 

@@ -72,6 +72,7 @@ struct StoreHealth {
   std::uint64_t release_pending = 0;  // generations whose physical free failed; gc tries again
   std::uint64_t freed_total = 0;      // generations
   std::uint64_t freed_bytes_total = 0;
+  std::uint64_t errors_total = 0;  // verbs that ended in Corrupt, Unavailable or PermissionDenied, of all attaches
   Codec codec = Codec::kRaw;
   std::uint64_t codec_saved_bytes_total = 0;  // what the codec made samples smaller by, over all puts
   double oldest_age_s = 0;                    // to about a minute

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
+#include <atomic>
+
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
 #include "draftflow/formats/feature_file.h"
@@ -30,7 +32,7 @@ const std::string& raw_key(const SampleRef& ref, const std::string& name) {
                             printable(name)));
 }
 
-// Stateless, so that any thread may call anything.
+// Without state but for a count, so that any thread may call anything.
 class FilesStore : public FeatureStore {
  public:
   SampleRef put(const TensorMap&, const SampleId& sample_id, const PutMetadata&) override {
@@ -38,7 +40,7 @@ class FilesStore : public FeatureStore {
                                       printable(sample_id.str())));
   }
 
-  TensorMap read(const SampleRef& ref, const std::vector<std::string>& names) override {
+  TensorMap read(const SampleRef& ref, const std::vector<std::string>& names) override try {
     const std::filesystem::path path = path_of(ref);
     const std::vector<const FeatureSpec*> specs = store::specs_to_read(ref, names);
     std::vector<std::string> keys;
@@ -56,6 +58,9 @@ class FilesStore : public FeatureStore {
       tensors.emplace_back(specs[i]->name, *tensor);
     }
     return tensors;
+  } catch (const Error& error) {
+    if (store::is_failure(error)) ++errors_;
+    throw;
   }
 
   // Nobody frees a user's file, so that a lease has nothing to keep.
@@ -79,7 +84,7 @@ class FilesStore : public FeatureStore {
     throw NotFound(fmt::format("files in place have no index: sample '{}' is found by its ref alone; ingest its folder",
                                printable(sample_id.str())));
   }
-  StoreHealth health() override { return {.backend = "files"}; }
+  StoreHealth health() override { return {.backend = "files", .errors_total = errors_.load()}; }
 
  private:
   static TensorMap load(const std::filesystem::path& path, std::vector<std::string> keys, const std::string& what) {
@@ -94,6 +99,8 @@ class FilesStore : public FeatureStore {
       throw Corrupt(fmt::format("{}: {}: the file was changed since", what, error.what()));
     }
   }
+
+  std::atomic<std::uint64_t> errors_{0};
 };
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "draftflow/base/error.h"
+#include "store/shared_dir/torch_generation.h"
 
 namespace draftflow::fuzz {
 namespace {
@@ -42,6 +43,16 @@ bool generation_body(std::span<const std::byte> input) {
   UniqueFd fd(::memfd_create("fuzz", MFD_CLOEXEC));
   write_all(fd.get(), std::as_bytes(std::span(file)), "fuzz");
   bool all = true;
+  if (file.starts_with("PK")) {
+    store::find_torch_facts(fd.get(), "fuzz");
+    BufferPool pool(0);
+    try {
+      store::read_torch_generation(fd.get(), "fuzz", generation_identity(), /*mapped=*/false, pool);
+      return true;
+    } catch (const Error&) {
+      return false;
+    }
+  }
   try {
     const store::GenerationReader reader(std::move(fd), "fuzz", generation_identity());
     BufferPool pool(0);

@@ -15,8 +15,10 @@ namespace draftflow::fuzz {
 // Whose file every input claims to be, or not.
 store::Identity generation_identity();
 
-// The input is the file of a generation, whose header's checksum is put right first: no mutation would survive it. Every tensor
-// that the reader lists is read, and fits its dtype and shape. True if all were read, false if anything was refused.
+// The input is the file of a generation: of a store of layout specforge if it begins as a zip. Else it is safetensors, whose
+// header's checksum is put right first, since no mutation would survive it. Every tensor
+// header's checksum is put right first: no mutation would survive it. Every tensor that the reader lists is read, and fits its
+// dtype and shape. True if all were read, false if anything was refused.
 bool generation_body(std::span<const std::byte> input);
 
 }  // namespace draftflow::fuzz

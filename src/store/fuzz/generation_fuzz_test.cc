@@ -6,8 +6,10 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <optional>
 
 #include "store/fuzz/generation_body.h"
+#include "store/shared_dir/torch_generation.h"
 #include "store/store_testing.h"
 #include "testing/temp_folder.h"
 
@@ -16,16 +18,21 @@ namespace {
 
 using store_testing::random_tensor;
 
-constexpr Codec kCodecs[] = {Codec::kRaw, Codec::kFp8E4M3, Codec::kInt8, Codec::kZstd};
+constexpr std::optional<Codec> kCodecs[] = {Codec::kRaw, Codec::kFp8E4M3, Codec::kInt8, Codec::kZstd, std::nullopt};
 
-std::string seed_file(Codec codec) {
+// `codec`: or nothing, for a file of layout specforge.
+std::string seed_file(std::optional<Codec> codec) {
   const testing_support::TempFolder temp;
   const auto path = temp.path() / "seed";
   auto [zeros, bytes] = Tensor::allocate(DType::kFloat32, {2, 64});
   std::fill(bytes.begin(), bytes.end(), std::byte{0});
   const TensorMap tensors = {{"hidden", zeros}, {"ids", random_tensor(DType::kInt64, {3}, 1)}};
   const UniqueFd fd = open_file(path, O_RDWR | O_CREAT | O_EXCL);
-  store::write_generation(fd.get(), path, generation_identity(), store::pack(codec, tensors));
+  if (codec) {
+    store::write_generation(fd.get(), path, generation_identity(), store::pack(*codec, tensors));
+  } else {
+    store::write_torch_generation(fd.get(), path, generation_identity(), tensors);
+  }
   return read_text_file(path);
 }
 
@@ -50,12 +57,12 @@ std::string mutated(std::string file, Random& random) {
 
 TEST(GenerationFuzz, SeedsOfEveryCodecAreRead) {
   const char* folder = std::getenv("DRAFTFLOW_SEEDS");
-  for (const Codec codec : kCodecs) {
-    const std::string file = seed_file(codec);
-    EXPECT_TRUE(read_all(file)) << codec_name(codec);
+  for (const auto& codec : kCodecs) {
+    const std::string file = seed_file(codec), name = codec ? std::string(codec_name(*codec)) : "torch_zip";
+    EXPECT_TRUE(read_all(file)) << name;
     if (folder != nullptr) {
       std::filesystem::create_directories(folder);
-      std::ofstream(std::filesystem::path(folder) / codec_name(codec)) << file;
+      std::ofstream(std::filesystem::path(folder) / name) << file;
     }
   }
 }
@@ -63,7 +70,7 @@ TEST(GenerationFuzz, SeedsOfEveryCodecAreRead) {
 TEST(GenerationFuzz, MutationsAreRefusedOrReadInBounds) {
   Random random(20261126);
   int refused = 0, read = 0;
-  for (const Codec codec : kCodecs) {
+  for (const auto& codec : kCodecs) {
     const std::string seed = seed_file(codec);
     for (int i = 0; i < 3000; ++i) (read_all(mutated(seed, random)) ? read : refused) += 1;
   }

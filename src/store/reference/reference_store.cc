@@ -78,7 +78,7 @@ TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::stri
   return read(ref, names, /*mapped=*/false);
 }
 
-TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::string>& names, bool mapped) const {
+TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::string>& names, bool mapped) const try {
   check_ours(ref);
   const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
   const TensorMap found = load(ref.sample_id, ref.generation, mapped);
@@ -89,6 +89,9 @@ TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::stri
     tensors.emplace_back(spec->name, tensor_of(*spec, find_feature(found, ref, spec->name), what));
   }
   return tensors;
+} catch (const Error& error) {
+  if (is_failure(error)) ++errors_;
+  throw;
 }
 
 Fetched ReferenceStore::get(const SampleRef& ref, const GetOptions& options) {
@@ -185,6 +188,7 @@ StoreHealth ReferenceStore::health() {
   }
   StoreHealth health = *counted_;
   health.free_bytes = free_bytes(folder_);
+  health.errors_total = errors_.load();
   return health;
 }
 

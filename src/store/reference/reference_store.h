@@ -56,6 +56,7 @@ class ReferenceStore : public FeatureStore {
   mutable BufferPool pool_{kMaxIdleBytes};
   const std::string token_prefix_ = random_hex128();  // so that no other store or process gives the same token
   std::atomic<std::uint64_t> next_lease_{0};
+  mutable std::atomic<std::uint64_t> errors_{0};
   std::mutex mutex_;
   std::optional<StoreHealth> counted_;  // guarded by mutex_
 };

@@ -37,8 +37,7 @@ std::string host_name() {
 // docs/formats/shared_dir.md gives the offsets; account_test.cc pins them.
 struct Account::Counters {
   std::uint64_t magic, size;
-  Counter reserved, leases, freed, freed_bytes, codec_saved_bytes;
-  std::int64_t unused;
+  Counter reserved, leases, freed, freed_bytes, codec_saved_bytes, errors;
   struct FanOut {
     Counter samples, bytes, birth_seconds, begun, ended, stuck_at, stuck_since;
     std::int64_t unused;
@@ -184,6 +183,10 @@ void Account::count_codec_saved(std::uint64_t bytes) {
   counters_->codec_saved_bytes.fetch_add(static_cast<std::int64_t>(bytes));
 }
 
+void Account::count_error() {
+  counters_->errors.fetch_add(1);
+}
+
 void Account::add_leases(std::int64_t count) {
   counters_->leases.fetch_add(count);
 }
@@ -197,6 +200,7 @@ AccountTotals Account::totals() const {
     totals.freed += counters.freed.load();
     totals.freed_bytes += counters.freed_bytes.load();
     totals.codec_saved_bytes += counters.codec_saved_bytes.load();
+    totals.errors += counters.errors.load();
     for (const auto& fan_out : counters.fan_outs) {
       totals.samples += fan_out.samples.load();
       totals.bytes += fan_out.bytes.load();

@@ -23,7 +23,7 @@ constexpr std::size_t kAgeBuckets = 16384;
 constexpr std::int64_t kAgeBucketSeconds = 64;
 
 struct AccountTotals {
-  std::int64_t samples = 0, bytes = 0, reserved = 0, leases = 0, freed = 0, freed_bytes = 0, codec_saved_bytes = 0;
+  std::int64_t samples = 0, bytes = 0, reserved = 0, leases = 0, freed = 0, freed_bytes = 0, codec_saved_bytes = 0, errors = 0;
   std::int64_t birth_seconds = 0;  // sum over the resident generations
   std::vector<std::int64_t> born;  // by absolute time / kAgeBucketSeconds modulo kAgeBuckets
 };
@@ -63,6 +63,7 @@ class Account {
   void subtract(std::size_t fan_out, std::uint64_t bytes, std::int64_t birth_seconds);
   void count_freed(std::uint64_t bytes);
   void count_codec_saved(std::uint64_t bytes);
+  void count_error();
   void add_leases(std::int64_t count);
   void add_reserved(std::int64_t bytes);
 

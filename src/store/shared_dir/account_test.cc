@@ -53,6 +53,7 @@ TEST_F(AccountTest, GoldenOffsets) {
   account_->add_leases(12);
   account_->count_freed(13);
   account_->count_codec_saved(14);
+  for (int i = 0; i < 15; ++i) account_->count_error();
   account_->add(2, 100, 64 * 5);
   const Account::Change change(*account_, 2);
   const std::string bytes = read_text_file(file());
@@ -69,6 +70,7 @@ TEST_F(AccountTest, GoldenOffsets) {
   EXPECT_EQ(word(32), 1);
   EXPECT_EQ(word(40), 13);
   EXPECT_EQ(word(48), 14);
+  EXPECT_EQ(word(56), 15);
   const std::size_t fan_out = 64 + 2 * 64;
   EXPECT_EQ(word(fan_out), 1);
   EXPECT_EQ(word(fan_out + 8), 100);

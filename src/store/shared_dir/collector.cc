@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <ctime>
 #include <set>
+#include <unordered_set>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/random.h"
@@ -36,6 +37,7 @@ class Collector {
     if (c_.books.flat != nullptr) clear_flat_orphans();
     for (const DeadHolder& dead : find_dead_holders(c_.leases, c_.temporaries, c_.silent_ms)) end_leases_of(dead);
     c_.layout.for_each_fan_out([&](const Folder& fan_out, const std::string& name) { visit_fan_out(fan_out, name); });
+    drop_freed();
     c_.account.settle_births(births_, now_ - 2 * kAgeBucketSeconds);
     return report_;
   }
@@ -79,8 +81,8 @@ class Collector {
   void visit_sample(const Folder& fan_out, const SamplePlace& place) {
     const auto folder = fan_out.find(place.folder);
     if (!folder) return;
-    SampleListing listing = list_sample(*folder, place);
-    if (c_.books.flat != nullptr) forget_freed(*folder, place, listing);
+    const SampleListing listing = list_sample(*folder, place);
+    if (c_.books.flat != nullptr) note_freed(place, listing);
     const Retired retired = retire_superseded(*folder, place, listing, c_.books);
     report_.generations_removed += retired.generations;
     report_.bytes_removed += retired.bytes;
@@ -91,32 +93,42 @@ class Collector {
     fan_out.remove_if_empty(place.folder);
   }
 
-  // The reference's consumer frees by taking the flat name away; ours follows.
-  void forget_freed(const Folder& folder, const SamplePlace& place, SampleListing& listing) {
-    std::erase_if(listing.generations, [&](const NamedGeneration& generation) {
-      if (c_.books.flat->size_of(generation.name)) return false;
-      const Dropped dropped = drop_generation(folder, place, generation, c_.books);
-      report_.generations_removed += dropped.was_there ? 1 : 0;
-      report_.bytes_removed += dropped.was_last ? dropped.bytes : 0;
-      return true;
-    });
+  // The reference's consumer frees by taking the flat name away; ours follows, at the end. A fresh listing decides: a remote
+  // file system may remember that a name was missing from before it was given.
+  void note_freed(const SamplePlace& place, const SampleListing& listing) {
+    for (const NamedGeneration& generation : listing.generations) {
+      if (c_.books.flat->is_missing(generation.name)) freed_.emplace_back(place, generation);
+    }
   }
 
-  // A put that died between its two names leaves the flat one, as the file's only one once the temporary is gone. Files of
-  // this store alone: the reference's own lie in the same folder.
-  void clear_flat_orphans() {
-    for (const std::string& name : c_.books.flat->list()) {
-      if (!parse_reference_name(name)) continue;
-      const std::filesystem::path path = c_.books.flat->shown(name);
-      const UniqueFd fd(::openat(c_.books.flat->fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-      struct stat status {};
-      if (!fd || ::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode) || link_count(fd.get(), path) != 1) continue;
-      if (!c_.books.local && now_ - modified_ms(fd.get(), path) / 1000 < kNetworkOrphanMs / 1000) continue;
-      const auto facts = find_torch_facts(fd.get(), path);
-      if (!facts || facts->identity.incarnation != c_.file.incarnation || !c_.books.flat->unlink(name)) continue;
-      ++report_.temporaries_removed;
-      report_.bytes_removed += static_cast<std::uint64_t>(status.st_size);
+  void drop_freed() {
+    if (freed_.empty()) return;
+    const std::vector<std::string> names = c_.books.flat->folder().list();
+    const std::unordered_set<std::string_view> there(names.begin(), names.end());
+    for (const auto& [place, generation] : freed_) {
+      const auto folder = there.contains(generation.name) ? std::nullopt : c_.layout.find_sample(place);
+      const auto fd = folder ? folder->find_file(generation.name, O_RDONLY) : std::nullopt;
+      if (!fd) continue;
+      const InodeLock lock(fd->get(), InodeLock::Mode::kExclusive, c_.books.local, folder->shown(generation.name));
+      if (!c_.books.flat->is_missing(generation.name)) continue;  // a drop that failed has put it back
+      const Dropped dropped = drop_generation_locked(*folder, place, generation, fd->get(), c_.books);
+      report_.generations_removed += dropped.was_there ? 1 : 0;
+      report_.bytes_removed += dropped.was_last ? dropped.bytes : 0;
+      c_.layout.forget_if_empty(place);
     }
+  }
+
+  // What a put left that died between its two names, once its temporary is gone.
+  void clear_flat_orphans() {
+    c_.books.flat->for_each_single([&](const FlatNames::Single& single) {
+      if (!c_.books.local && now_ - single.modified_ms / 1000 < kNetworkOrphanMs / 1000) return;
+      const SamplePlace place = sample_place(SampleId(single.sample_id));
+      const auto folder = c_.layout.find_sample(place);
+      if (folder && list_sample(*folder, place).find(single.generation) != nullptr) return;  // a copied store's
+      if (!c_.books.flat->take_away(single.name)) return;
+      ++report_.temporaries_removed;
+      report_.bytes_removed += single.file_bytes;
+    });
   }
 
   void visit_current(const Folder& folder, const SamplePlace& place, const SampleListing& listing) {
@@ -133,6 +145,9 @@ class Collector {
     const bool marked = std::find(listing.marks.begin(), listing.marks.end(), generation.number) != listing.marks.end();
     const bool old =
         consume_once() && c_.file.max_hold_age_ms > 0 && (now_ - status.st_mtim.tv_sec) * 1000 > c_.file.max_hold_age_ms;
+    if (c_.books.flat != nullptr && status.st_nlink == 1) {
+      c_.books.flat->join(name, fd.get(), folder.shown(name), c_.temporaries);
+    }
     if (consume_once() && (marked || old) && free_unleased(folder, place, generation, fd.get(), !marked)) return;
     count(weigh(fd.get(), folder.shown(name)));
   }
@@ -188,6 +203,7 @@ class Collector {
   std::vector<std::int64_t> births_, seen_;
   FanOutCount counted_;
   bool whole_ = true;  // nothing was left out of it
+  std::vector<std::pair<SamplePlace, NamedGeneration>> freed_;
   GcReport report_;
 };
 
@@ -230,7 +246,7 @@ void walk(const Layout& layout, const Books& books, std::int64_t now_seconds,
       const auto folder = go_on ? fan_out.find(place.folder) : std::nullopt;
       if (!folder) return;
       for (const auto& [generation, name] : list_sample(*folder, place).generations) {
-        const Folder& where = books.flat == nullptr ? *folder : *books.flat;
+        const Folder& where = books.flat == nullptr ? *folder : books.flat->folder();
         try {
           const auto fd = go_on ? where.find_file(name, O_RDONLY) : std::nullopt;
           if (!fd) continue;

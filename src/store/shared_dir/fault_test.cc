@@ -37,7 +37,8 @@ constexpr std::array kSeeds = {kOld, kNew, kBystander, kLater, kDebris};
 // A store with sample "a" (kOld) and a bystander, and what the operation made.
 class Scene {
  public:
-  explicit Scene(bool with_store, StoreLayout layout = StoreLayout::kDraftflow) : layout_(layout) {
+  explicit Scene(bool with_store, StoreLayout layout = StoreLayout::kDraftflow, StoreKind kind = StoreKind::kLedgered)
+      : layout_(layout), kind_(kind) {
     if (!with_store) return;
     create();
     old = put("a", kOld);
@@ -46,8 +47,9 @@ class Scene {
   }
 
   void create(bool durable = false) {
-    store = create_shared_dir_store(temp_.path(), StoreId("st"),
-                                    {.durability = durable ? Durability::kFull : Durability::kNone, .layout = layout_});
+    store = create_shared_dir_store(
+        temp_.path(), StoreId("st"),
+        {.kind = kind_, .durability = durable ? Durability::kFull : Durability::kNone, .layout = layout_});
   }
   void attach(bool durable = false) {
     store = open_shared_dir_store(temp_.path(), StoreId("st"), {.durability = durable ? Durability::kFull : Durability::kNone});
@@ -100,6 +102,7 @@ class Scene {
 
  private:
   const StoreLayout layout_;
+  const StoreKind kind_;
   testing_support::TempFolder temp_;
 };
 
@@ -138,6 +141,7 @@ struct Operation {
   std::function<void(Scene&)> run;            // with
   std::vector<Unsupported> unsupported = {};  // by the file system
   StoreLayout layout = StoreLayout::kDraftflow;
+  StoreKind kind = StoreKind::kLedgered;
 };
 
 void PrintTo(const Operation& operation, std::ostream* out) {
@@ -177,6 +181,14 @@ const Operation kOperations[] = {
     {"FlatGet", Effect::kKeeps, "a", nothing, [](Scene& s) { s.store->release(s.store->get(*s.old).handle); }, {}, kFlat},
     {"FlatRemove", Effect::kRemoves, "a", nothing, [](Scene& s) { EXPECT_TRUE(s.store->remove(*s.old)); }, {}, kFlat},
     {"FlatAbort", Effect::kRemoves, "a", nothing, [](Scene& s) { EXPECT_EQ(s.store->abort(SampleId("a")), 1u); }, {}, kFlat},
+    {"FlatConsume",
+     Effect::kRemoves,
+     "a",
+     nothing,
+     [](Scene& s) { s.store->release(s.store->get(*s.old).handle); },
+     {},
+     kFlat,
+     StoreKind::kConsumeOnce},
     {"FlatGc", Effect::kCollects, "a", leave_flat_debris, [](Scene& s) { s.store->gc(); }, {}, kFlat},
 };
 
@@ -379,7 +391,7 @@ class EveryCall : public ::testing::TestWithParam<std::tuple<Operation, Way>> {
   // One operation with its call `at` at fault, then the checks.
   bool run_case(std::uint64_t at) {
     const auto& [operation, way] = GetParam();
-    Scene scene(operation.sample != nullptr, operation.layout);
+    Scene scene(operation.sample != nullptr, operation.layout, operation.kind);
     operation.prepare(scene);
     const FaultPlan plan{.at = at, .action = way.fault, .from_then_on = way.from_then_on, .unsupported = operation.unsupported};
     const std::vector<std::string> before = scene.files();

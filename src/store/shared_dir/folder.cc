@@ -63,9 +63,8 @@ Published settle(int error, const Folder& from, const std::string& temporary, in
   if ((error == EEXIST || error == ENOENT) && same_file(fd, to, name)) return Published::kDone;
   if (error == EEXIST) return Published::kExists;
   if (error != ENOENT) throw_errno(error, "publishing " + to.shown(name).string());
-  struct stat status {};
-  const bool there = ::fstat(fd, &status) == 0 && status.st_nlink > 0;
-  if (!there) throw Unavailable(fmt::format("{} was removed while it was written: retry", from.shown(temporary).string()));
+  if (!same_file(fd, from, temporary))
+    throw Unavailable(fmt::format("{} was removed while it was written: retry", from.shown(temporary).string()));
   return Published::kFolderGone;
 }
 
@@ -282,7 +281,7 @@ std::uint64_t link_count(int fd, const std::filesystem::path& path) {
   return status.stx_nlink;
 }
 
-bool link_file(int fd, const std::filesystem::path& path, const Folder& to, const std::string& name) {
+bool link_file(int fd, const std::filesystem::path& path, const Folder& to, const std::string& name, const char* what) {
   const std::string open_file = fmt::format("/proc/self/fd/{}", fd);
   if (::linkat(AT_FDCWD, open_file.c_str(), to.fd(), name.c_str(), AT_SYMLINK_FOLLOW) == 0) return true;
   const int error = errno;
@@ -293,15 +292,15 @@ bool link_file(int fd, const std::filesystem::path& path, const Folder& to, cons
   }
   if (error == EMLINK) {
     throw Unavailable(
-        fmt::format("{} has as many leases as its file system allows links: retry when some have ended", path.string()));
+        fmt::format("{} has as many names (leases) as its file system allows: retry when some have ended", path.string()));
   }
   if (error == EPERM || error == EACCES) {
     throw PermissionDenied(
-        fmt::format("leasing {} failed: its owner is another user and it is not writable to this one; let all "
-                    "users of the store share a group, and write with umask 007 (mode 0660)",
-                    path.string()));
+        fmt::format("{} {} failed: its owner is another user and it, or {}, is not writable to this one; let all users of the "
+                    "store share a group, and write with umask 007 (mode 0660)",
+                    what, path.string(), to.path().string()));
   }
-  throw_errno(error, fmt::format("linking {} as {}", path.string(), to.shown(name).string()));
+  throw_errno(error, fmt::format("{} {} as {}", what, path.string(), to.shown(name).string()));
 }
 
 std::uint64_t free_bytes(const Folder& folder) {

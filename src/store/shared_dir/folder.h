@@ -64,8 +64,9 @@ std::string file_system_name(const Folder& folder);  // "ext4", "fuse.sshfs"; ""
 std::uint64_t link_count(int fd, const std::filesystem::path& path);
 
 // A further name in `to` for the file open as `fd`. False if the file has no name any more. EMLINK is Unavailable; EPERM is
-// PermissionDenied with what the kernel's protection of hard links asks for.
-bool link_file(int fd, const std::filesystem::path& path, const Folder& to, const std::string& name);
+// PermissionDenied with what the kernel's protection of hard links asks for; `what` is said to have failed. Corrupt if another
+// file has the name.
+bool link_file(int fd, const std::filesystem::path& path, const Folder& to, const std::string& name, const char* what);
 
 std::uint64_t free_bytes(const Folder& folder);
 

@@ -3,11 +3,14 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 
 #include "draftflow/base/error.h"
 #include "store/shared_dir/store_file.h"
+#include "store/shared_dir/torch_generation.h"
 
 namespace draftflow::store {
 namespace {
@@ -17,34 +20,13 @@ void make_mark(const Folder& folder, const std::string& name, bool durable) {
   if (durable) folder.sync();
 }
 
-// What a generation's file is called in its sample's folder. Where that tells the sample's id, the folder is asked.
-std::optional<std::string> find_name(const Folder& folder, const SamplePlace& place, std::uint64_t generation,
+// What a generation's file, open as `fd`, is called in its sample's folder. Where that tells the sample's id, its note is
+// asked.
+std::optional<std::string> find_name(int fd, const Folder& folder, const SamplePlace& place, std::uint64_t generation,
                                      const Books& books) {
   if (books.flat == nullptr) return generation_name(place, generation);
-  const SampleListing listing = list_sample(folder, place);
-  const NamedGeneration* found = listing.find(generation);
-  return found == nullptr ? std::nullopt : std::optional(found->name);
-}
-
-// The flat name first, if there are such, then its own by `drop`, then the mark. What cannot be dropped stays as it was.
-Dropped drop_both(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, const Books& books,
-                  const std::function<Dropped()>& drop) {
-  // On a network file system what unlink says is in doubt: a reply that was lost and asked again.
-  const bool seen = books.flat != nullptr && !books.local && books.flat->size_of(generation.name);
-  const bool was_flat = (books.flat != nullptr && books.flat->unlink(generation.name)) || seen;
-  Dropped dropped;
-  try {
-    dropped = drop();
-  } catch (...) {
-    try {
-      const auto fd = was_flat ? folder.find_file(generation.name, O_RDONLY) : std::nullopt;
-      if (fd) link_file(fd->get(), folder.shown(generation.name), *books.flat, generation.name);
-    } catch (const Error&) {  // the first error is the one to tell
-    }
-    throw;
-  }
-  if (books.marks) forget_mark(folder, place, generation.number);
-  return dropped;
+  const auto facts = find_torch_facts(fd, folder.path());
+  return facts ? reference_name(SampleId(facts->identity.sample_id), generation) : std::nullopt;
 }
 
 std::optional<SampleId> valid_id(const std::string& text) {
@@ -59,7 +41,7 @@ std::optional<SampleId> valid_id(const std::string& text) {
 void consume(const Layout& layout, int fd, const SamplePlace& place, std::uint64_t generation, const LeaseEnd& end,
              const Books& books) {
   const auto folder = layout.find_sample(place);
-  const auto name = folder ? find_name(*folder, place, generation, books) : std::nullopt;
+  const auto name = folder ? find_name(fd, *folder, place, generation, books) : std::nullopt;
   const std::string mark = mark_name(place, generation);
   if (!name || !folder->holds(*name, fd)) return;  // removed or superseded: the last lease ends it anyway
   const bool others = link_count(fd, folder->shown(*name)) > books.own_names() + 1;
@@ -158,14 +140,31 @@ void forget_mark(const Folder& folder, const SamplePlace& place, std::uint64_t g
 }
 
 Dropped drop_generation(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, const Books& books) {
-  return drop_both(folder, place, generation, books,
-                   [&] { return drop_name(folder, generation.name, place.fan_out_index(), books); });
+  const UniqueFd fd(::openat(folder.fd(), generation.name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  struct stat status {};
+  if (!fd || ::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {  // absent, planted, or not to be read
+    const bool was_flat = books.flat != nullptr && books.flat->take_away(generation.name);
+    return {.was_there = folder.unlink(generation.name) || was_flat};  // and never on the account, or so until gc recounts
+  }
+  const InodeLock lock(fd.get(), InodeLock::Mode::kExclusive, books.local, folder.shown(generation.name));
+  return drop_generation_locked(folder, place, generation, fd.get(), books);
 }
 
 Dropped drop_generation_locked(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, int fd,
                                const Books& books) {
-  return drop_both(folder, place, generation, books,
-                   [&] { return drop_name_locked(folder, generation.name, fd, place.fan_out_index(), books); });
+  const bool was_flat = books.flat != nullptr && books.flat->take_away(generation.name, fd);
+  Dropped dropped;
+  try {
+    dropped = drop_name_locked(folder, generation.name, fd, place.fan_out_index(), books);
+  } catch (...) {
+    try {
+      if (was_flat) books.flat->give(generation.name, fd, folder.shown(generation.name));
+    } catch (const Error&) {  // the first error is the one to tell
+    }
+    throw;
+  }
+  if (books.marks) forget_mark(folder, place, generation.number);
+  return dropped;
 }
 
 Dropped end_lease_link(const Layout& layout, const Folder& links, const std::string& link, const SamplePlace& place,

@@ -65,7 +65,7 @@ Retired retire_superseded(const Folder& folder, const SamplePlace& place, const 
 // Takes away the mark of a generation that is gone, or leaves it to gc.
 void forget_mark(const Folder& folder, const SamplePlace& place, std::uint64_t generation);
 
-// Its names and then its mark; see drop_name.
+// Its names and then its mark. What cannot be dropped stays as it was; what is no regular file is unlinked without more ado.
 Dropped drop_generation(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, const Books& books);
 
 // The same for a file that is open as `fd` and, where local, locked exclusively by the caller.

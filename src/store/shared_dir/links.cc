@@ -55,17 +55,6 @@ Weight weigh(int fd, const std::filesystem::path& path) {
   return {bytes, status.st_mtim.tv_sec};
 }
 
-Dropped drop_name(const Folder& folder, const std::string& name, std::size_t fan_out, const Books& books) {
-  const UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-  if (!fd && errno == ENOENT) return {};
-  struct stat status {};
-  if (!fd || ::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
-    return {.was_there = folder.unlink(name)};  // planted: never on the account
-  }
-  const InodeLock lock(fd.get(), InodeLock::Mode::kExclusive, books.local, folder.shown(name));
-  return drop_name_locked(folder, name, fd.get(), fan_out, books);
-}
-
 Dropped drop_name_locked(const Folder& folder, const std::string& name, int fd, std::size_t fan_out, const Books& books) {
   const std::filesystem::path path = folder.shown(name);
   const Account::Change change(books.account, fan_out);

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "store/shared_dir/account.h"
+#include "store/shared_dir/flat_names.h"
 #include "store/shared_dir/folder.h"
 #include "store/shared_dir/names.h"
 
@@ -38,10 +39,8 @@ Weight weigh(int fd, const std::filesystem::path& path);
 struct Books {
   Account& account;
   bool local;
-  bool marks;  // of what was consumed, there may be (consume-once stores)
-  // The store's folder, where each generation's file has a second name, for the reference (layout=specforge); else nullptr.
-  // That name is given first and taken away first: a generation without it was freed.
-  const Folder* flat = nullptr;
+  bool marks;                       // of what was consumed, there may be (consume-once stores)
+  const FlatNames* flat = nullptr;  // of a store of layout specforge
 
   std::uint64_t own_names() const { return flat == nullptr ? 1 : 2; }  // of a generation that nobody leases
 };
@@ -52,10 +51,8 @@ struct Dropped {
   std::uint64_t bytes = 0;  // of the generation, if that was the last
 };
 
-// Takes one name away; `fan_out` is the sample's. What is no regular file is unlinked without more ado.
-Dropped drop_name(const Folder& folder, const std::string& name, std::size_t fan_out, const Books& books);
-
-// The same for a file that is open as `fd` and, where local, locked exclusively by the caller.
+// Takes one name away of a file that is open as `fd` and, where local, locked exclusively by the caller; `fan_out` is the
+// sample's.
 Dropped drop_name_locked(const Folder& folder, const std::string& name, int fd, std::size_t fan_out, const Books& books);
 
 }  // namespace draftflow::store

@@ -78,13 +78,15 @@ std::uint64_t seed_of(const TensorMap& tensors) {
 
 class Actor {
  public:
-  Actor(FeatureStore& store, const SampleRef& like, Shared& shared, int number, std::uint64_t seed)
+  // `flat`: the store's folder, if the reference's consumer takes part; else empty.
+  Actor(FeatureStore& store, const SampleRef& like, Shared& shared, int number, std::uint64_t seed, std::filesystem::path flat)
       : store_(store),
         like_(like),
         shared_(shared),
         log_(shared.logs[number]),
         random_(seed),
-        next_seed_(1 + number * 1'000'000ULL) {}
+        next_seed_(1 + number * 1'000'000ULL),
+        flat_(std::move(flat)) {}
 
   void run(std::int64_t until) {
     // On a slow machine it goes on until there is something to check.
@@ -96,6 +98,11 @@ class Actor {
         case 0: abort(sample); break;
         case 1: store_.gc(); break;
         case 2:
+          if (!flat_.empty()) {
+            free_as_the_reference(sample);
+            break;
+          }
+          [[fallthrough]];
         case 3:
         case 4: remove(sample); break;
         case 5:
@@ -128,6 +135,15 @@ class Actor {
   }
 
   std::uint64_t some_generation(int sample) { return shared_.recent[sample][random_.below(kRecent)].load(); }
+
+  // Takes the flat name away, as the reference's consumer does.
+  void free_as_the_reference(int sample) {
+    const std::uint64_t generation = some_generation(sample);
+    if (generation == 0) return;
+    const std::size_t at = begin({.op = Op::kRemove, .sample = sample, .generation = generation});
+    ::unlink((flat_ / *reference_name(SampleId("s" + std::to_string(sample)), generation)).c_str());
+    log_.events[at].end = now_ns();
+  }
 
   void put(int sample) {
     const std::uint64_t seed = next_seed_++;
@@ -186,6 +202,7 @@ class Actor {
   Log& log_;
   Random random_;
   std::uint64_t next_seed_;
+  const std::filesystem::path flat_;
   std::vector<std::pair<int, Fetched>> held_;
 };
 
@@ -276,7 +293,8 @@ void race(StoreKind kind, bool with_kills, std::uint64_t seed, StoreLayout layou
   const auto start = [&](int number) {
     children.push_back(store_testing::fork_child([&, number] {
       const auto mine = create_shared_dir_store(temp.path(), StoreId("st"), options);
-      Actor(*mine, like, *shared, number, seed + static_cast<std::uint64_t>(number)).run(until);
+      const auto flat = layout == StoreLayout::kSpecforge ? temp.path() / "st" : std::filesystem::path();
+      Actor(*mine, like, *shared, number, seed + static_cast<std::uint64_t>(number), flat).run(until);
     }));
   };
   for (int i = 0; i < kProcesses; ++i) start(i);

@@ -50,8 +50,9 @@ SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile
       options_(options),
       keys_(std::move(keys)),
       account_(required_folder(layout_.store(), kAccountsFolder), temporaries_),
+      flat_(layout_.store(), file.incarnation),
       books_{account_, !on_network_file_system(layout_.store()), file.kind == StoreKind::kConsumeOnce,
-             file.layout == StoreLayout::kSpecforge ? &layout_.store() : nullptr},
+             file.layout == StoreLayout::kSpecforge ? &flat_ : nullptr},
       generations_(epochs_),
       pool_(kMaxIdleBytes) {
   options_.durability = std::max(options_.durability, file_.durability);
@@ -128,7 +129,7 @@ void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uin
                   file_.max_resident_bytes, account_.resident_bytes()));
 }
 
-SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) {
+SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) try {
   check_put(tensors, sample_id, metadata);
   if (books_.flat != nullptr) check_reference_can_name(tensors, sample_id);
   const PackedSample sample = pack_sample(tensors, sample_id);
@@ -159,6 +160,9 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
                                error.what()));
   }
   return ref;
+} catch (const Error& error) {
+  count_if_failed(error);
+  throw;
 }
 
 PackedSample SharedDirStore::pack_sample(const TensorMap& tensors, const SampleId& sample_id) const {
@@ -216,14 +220,12 @@ Published SharedDirStore::publish_on_account(Temporary& temporary, const Folder&
 void SharedDirStore::publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder,
                              const NamedGeneration& generation, Reservation& reservation) {
   if (books_.flat == nullptr) return publish_in_sample(temporary, place, std::move(folder), generation, reservation);
-  if (!link_file(temporary.fd(), temporary.path(), *books_.flat, generation.name)) {
-    throw Unavailable(fmt::format("{} was removed while it was written: retry", temporary.path().string()));
-  }
+  books_.flat->give(generation.name, temporary.fd(), temporary.path());
   try {
     publish_in_sample(temporary, place, std::move(folder), generation, reservation);
   } catch (...) {
     try {
-      books_.flat->unlink(generation.name);
+      books_.flat->take_away(generation.name, temporary.fd());
     } catch (const Error&) {  // the first error is the one to tell; gc takes it away
     }
     throw;
@@ -249,7 +251,7 @@ void SharedDirStore::publish_in_sample(Temporary& temporary, const SamplePlace& 
       if (options_.durability == Durability::kFull) {
         const Folder fan_out = layout_.samples().find_or_make(place.fan_out);
         std::vector<const Folder*> folders{&*folder, &fan_out, &layout_.samples()};
-        if (books_.flat != nullptr) folders.push_back(books_.flat);
+        if (books_.flat != nullptr) folders.push_back(&books_.flat->folder());
         syncs_.sync(folders);
       }
       retire_superseded(*folder, place, list_sample(*folder, place), books_);
@@ -270,7 +272,7 @@ SharedDirStore::Opened SharedDirStore::open(const SampleRef& ref) const {
   const SamplePlace place = sample_place(ref.sample_id);
   std::string name = name_of(ref.sample_id, place, ref.generation);
   if (books_.flat == nullptr) name = place.fan_out + "/" + place.folder + "/" + name;
-  const Folder& top = books_.flat == nullptr ? layout_.samples() : *books_.flat;
+  const Folder& top = books_.flat == nullptr ? layout_.samples() : books_.flat->folder();
   auto fd = top.find_file_below(name, O_RDONLY);
   if (!fd) throw_not_found(identity);
   return {std::move(*fd), top.shown(name), place, identity};
@@ -316,12 +318,15 @@ TensorMap SharedDirStore::load(Opened opened, const std::vector<const FeatureSpe
   return tensors;
 }
 
-TensorMap SharedDirStore::read(const SampleRef& ref, const std::vector<std::string>& names) {
+TensorMap SharedDirStore::read(const SampleRef& ref, const std::vector<std::string>& names) try {
   const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
   return load(open(ref), specs, {});
+} catch (const Error& error) {
+  count_if_failed(error);
+  throw;
 }
 
-Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) {
+Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) try {
   const std::vector<const FeatureSpec*> specs = specs_to_read(ref, options.names);
   if (options.zero_copy && !books_.local) {
     throw InvalidArgument(
@@ -347,6 +352,9 @@ Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) {
   fetched.handle.lease_token = fmt::format("{}.{}", lease.holder->name(), number);
   live_.emplace(number, lease);
   return fetched;
+} catch (const Error& error) {
+  count_if_failed(error);
+  throw;
 }
 
 TensorMap SharedDirStore::map_checked(const GenerationReader& reader, const std::vector<const FeatureSpec*>& specs,
@@ -379,7 +387,7 @@ SharedDirStore::Lease SharedDirStore::take_lease(const Opened& opened) {
       // Where a release can free, it may not come between our look at the file and our link.
       const InodeLock lock(opened.fd.get(), InodeLock::Mode::kShared, books_.local && file_.kind == StoreKind::kConsumeOnce,
                            opened.path);
-      if (!link_file(opened.fd.get(), opened.path, mine->links(), lease.link)) throw_not_found(opened.identity);
+      if (!link_file(opened.fd.get(), opened.path, mine->links(), lease.link, "leasing")) throw_not_found(opened.identity);
     } catch (const NotFound&) {
       mine->add_lease(-1);
       if (leases_.find(mine->name())) throw;
@@ -407,7 +415,7 @@ SharedDirStore::Lease SharedDirStore::take_lease(const Opened& opened) {
 
 bool SharedDirStore::is_named(const Opened& opened) const {
   const std::string name = name_of(SampleId(opened.identity.sample_id), opened.place, opened.identity.generation);
-  if (books_.flat != nullptr) return books_.flat->holds(name, opened.fd.get());
+  if (books_.flat != nullptr) return books_.flat->folder().holds(name, opened.fd.get());
   const auto folder = layout_.find_sample(opened.place);
   return folder && folder->holds(name, opened.fd.get());
 }
@@ -420,7 +428,7 @@ void SharedDirStore::end_lease(const Lease& lease, bool consume) {
   lease.holder->add_lease(-1);
 }
 
-void SharedDirStore::release(const FeatureHandle& handle) {
+void SharedDirStore::release(const FeatureHandle& handle) try {
   std::optional<Lease> lease;
   std::uint64_t number = 0;
   {
@@ -442,20 +450,27 @@ void SharedDirStore::release(const FeatureHandle& handle) {
     live_.emplace(number, std::move(*lease));
     throw;
   }
+} catch (const Error& error) {
+  count_if_failed(error);
+  throw;
 }
 
-bool SharedDirStore::remove(const SampleRef& ref) {
+bool SharedDirStore::remove(const SampleRef& ref) try {
   if (!why_foreign(ref).empty()) return false;
   const SamplePlace place = sample_place(ref.sample_id);
   const auto folder = layout_.find_sample(place);
-  if (!folder || (books_.flat != nullptr && !reference_name(ref.sample_id, ref.generation))) return false;
+  if (books_.flat != nullptr && !reference_name(ref.sample_id, ref.generation)) return false;
   const NamedGeneration generation{ref.generation, name_of(ref.sample_id, place, ref.generation)};
+  if (!folder) return books_.flat != nullptr && books_.flat->take_away(generation.name);
   if (!drop_generation(*folder, place, generation, books_).was_there) return false;
   layout_.forget_if_empty(place);
   return true;
+} catch (const Error& error) {
+  count_if_failed(error);
+  throw;
 }
 
-std::uint64_t SharedDirStore::abort(const SampleId& sample_id) {
+std::uint64_t SharedDirStore::abort(const SampleId& sample_id) try {
   const SamplePlace place = sample_place(sample_id);
   const auto folder = layout_.find_sample(place);
   if (!folder) return 0;
@@ -467,14 +482,24 @@ std::uint64_t SharedDirStore::abort(const SampleId& sample_id) {
   for (const std::uint64_t generation : listing.marks) forget_mark(*folder, place, generation);
   layout_.forget_if_empty(place);
   return aborted;
+} catch (const Error& error) {
+  count_if_failed(error);
+  throw;
 }
 
-GcReport SharedDirStore::gc() {
+GcReport SharedDirStore::gc() try {
   const auto silent_ms = books_.local ? std::nullopt : std::optional(options_.lease_ms);
   const GcReport report = collect({layout_, temporaries_, leases_, account_, books_, file_, silent_ms});
   prune_epochs(epochs_);
   if (file_.needs_secret) Policies(required_folder(layout_.store(), kAccessFolder), file_.incarnation).collect();
   return report;
+} catch (const Error& error) {
+  count_if_failed(error);
+  throw;
+}
+
+void SharedDirStore::count_if_failed(const Error& error) {
+  if (is_failure(error)) account_.count_error();
 }
 
 StoreHealth SharedDirStore::health() {
@@ -489,6 +514,7 @@ StoreHealth SharedDirStore::health() {
   health.freed_total = whole(totals.freed);
   health.freed_bytes_total = whole(totals.freed_bytes);
   health.codec = file_.codec;
+  health.errors_total = whole(totals.errors);
   health.codec_saved_bytes_total = whole(totals.codec_saved_bytes);
   const std::int64_t now = ::time(nullptr);
   if (totals.samples > 0) {

@@ -14,6 +14,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "draftflow/base/error.h"
 #include "draftflow/formats/buffer_pool.h"
 #include "draftflow/store/feature_store.h"
 #include "store/shared_dir/account.h"
@@ -90,6 +91,7 @@ class SharedDirStore : public FeatureStore {
                          const NamedGeneration& generation, Reservation& reservation);
   Published publish_on_account(Temporary& temporary, const Folder& folder, const SamplePlace& place, const std::string& name,
                                Reservation& reservation);
+  void count_if_failed(const Error& error);
   Lease take_lease(const Opened& opened);
   void end_lease(const Lease& lease, bool consume);
   TensorMap map_checked(const GenerationReader& reader, const std::vector<const FeatureSpec*>& specs, std::uint64_t generation,
@@ -102,6 +104,7 @@ class SharedDirStore : public FeatureStore {
   SharedDirOptions options_;
   std::optional<Keys> keys_;
   Account account_;
+  FlatNames flat_;
   Books books_;
   Generations generations_;
   BufferPool pool_;

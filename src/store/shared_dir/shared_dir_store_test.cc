@@ -118,6 +118,22 @@ TEST_F(SharedDir, AnothersFileUnderThisNameIsCorrupt) {
   expect_same(store->read(a), small_tensors());
 }
 
+TEST_F(SharedDir, HealthCountsTheCallsThatFailedInAnyAttach) {
+  const auto store = attach();
+  SampleRef ref = put(*store);
+  EXPECT_THROW(store->put({}, SampleId("a"), run_metadata()), InvalidArgument);
+  ++ref.generation;
+  EXPECT_THROW(store->read(ref), NotFound);
+  --ref.generation;
+  EXPECT_EQ(store->health().errors_total, 0u) << "asked wrongly, or gone";
+  std::string bytes = read_text_file(generation_files(root())[0]);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  replace_file(generation_files(root())[0], bytes);
+  EXPECT_THROW(store->read(ref), Corrupt);
+  EXPECT_THROW(attach()->get(ref), Corrupt);
+  EXPECT_EQ(attach()->health().errors_total, 2u);
+}
+
 TEST_F(SharedDir, ResidentTellsWhatTheWalkTells) {
   const auto store = attach();
   const SampleRef ref = put(*store, "a"), other = put(*store, "b", 2);

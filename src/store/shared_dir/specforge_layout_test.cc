@@ -3,10 +3,13 @@
 // Stores of layout specforge: the reference runtime's consumer finds, reads and frees what draftflow puts, and neither takes
 // the other's files for its own.
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 
 #include <cstdlib>
 #include <fstream>
+#include <optional>
+#include <thread>
 
 #include "draftflow/formats/feature_file.h"
 #include "draftflow/formats/torch_zip.h"
@@ -149,17 +152,112 @@ TEST_F(SpecforgeLayout, TheLastReleaseOfAConsumedSampleTakesTheFlatNameToo) {
 
 TEST_F(SpecforgeLayout, GcLeavesWhatIsNotTheStores) {
   const auto store = create();
-  const SampleRef ref = put(*store, "a");
-  const std::string theirs = (root() / "theirs.g1.ckpt").string(), orphan = (root() / "dead.g1.ckpt").string();
+  const SampleRef ref = put(*store, "a"), orphan = put(*store, "dead");
+  const SamplePlace place = sample_place(orphan.sample_id);
+  std::filesystem::remove_all(root() / "samples" / place.fan_out / place.folder);  // as a put that died left it
+  const std::string theirs = (root() / "theirs.g1.ckpt").string();
   write_torch_zip(open_file(theirs, O_WRONLY | O_CREAT | O_EXCL).get(), theirs, small_tensors());
-  std::filesystem::copy_file(flat(ref), orphan);  // of this store, and nothing else leads to it
+  std::filesystem::copy_file(flat(ref), root() / "backup.g1.ckpt");
   std::filesystem::create_symlink("/etc/passwd", root() / "link.g1.ckpt");
   std::filesystem::create_directory(root() / "folder.g1.ckpt");
   std::ofstream(root() / "junk.g1.ckpt") << "PK\x03\x04";
   EXPECT_EQ(store->gc().temporaries_removed, 1u);
-  EXPECT_FALSE(std::filesystem::exists(orphan));
-  EXPECT_THAT(flat_names(), ::testing::UnorderedElementsAre("theirs.g1.ckpt", "link.g1.ckpt", "folder.g1.ckpt", "junk.g1.ckpt",
-                                                            flat(ref).filename().string()));
+  EXPECT_FALSE(std::filesystem::exists(flat(orphan)));
+  EXPECT_THAT(flat_names(), ::testing::UnorderedElementsAre("theirs.g1.ckpt", "backup.g1.ckpt", "link.g1.ckpt",
+                                                            "folder.g1.ckpt", "junk.g1.ckpt", flat(ref).filename().string()));
+  expect_same(store->read(ref), small_tensors());
+}
+
+// What another put under a flat name is never taken away: not by gc, a put or a remove.
+TEST_F(SpecforgeLayout, AnothersFileUnderAFlatNameStays) {
+  const auto store = create();
+  const SampleRef a = put(*store, "a"), b = put(*store, "b");
+  for (const SampleRef& ref : {a, b}) std::filesystem::remove(flat(ref));
+  std::ofstream(flat(a)) << "a user's own";
+  std::filesystem::create_directory(flat(b));
+  EXPECT_EQ(store->gc().generations_removed, 0u);
+  EXPECT_THROW(store->read(a), Corrupt);
+  const SampleRef next_a = put(*store, "a", 2), next_b = put(*store, "b", 2);
+  expect_same(store->read(next_a), small_tensors(2));
+  expect_same(store->read(next_b), small_tensors(2));
+  SampleRef theirs = next_a;
+  theirs.generation = 1;
+  write_torch_zip(open_file(flat(theirs), O_WRONLY | O_CREAT | O_EXCL).get(), flat(theirs), small_tensors());
+  EXPECT_FALSE(store->remove(theirs));
+  store->gc();
+  EXPECT_EQ(read_text_file(flat(a)), "a user's own");
+  EXPECT_TRUE(std::filesystem::is_directory(flat(b)));
+  EXPECT_TRUE(std::filesystem::exists(flat(theirs)));
+  EXPECT_EQ(generation_files(root()).size(), 2u);
+}
+
+// As `cp -r` or a backup leaves it: the two names of a generation are two files.
+TEST_F(SpecforgeLayout, ACopiedStoreKeepsItsSamplesAndGcJoinsTheirNames) {
+  const SampleRef a = put(*create(), "a", 1), b = put(*create(), "b", 2);
+  std::filesystem::rename(root(), temp_.path() / "original");
+  std::filesystem::copy(temp_.path() / "original", root(), std::filesystem::copy_options::recursive);
+  const auto store = create(StoreKind::kLedgered);
+  EXPECT_EQ(std::filesystem::hard_link_count(flat(a)), 1u);
+  expect_same(store->read(a), small_tensors(1));
+  EXPECT_EQ(store->gc().generations_removed, 0u);
+  EXPECT_EQ(std::filesystem::hard_link_count(flat(a)), 2u);
+  expect_same(store->read(a), small_tensors(1));
+  expect_same(store->read(b), small_tensors(2));
+  EXPECT_EQ(store->gc().temporaries_removed, 0u);
+  EXPECT_TRUE(store->remove(a));
+  EXPECT_THROW(store->read(a), NotFound);
+  EXPECT_EQ(flat_names(), std::vector{flat(b).filename().string()});
+}
+
+// The generation that a put retires stays until that is done, whoever makes the put wait, and gc does not take it for freed.
+TEST_F(SpecforgeLayout, ANameIsTakenAwayUnderTheLockOfItsFile) {
+  const auto store = create(), other = create();
+  const SampleRef old = put(*store, "a", 1);
+  UniqueFd lock = open_file(generation_files(root())[0], O_RDONLY);
+  ASSERT_EQ(::flock(lock.get(), LOCK_SH), 0);
+  std::optional<SampleRef> made;
+  std::thread writer([&] { made = put(*store, "a", 2); });
+  const auto both_there = [&] { return flat_names().size() == 2; };
+  for (int i = 0; i < 500 && !both_there(); ++i) ::usleep(10'000);
+  ::usleep(100'000);
+  EXPECT_TRUE(both_there());
+  expect_same(other->read(old), small_tensors(1));
+  std::thread collector([&] { other->gc(); });
+  ::usleep(100'000);
+  lock.reset();
+  writer.join();
+  collector.join();
+  expect_same(other->read(*made), small_tensors(2));
+  EXPECT_THROW(other->read(old), NotFound);
+  EXPECT_EQ(flat_names().size(), 1u);
+  EXPECT_EQ(store->health().resident_samples, 1u);
+}
+
+TEST_F(SpecforgeLayout, AGenerationThatHasOnlyItsFlatNameIsRemoved) {
+  const auto store = create();
+  const SampleRef ref = put(*store, "a");
+  const SamplePlace place = sample_place(ref.sample_id);
+  std::filesystem::remove_all(root() / "samples" / place.fan_out / place.folder);
+  expect_same(store->read(ref), small_tensors());
+  EXPECT_TRUE(store->remove(ref));
+  EXPECT_THROW(store->read(ref), NotFound);
+  EXPECT_FALSE(store->remove(ref));
+}
+
+TEST_F(SpecforgeLayout, ANoteThatLiesAboutItsBytesIsCorruptAndCountsForNothing) {
+  const auto store = create();
+  const SampleRef ref = put(*store, "a");
+  const std::string bytes = read_text_file(flat(ref));
+  for (const std::string claim : {"9223372036854775807", "18446744073709551615", "1"}) {
+    std::string note = *read_torch_note(open_file(flat(ref), O_RDONLY).get(), flat(ref));
+    note.replace(note.find("\"tensor_bytes\":") + 15, std::to_string(ref.estimated_bytes).size(), claim);
+    const UniqueFd fd = open_file(flat(ref), O_WRONLY | O_TRUNC);
+    write_torch_zip(fd.get(), flat(ref), small_tensors(), note);
+    EXPECT_THROW(store->read(ref), Corrupt) << claim;
+    store->gc();
+    EXPECT_LT(store->health().resident_bytes, 10'000u) << claim;
+    write_all(open_file(flat(ref), O_WRONLY | O_TRUNC).get(), std::as_bytes(std::span(bytes)), flat(ref));
+  }
   expect_same(store->read(ref), small_tensors());
 }
 

@@ -124,7 +124,7 @@ Cleared clear_orphans(const Folder& folder) {
     if (!lock(fd.get(), LOCK_EX | LOCK_NB)) continue;
     if (folder.unlink(name)) {
       ++cleared.files;
-      cleared.bytes += static_cast<std::uint64_t>(status.st_size);
+      cleared.bytes += status.st_nlink == 1 ? static_cast<std::uint64_t>(status.st_size) : 0;
     }
   }
   return cleared;

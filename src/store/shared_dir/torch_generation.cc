@@ -60,7 +60,9 @@ void write_torch_generation(int fd, const std::filesystem::path& path, const Ide
 std::optional<TorchFacts> find_torch_facts(int fd, const std::filesystem::path& path) {
   try {
     const auto note = read_torch_note(fd, path);
-    return note ? parse_note(*note) : std::nullopt;
+    auto facts = note ? parse_note(*note) : std::nullopt;
+    if (facts && facts->tensor_bytes > file_size(fd, path)) return std::nullopt;
+    return facts;
   } catch (const Corrupt&) {
     return std::nullopt;
   }
@@ -102,6 +104,10 @@ TensorMap read_torch_generation(int fd, const std::filesystem::path& path, const
   if (found != identity) {
     fail(fmt::format("the file says it is {} of incarnation '{}', not '{}': it is another one's file", describe(found),
                      printable(found.incarnation), identity.incarnation));
+  }
+  if (facts->tensor_bytes != bytes_of(file.tensors)) {
+    fail(fmt::format("its note says that it holds {} tensor bytes, but it holds {}", facts->tensor_bytes,
+                     bytes_of(file.tensors)));
   }
   return std::move(file.tensors);
 }
