@@ -352,6 +352,21 @@ TEST_F(RemoteFsTest, AStoreWhereEveryLinkCountIsOneIsRefusedByName) {
               ::testing::HasSubstr("is on fuse, where a file with two names says it has 1"));
 }
 
+// A host that looked before the name was given goes on to see none.
+TEST_F(RemoteFsTest, GcTakesNoRememberedAbsenceOfAFlatNameForAFree) {
+  const auto ours = create_shared_dir_store(here_.path(), StoreId("st"), {.layout = StoreLayout::kSpecforge});
+  const auto theirs = open_shared_dir_store(there_.path(), StoreId("st"), {});
+  const SampleRef first = ours->put(small_tensors(1), SampleId("a"), run_metadata());
+  set({.missing_name_cache_ms = kLong});
+  const std::string next = "st/a.g" + std::to_string(first.generation + 1) + ".ckpt";
+  EXPECT_FALSE(std::filesystem::exists(there(next)));
+  const SampleRef second = ours->put(small_tensors(2), SampleId("a"), run_metadata());
+  EXPECT_EQ(second.generation, first.generation + 1);
+  EXPECT_FALSE(std::filesystem::exists(there(next)));
+  EXPECT_EQ(theirs->gc().generations_removed, 0u);
+  expect_same(ours->read(second), small_tensors(2));
+}
+
 // The thread that keeps the holder alive is not in the child, which must not wait for it.
 TEST_F(RemoteFsTest, AForkedChildLetsGoOfItsParentsHolderAtOnce) {
   auto store = create_shared_dir_store(here_.path(), StoreId("st"), {.lease_ms = 200});
