@@ -293,6 +293,21 @@ TEST_F(LeasesBetweenProcesses, AHandWithoutRightsIsToldWhatToDo) {
   EXPECT_EQ(store->health().live_leases, 0u);
 }
 
+// Said at the first put, before anything is there that nobody else can lease.
+TEST_F(LeasesBetweenProcesses, AWriterWhoseUmaskLocksTheGroupOutIsRefused) {
+  const mode_t before = ::umask(007);
+  attach();
+  ::umask(022);
+  const auto store = attach();
+  const std::string message = message_of<InvalidArgument>([&] { put(*store); });
+  ::umask(007);
+  EXPECT_THAT(message, HasSubstr("mode 0640): others in the group could not lease it; start with umask 007"));
+  EXPECT_TRUE(generation_files(root()).empty());
+  EXPECT_TRUE(std::filesystem::is_empty(root() / "tmp"));
+  EXPECT_NO_THROW(put(*store)) << "asked again with another umask";
+  ::umask(before);
+}
+
 TEST_F(LeasesBetweenProcesses, MoreLeasesThanTheFileSystemLinksAreUnavailable) {
   const auto store = attach({});
   const SampleRef ref = put(*store);
@@ -307,7 +322,7 @@ TEST_F(LeasesBetweenProcesses, MoreLeasesThanTheFileSystemLinksAreUnavailable) {
     }
   }
   if (message.empty()) GTEST_SKIP() << "this file system allows " << kMost << " links";
-  EXPECT_THAT(message, HasSubstr("as many leases as its file system allows"));
+  EXPECT_THAT(message, HasSubstr("as many names (leases) as its file system allows"));
   EXPECT_EQ(store->health().live_leases, static_cast<std::uint64_t>(taken) - 1);
   expect_same(store->read(ref), small_tensors());
 }

@@ -177,6 +177,8 @@ PackedSample SharedDirStore::pack_sample(const TensorMap& tensors, const SampleI
 void SharedDirStore::write(const PackedSample& sample, const SamplePlace& place, std::optional<Folder> folder,
                            const Identity& identity, Reservation& reservation) {
   Temporary temporary(temporaries_);
+  if (!mode_checked_) temporary.check_mode();
+  mode_checked_ = true;
   if (books_.flat != nullptr) {
     write_torch_generation(temporary.fd(), temporary.path(), identity, sample.parts);
   } else {

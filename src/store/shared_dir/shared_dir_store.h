@@ -6,6 +6,7 @@
 // makes its own numbers and leases.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -109,6 +110,7 @@ class SharedDirStore : public FeatureStore {
   Generations generations_;
   BufferPool pool_;
   GroupSync syncs_;
+  std::atomic<bool> mode_checked_{false};  // of what this process writes
 
   std::mutex mutex_;
   std::shared_ptr<Holder> holder_;                 // guarded by mutex_; none before the first lease or put
