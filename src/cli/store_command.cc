@@ -248,11 +248,25 @@ void add_report(CLI::App& group, CommandLine& line, const char* name, const char
   });
 }
 
+// For those who name the folder above: "; it holds the stores 'features'", or nothing.
+std::string stores_below(const std::filesystem::path& folder) {
+  std::string names;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (!std::filesystem::is_regular_file(entry.path() / "store.json", ignored)) continue;
+    names += (names.empty() ? "" : ", ") + printable(entry.path().string(), 4096);
+  }
+  return names.empty() ? "" : fmt::format("; there is a store in {}", names);
+}
+
 // For those who name a store by a folder whose name is not its id, such as one with a hash in it.
 std::string other_name_hint(const std::filesystem::path& folder, const StoreName& name) {
   constexpr std::uint64_t kMostBytes = 64 << 10;
   std::error_code ignored;
-  if (!std::filesystem::is_regular_file(folder / "store.json", ignored)) {
+  const bool empty = std::filesystem::is_directory(folder, ignored) && std::filesystem::is_empty(folder, ignored);
+  if (std::filesystem::exists(folder, ignored) && !empty) {
+    if (!std::filesystem::is_regular_file(folder / "store.json", ignored)) return stores_below(folder);
+  } else {
     return fmt::format("; 'draftflow store create {}' makes one", printable(folder.string(), 4096));
   }
   const Json file = Json::parse(read_text_file(folder / "store.json", kMostBytes), nullptr, /*allow_exceptions=*/false);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/store_command.h"
 
+#include <fstream>
+
 #include "cli/store_command_testing.h"
 #include "draftflow/base/error.h"
 
@@ -43,6 +45,18 @@ TEST_F(StoreCommand, AStoreThatIsNotThereIsNotFoundAndNotMade) {
   EXPECT_EQ(call({"inspect", path(), "a"}).code, 3);
   EXPECT_EQ(call({"put", path(), "none.ckpt", "--id", "a"}).code, 3);
   EXPECT_THAT(temp_.list(), testing::IsEmpty());
+}
+
+TEST_F(StoreCommand, AFolderThatIsNoStoreIsNotAdvisedToBecomeOne) {
+  ASSERT_EQ(call({"create", path()}).code, 0);
+  const Outcome above = call({"ls", temp_.path().string()});
+  EXPECT_EQ(above.code, 3);
+  EXPECT_THAT(above.err, HasSubstr("; there is a store in " + path() + "\n"));
+  const std::string file = (temp_.path() / "0000.ckpt").string();
+  std::ofstream(file) << "features";
+  for (const std::string& place : {temp_.path().string(), file}) {
+    EXPECT_THAT(call({"stat", place}).err, testing::Not(HasSubstr("makes one"))) << place;
+  }
 }
 
 TEST_F(StoreCommand, CreateMakesWhatItSays) {

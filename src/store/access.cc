@@ -97,7 +97,7 @@ Key unwrap(const StoreName& store, const AccessPolicy& policy, const Secret& sec
                                                  raw(key.data())) != 0) {
     throw Corrupt(
         fmt::format("the access policy of store '{}' was altered, or is another store's: the secret presented is the "
-                    "one that it was made with; put the policy back from a copy of store.json",
+                    "one that it was made with; put its file in the folder 'access' back from a copy",
                     printable(store.store_id)));
   }
   return master;
@@ -108,7 +108,7 @@ class PolicyReader {
   PolicyReader(const Json& value, std::string_view where) : value_(value), where_(where) {}
 
   [[noreturn]] void fail(const std::string& problem) const {
-    throw Corrupt(fmt::format("{}: the access policy {}: put store.json back from a copy", where_, problem));
+    throw Corrupt(fmt::format("{}: the access policy {}: put this file back from a copy", where_, problem));
   }
   std::string text(const char* name) const {
     if (!field(name).is_string()) fail(fmt::format("has '{}', but not as a string", name));

@@ -139,6 +139,7 @@ std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::pat
   }
   make_folders(root);
   store::Folder folder = store::Folder::open(root).find_or_make(store::store_folder_name(id));
+  if (!store::find_store_file(folder, id)) store::check_never_a_store(folder, id);
   if (!store::find_store_file(folder, id) && is_references(folder, id)) {
     throw InvalidArgument(
         fmt::format("{} is a folder that the reference runtime wrote, and is only read: opening it works as it is; to put, "
@@ -157,6 +158,7 @@ std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path&
   if (const auto file = store::find_store_file(*folder, id)) {
     return attach(std::move(*folder), id, *file, options, /*all=*/false);
   }
+  store::check_never_a_store(*folder, id);
   if (!is_references(*folder, id)) throw_no_store(root, id);
   if (options.secret != nullptr) {
     throw InvalidArgument(
@@ -169,6 +171,7 @@ void rotate_shared_dir_secret(const std::filesystem::path& root, const StoreId& 
                               const Secret& new_secret) {
   const std::optional<store::Folder> folder = find_folder(root, id);
   const auto file = folder ? store::find_store_file(*folder, id) : std::nullopt;
+  if (folder && !file) store::check_never_a_store(*folder, id);
   if (!file) throw_no_store(root, id);
   if (!file->needs_secret) {
     throw InvalidArgument(fmt::format("store '{}' at {} has no secret to change: make a new store with one",

@@ -83,13 +83,15 @@ class Collector {
     if (!folder) return;
     const SampleListing listing = list_sample(*folder, place);
     if (c_.books.flat != nullptr) note_freed(place, listing);
-    const Retired retired = retire_superseded(*folder, place, listing, c_.books);
+    const Retired retired = retire_superseded(*folder, place, listing, 0, c_.books);
     report_.generations_removed += retired.generations;
     report_.bytes_removed += retired.bytes;
     for (const std::uint64_t marked : listing.marks) {
       if (listing.find(marked) == nullptr) forget_mark(*folder, place, marked);
     }
-    if (!listing.generations.empty()) visit_current(*folder, place, listing);
+    const bool one = listing.generations.size() == 1;
+    const NamedGeneration* current = one ? listing.generations.data() : find_current(*folder, place, listing);
+    if (current != nullptr) visit_current(*folder, place, *current, listing.marks);
     fan_out.remove_if_empty(place.folder);
   }
 
@@ -131,8 +133,8 @@ class Collector {
     });
   }
 
-  void visit_current(const Folder& folder, const SamplePlace& place, const SampleListing& listing) {
-    const NamedGeneration& generation = listing.generations.back();
+  void visit_current(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation,
+                     const std::vector<std::uint64_t>& marks) {
     const std::string& name = generation.name;
     const UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     struct stat status {};
@@ -142,7 +144,7 @@ class Collector {
       return;
     }
     if (!S_ISREG(status.st_mode)) return;
-    const bool marked = std::find(listing.marks.begin(), listing.marks.end(), generation.number) != listing.marks.end();
+    const bool marked = std::find(marks.begin(), marks.end(), generation.number) != marks.end();
     const bool old =
         consume_once() && c_.file.max_hold_age_ms > 0 && (now_ - status.st_mtim.tv_sec) * 1000 > c_.file.max_hold_age_ms;
     if (c_.books.flat != nullptr && status.st_nlink == 1) {
@@ -209,6 +211,7 @@ class Collector {
 
 SampleId sample_of_file(int fd, const std::filesystem::path& path) {
   if (const auto facts = find_torch_facts(fd, path)) return SampleId(facts->identity.sample_id);
+  if (read_torch_note(fd, path)) throw Corrupt(path.string() + ": the note in front of torch's zip is not one of draftflow's");
   const SafetensorsHeader header = read_safetensors_header(fd, path);
   const std::string* id = header.find_metadata("sample_id");
   if (id == nullptr) throw Corrupt(path.string() + ": the file's metadata has no 'sample_id'");

@@ -29,6 +29,31 @@ std::optional<std::string> find_name(int fd, const Folder& folder, const SampleP
   return facts ? reference_name(SampleId(facts->identity.sample_id), generation) : std::nullopt;
 }
 
+// Whether the file says that it is what its name says. What cannot be read for now throws.
+bool is_genuine(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation) {
+  const std::filesystem::path path = folder.shown(generation.name);
+  try {
+    const auto fd = folder.find_file(generation.name, O_RDONLY);
+    struct stat status {};
+    if (!fd) return false;
+    if (::fstat(fd->get(), &status) != 0) throw_errno(errno, "fstat of " + path.string());
+    if (!S_ISREG(status.st_mode)) return false;
+    if (const auto facts = find_torch_facts(fd->get(), path)) {
+      return facts->identity.generation == generation.number &&
+             sample_place(SampleId(facts->identity.sample_id)).folder == place.folder;
+    }
+    const SafetensorsHeader header = read_safetensors_header(fd->get(), path);
+    const std::string* id = header.find_metadata("sample_id");
+    const std::string* number = header.find_metadata("generation");
+    return id != nullptr && number != nullptr && *number == std::to_string(generation.number) &&
+           sample_place(SampleId(*id)).folder == place.folder;
+  } catch (const Corrupt&) {
+    return false;
+  } catch (const InvalidArgument&) {
+    return false;
+  }
+}
+
 std::optional<SampleId> valid_id(const std::string& text) {
   try {
     return SampleId(text);
@@ -122,10 +147,22 @@ SampleListing list_sample(const Folder& folder, const SamplePlace& place) {
   return listing;
 }
 
-Retired retire_superseded(const Folder& folder, const SamplePlace& place, const SampleListing& listing, const Books& books) {
+const NamedGeneration* find_current(const Folder& folder, const SamplePlace& place, const SampleListing& listing) {
+  for (auto at = listing.generations.rbegin(); at != listing.generations.rend(); ++at) {
+    if (is_genuine(folder, place, *at)) return &*at;
+  }
+  return nullptr;
+}
+
+Retired retire_superseded(const Folder& folder, const SamplePlace& place, const SampleListing& listing, std::uint64_t just_put,
+                          const Books& books) {
   Retired retired;
-  for (std::size_t i = 0; i + 1 < listing.generations.size(); ++i) {
-    const Dropped dropped = drop_generation(folder, place, listing.generations[i], books);
+  if (listing.generations.size() < 2) return retired;
+  const NamedGeneration* current = &listing.generations.back();
+  if (current->number != just_put) current = find_current(folder, place, listing);
+  for (const NamedGeneration& generation : listing.generations) {
+    if (current == nullptr || generation.number >= current->number) break;
+    const Dropped dropped = drop_generation(folder, place, generation, books);
     retired.generations += dropped.was_there ? 1 : 0;
     retired.bytes += dropped.was_last ? dropped.bytes : 0;
   }

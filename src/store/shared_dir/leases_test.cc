@@ -166,11 +166,11 @@ TEST_F(LeasesBetweenProcesses, AChildThatLivesOnDoesNotKeepItsDeadParentsLeases)
   const pid_t parent = living_child([&](FeatureStore& theirs) {
     theirs.get(ref);
     const pid_t forked = ::fork();
-    if (forked == 0) {
-      ::alarm(60);  // it outlives its parent, but not for ever
-      for (;;) ::pause();
-    }
-    if (::write(grandchild[1], &forked, sizeof forked) != sizeof forked) ::_exit(1);
+    if (forked != 0) return;
+    ::alarm(60);                    // it outlives its parent, but not for ever
+    const pid_t self = ::getpid();  // told by itself, when it has let go of what it inherited
+    if (::write(grandchild[1], &self, sizeof self) != sizeof self) ::_exit(1);
+    for (;;) ::pause();
   });
   pid_t living = 0;
   ASSERT_EQ(::read(grandchild[0], &living, sizeof living), static_cast<ssize_t>(sizeof living));

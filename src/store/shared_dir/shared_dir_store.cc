@@ -95,6 +95,24 @@ std::uint64_t SharedDirStore::greatest_in(const std::optional<Folder>& folder, c
   return listing.generations.empty() ? 0 : listing.generations.back().number;
 }
 
+std::uint64_t SharedDirStore::current_in(const std::optional<Folder>& folder, const SamplePlace& place) {
+  if (!folder) return 0;
+  const SampleListing listing = list_sample(*folder, place);
+  if (const NamedGeneration* current = find_current(*folder, place, listing)) return current->number;
+  return listing.generations.empty() ? 0 : listing.generations.back().number;  // damaged, and told so by whoever reads it
+}
+
+std::uint64_t SharedDirStore::next_generation(const std::optional<Folder>& folder, const SamplePlace& place) {
+  const std::uint64_t greatest = greatest_in(folder, place);
+  try {
+    return generations_.next(greatest);
+  } catch (const Corrupt&) {  // a number that no writer ever got: somebody gave a file such a name
+    const std::uint64_t current = current_in(folder, place);
+    if (current == greatest) throw;
+    return generations_.next(current);
+  }
+}
+
 std::shared_ptr<Holder> SharedDirStore::holder() {
   const std::lock_guard lock(mutex_);
   if (!holder_ || holder_->inherited()) {
@@ -144,7 +162,7 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
     reserve(*mine, sample_id, bytes);
     Reservation reservation(*mine, bytes);
     std::optional<Folder> folder = layout_.find_sample(place);
-    ref.generation = generations_.next(greatest_in(folder, place));
+    ref.generation = next_generation(folder, place);
     write(sample, place, std::move(folder), identity_of(sample_id, ref.generation), reservation);
     if (bytes < ref.estimated_bytes) account_.count_codec_saved(ref.estimated_bytes - bytes);
   } catch (const Exhausted& error) {
@@ -256,7 +274,7 @@ void SharedDirStore::publish_in_sample(Temporary& temporary, const SamplePlace& 
         if (books_.flat != nullptr) folders.push_back(&books_.flat->folder());
         syncs_.sync(folders);
       }
-      retire_superseded(*folder, place, list_sample(*folder, place), books_);
+      retire_superseded(*folder, place, list_sample(*folder, place), generation.number, books_);
     } catch (...) {
       drop_generation(*folder, place, generation, books_);
       throw;
@@ -530,7 +548,10 @@ StoreHealth SharedDirStore::health() {
 
 void SharedDirStore::for_each(const std::function<bool(const ResidentSample&)>& visit,
                               const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) {
-  walk(layout_, books_, now_seconds(), visit, damaged);
+  walk(layout_, books_, now_seconds(), visit, [&](const std::filesystem::path& path, const std::string& what) {
+    account_.count_error();
+    damaged(path, what);
+  });
 }
 
 std::int64_t SharedDirStore::now_seconds() const {
@@ -542,9 +563,9 @@ ResidentSample SharedDirStore::resident(const SampleRef& ref) {
   return describe_file(opened.fd.get(), opened.path, opened.place, ref.generation, now_seconds(), books_.own_names());
 }
 
-SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {
+SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) try {
   const SamplePlace place = sample_place(sample_id);
-  const std::uint64_t wanted = generation ? *generation : greatest_in(layout_.find_sample(place), place);
+  const std::uint64_t wanted = generation ? *generation : current_in(layout_.find_sample(place), place);
   SampleRef ref{.sample_id = sample_id, .run_id = RunId("unknown")};
   ref.feature_store_uri = uri_of(sample_id);
   ref.generation = wanted;
@@ -561,6 +582,9 @@ SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uin
   }
   add_codecs(ref, tensors);
   return ref;
+} catch (const Error& error) {
+  count_if_failed(error);
+  throw;
 }
 
 std::vector<StoredTensor> SharedDirStore::stored_tensors(Opened opened) {

@@ -6,6 +6,8 @@
 #include <fcntl.h>
 
 #include <atomic>
+#include <fstream>
+#include <functional>
 #include <map>
 #include <sstream>
 #include <thread>
@@ -116,6 +118,49 @@ TEST_F(SharedDir, AnothersFileUnderThisNameIsCorrupt) {
   EXPECT_THAT(message, HasSubstr("sample 'b' generation"));
   EXPECT_THAT(message, HasSubstr("the file says sample_id 'a'"));
   expect_same(store->read(a), small_tensors());
+}
+
+// What somebody put under a greater generation's name does not supersede the sample, and stays.
+TEST_F(SharedDir, AStrayNameSupersedesNothing) {
+  const auto store = attach();
+  const SampleRef other = put(*store, "b", 2);
+  const auto others_file = generation_files(root())[0];
+  SampleRef ref = put(*store, "a");
+  const auto folder = root() / "samples" / sample_place(ref.sample_id).fan_out / sample_place(ref.sample_id).folder;
+  const auto stray = folder / "a.g999999999.safetensors";
+  const std::pair<const char*, std::function<void()>> ways[] = {
+      {"empty", [&] { std::ofstream(stray, std::ios::out); }},
+      {"link", [&] { std::filesystem::create_symlink(others_file, stray); }},
+      {"folder", [&] { std::filesystem::create_directory(stray); }},
+      {"another's", [&] { std::filesystem::copy_file(others_file, stray); }}};
+  std::uint64_t seed = 1;
+  for (const auto& [name, plant] : ways) {
+    SCOPED_TRACE(name);
+    plant();
+    EXPECT_EQ(store->gc().generations_removed, 0u);
+    expect_same(store->read(ref), small_tensors(seed));
+    EXPECT_EQ(store->find(SampleId("a")).generation, ref.generation);
+    EXPECT_EQ(store->health().resident_samples, 2u);
+    const SampleRef next = store->put(small_tensors(++seed), SampleId("a"), run_metadata());
+    EXPECT_GT(next.generation, ref.generation);
+    EXPECT_THROW(store->read(ref), NotFound);
+    ref = next;
+    EXPECT_TRUE(std::filesystem::exists(std::filesystem::symlink_status(stray)));
+    std::filesystem::remove(stray);
+  }
+  EXPECT_EQ(store->health().resident_samples, 2u);
+}
+
+TEST_F(SharedDir, AStoreThatLostItsFileIsNotMadeAnew) {
+  const SampleRef ref = put(*attach());
+  std::filesystem::rename(root() / "store.json", temp_.path() / "kept");
+  for (const auto& call : {std::function<void()>([&] { attach(); }),
+                           std::function<void()>([&] { open_shared_dir_store(temp_.path(), StoreId("st"), {}); })}) {
+    EXPECT_THAT(message_of<Corrupt>(call), HasSubstr("was a store: its folder 'samples' is not empty, but store.json is gone"));
+    EXPECT_FALSE(std::filesystem::exists(root() / "store.json"));
+  }
+  std::filesystem::rename(temp_.path() / "kept", root() / "store.json");
+  expect_same(attach()->read(ref), small_tensors());
 }
 
 TEST_F(SharedDir, HealthCountsTheCallsThatFailedInAnyAttach) {

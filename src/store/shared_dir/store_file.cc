@@ -148,9 +148,21 @@ const char* layout_name(StoreLayout layout) {
   return kLayouts[static_cast<std::size_t>(layout)].data();
 }
 
+void check_never_a_store(const Folder& folder, const StoreId& id) {
+  for (const char* const name : {kSamplesFolder, kEpochsFolder}) {
+    const auto found = folder.find(name);
+    if (!found || found->list().empty() || find_store_file(folder, id)) continue;  // or another has made it meanwhile
+    throw Corrupt(
+        fmt::format("{} was a store: its folder '{}' is not empty, but {} is gone; put that file back from a copy, or "
+                    "take the folder away to begin anew",
+                    folder.path().string(), name, kStoreFileName));
+  }
+}
+
 StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedDirOptions& options) {
   if (auto found = find_store_file(folder, id)) return *found;
   check_only_ours(folder);
+  check_never_a_store(folder, id);
   for (const std::string_view name : kOwnNames) {
     if (name != kAccessFolder) folder.make(std::string(name));
   }
