@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What every backend does alike around a sample's bytes: checks a put's arguments, makes the ref, and holds what a file
-// contains against what a ref promises. Pure functions, thread-safe. Private to this room.
+// What every backend does alike around a sample's bytes: checks a put's arguments, makes the ref, holds what a file contains
+// against what a ref promises, and tells which errors health counts. Pure functions, thread-safe. Private to this room.
 #pragma once
 
 #include <cstdint>

@@ -83,15 +83,16 @@ class Collector {
     if (!folder) return;
     const SampleListing listing = list_sample(*folder, place);
     if (c_.books.flat != nullptr) note_freed(place, listing);
-    const Retired retired = retire_superseded(*folder, place, listing, 0, c_.books);
+    const bool one = listing.generations.size() == 1;  // which supersedes nothing, whatever it is
+    const std::uint64_t current =
+        one ? listing.generations[0].number : find_current(*folder, place, listing, c_.file.incarnation);
+    const Retired retired = retire_superseded(*folder, place, listing, current, c_.books);
     report_.generations_removed += retired.generations;
     report_.bytes_removed += retired.bytes;
     for (const std::uint64_t marked : listing.marks) {
       if (listing.find(marked) == nullptr) forget_mark(*folder, place, marked);
     }
-    const bool one = listing.generations.size() == 1;
-    const NamedGeneration* current = one ? listing.generations.data() : find_current(*folder, place, listing);
-    if (current != nullptr) visit_current(*folder, place, *current, listing.marks);
+    if (const NamedGeneration* found = listing.find(current)) visit_current(*folder, place, *found, listing.marks);
     fan_out.remove_if_empty(place.folder);
   }
 
@@ -186,18 +187,12 @@ class Collector {
         struct stat status {};
         if (!fd) continue;  // released meanwhile
         if (::fstat(fd->get(), &status) != 0) throw_errno(errno, "fstat of " + links->shown(name).string());
-        if (is_listed(*lease, fd->get())) continue;
+        const auto own = find_name(fd->get(), links->shown(name), lease->place, lease->generation, c_.books);
+        const auto folder = own ? c_.layout.find_sample(lease->place) : std::nullopt;
+        if (folder && folder->holds(*own, fd->get())) continue;
         if (inodes.insert(status.st_ino).second) count(weigh(fd->get(), links->shown(name)));
       }
     }
-  }
-
-  bool is_listed(const LeaseName& lease, int fd) const {
-    const auto folder = c_.layout.find_sample(lease.place);
-    if (!folder) return false;
-    const SampleListing listing = list_sample(*folder, lease.place);
-    const NamedGeneration* found = listing.find(lease.generation);
-    return found != nullptr && folder->holds(found->name, fd);
   }
 
   const Collection& c_;
@@ -209,20 +204,11 @@ class Collector {
   GcReport report_;
 };
 
-SampleId sample_of_file(int fd, const std::filesystem::path& path) {
-  if (const auto facts = find_torch_facts(fd, path)) return SampleId(facts->identity.sample_id);
-  if (read_torch_note(fd, path)) throw Corrupt(path.string() + ": the note in front of torch's zip is not one of draftflow's");
-  const SafetensorsHeader header = read_safetensors_header(fd, path);
-  const std::string* id = header.find_metadata("sample_id");
-  if (id == nullptr) throw Corrupt(path.string() + ": the file's metadata has no 'sample_id'");
-  return SampleId(*id);
-}
-
 }  // namespace
 
 ResidentSample describe_file(int fd, const std::filesystem::path& path, const SamplePlace& place, std::uint64_t generation,
                              std::int64_t now_seconds, std::uint64_t own_names) {
-  const SampleId id = sample_of_file(fd, path);
+  const SampleId id(read_identity(fd, path).sample_id);
   const SamplePlace said = sample_place(id);
   if (said.fan_out != place.fan_out || said.folder != place.folder) {
     throw Corrupt(fmt::format("{}: the file says it is sample '{}', whose files lie in {}/{}: it is another one's file",

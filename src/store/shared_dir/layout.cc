@@ -20,17 +20,9 @@ void make_mark(const Folder& folder, const std::string& name, bool durable) {
   if (durable) folder.sync();
 }
 
-// What a generation's file, open as `fd`, is called in its sample's folder. Where that tells the sample's id, its note is
-// asked.
-std::optional<std::string> find_name(int fd, const Folder& folder, const SamplePlace& place, std::uint64_t generation,
-                                     const Books& books) {
-  if (books.flat == nullptr) return generation_name(place, generation);
-  const auto facts = find_torch_facts(fd, folder.path());
-  return facts ? reference_name(SampleId(facts->identity.sample_id), generation) : std::nullopt;
-}
-
 // Whether the file says that it is what its name says. What cannot be read for now throws.
-bool is_genuine(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation) {
+bool is_genuine(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation,
+                const std::string& incarnation) {
   const std::filesystem::path path = folder.shown(generation.name);
   try {
     const auto fd = folder.find_file(generation.name, O_RDONLY);
@@ -38,15 +30,9 @@ bool is_genuine(const Folder& folder, const SamplePlace& place, const NamedGener
     if (!fd) return false;
     if (::fstat(fd->get(), &status) != 0) throw_errno(errno, "fstat of " + path.string());
     if (!S_ISREG(status.st_mode)) return false;
-    if (const auto facts = find_torch_facts(fd->get(), path)) {
-      return facts->identity.generation == generation.number &&
-             sample_place(SampleId(facts->identity.sample_id)).folder == place.folder;
-    }
-    const SafetensorsHeader header = read_safetensors_header(fd->get(), path);
-    const std::string* id = header.find_metadata("sample_id");
-    const std::string* number = header.find_metadata("generation");
-    return id != nullptr && number != nullptr && *number == std::to_string(generation.number) &&
-           sample_place(SampleId(*id)).folder == place.folder;
+    const Identity said = read_identity(fd->get(), path);
+    return said.generation == generation.number && said.incarnation == incarnation &&
+           sample_place(SampleId(said.sample_id)).folder == place.folder;
   } catch (const Corrupt&) {
     return false;
   } catch (const InvalidArgument&) {
@@ -66,7 +52,7 @@ std::optional<SampleId> valid_id(const std::string& text) {
 void consume(const Layout& layout, int fd, const SamplePlace& place, std::uint64_t generation, const LeaseEnd& end,
              const Books& books) {
   const auto folder = layout.find_sample(place);
-  const auto name = folder ? find_name(fd, *folder, place, generation, books) : std::nullopt;
+  const auto name = folder ? find_name(fd, folder->path(), place, generation, books) : std::nullopt;
   const std::string mark = mark_name(place, generation);
   if (!name || !folder->holds(*name, fd)) return;  // removed or superseded: the last lease ends it anyway
   const bool others = link_count(fd, folder->shown(*name)) > books.own_names() + 1;
@@ -147,21 +133,26 @@ SampleListing list_sample(const Folder& folder, const SamplePlace& place) {
   return listing;
 }
 
-const NamedGeneration* find_current(const Folder& folder, const SamplePlace& place, const SampleListing& listing) {
+std::uint64_t find_current(const Folder& folder, const SamplePlace& place, const SampleListing& listing,
+                           const std::string& incarnation) {
   for (auto at = listing.generations.rbegin(); at != listing.generations.rend(); ++at) {
-    if (is_genuine(folder, place, *at)) return &*at;
+    if (is_genuine(folder, place, *at, incarnation)) return at->number;
   }
-  return nullptr;
+  return 0;
 }
 
-Retired retire_superseded(const Folder& folder, const SamplePlace& place, const SampleListing& listing, std::uint64_t just_put,
+std::optional<std::string> find_name(int fd, const std::filesystem::path& path, const SamplePlace& place,
+                                     std::uint64_t generation, const Books& books) {
+  if (books.flat == nullptr) return generation_name(place, generation);
+  const auto facts = find_torch_facts(fd, path);
+  return facts ? reference_name(SampleId(facts->identity.sample_id), generation) : std::nullopt;
+}
+
+Retired retire_superseded(const Folder& folder, const SamplePlace& place, const SampleListing& listing, std::uint64_t current,
                           const Books& books) {
   Retired retired;
-  if (listing.generations.size() < 2) return retired;
-  const NamedGeneration* current = &listing.generations.back();
-  if (current->number != just_put) current = find_current(folder, place, listing);
   for (const NamedGeneration& generation : listing.generations) {
-    if (current == nullptr || generation.number >= current->number) break;
+    if (generation.number >= current) break;
     const Dropped dropped = drop_generation(folder, place, generation, books);
     retired.generations += dropped.was_there ? 1 : 0;
     retired.bytes += dropped.was_last ? dropped.bytes : 0;

@@ -54,17 +54,23 @@ struct SampleListing {
 };
 SampleListing list_sample(const Folder& folder, const SamplePlace& place);
 
-// The greatest generation whose file says that it is this sample's and generation's: anybody may have put another under such a
-// name. Reads a header or more. nullptr if there is none.
-const NamedGeneration* find_current(const Folder& folder, const SamplePlace& place, const SampleListing& listing);
+// The greatest generation whose file says that it is this store's, sample's and generation's: anybody may have put another
+// under such a name. Reads a header or more. 0 if there is none.
+std::uint64_t find_current(const Folder& folder, const SamplePlace& place, const SampleListing& listing,
+                           const std::string& incarnation);
+
+// What the generation's file, open as `fd`, is called in its sample's folder. Where the name holds the sample's id, the file's
+// note is asked; nothing if that is damaged.
+std::optional<std::string> find_name(int fd, const std::filesystem::path& path, const SamplePlace& place,
+                                     std::uint64_t generation, const Books& books);
 
 struct Retired {
   std::uint64_t generations = 0, bytes = 0;  // names taken away; bytes that went with the last name
 };
 
-// Takes the names of all generations below the current one away, the oldest first. Two puts that overlap both do it, so that
-// one generation stays. `just_put`: the number of one that needs no look, or 0.
-Retired retire_superseded(const Folder& folder, const SamplePlace& place, const SampleListing& listing, std::uint64_t just_put,
+// Takes the names of all generations below `current` away, the oldest first. Two puts that overlap both do
+// it, so that one generation stays.
+Retired retire_superseded(const Folder& folder, const SamplePlace& place, const SampleListing& listing, std::uint64_t current,
                           const Books& books);
 
 // Takes away the mark of a generation that is gone, or leaves it to gc.

@@ -8,6 +8,7 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
+#include "store/ref_maker.h"
 
 namespace draftflow::store {
 namespace {
@@ -81,6 +82,14 @@ std::vector<StoredTensor> packed_from_json(std::string_view text) {
   std::vector<StoredTensor> packed;
   for (const auto& [name, one] : value.items()) packed.push_back(parse_one(name, one));
   return packed;
+}
+
+void add_codecs(SampleRef& ref, const std::vector<StoredTensor>& tensors) {
+  nlohmann::ordered_json codecs;
+  for (const StoredTensor& tensor : tensors) {
+    if (tensor.codec != Codec::kRaw) codecs[tensor.name] = codec_name(tensor.codec);
+  }
+  if (!codecs.is_null()) ref.metadata.emplace_back(kCodecsKey, codecs.dump());
 }
 
 }  // namespace draftflow::store

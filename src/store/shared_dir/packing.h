@@ -11,6 +11,7 @@
 
 #include "draftflow/formats/codec.h"
 #include "draftflow/formats/tensor.h"
+#include "draftflow/records/sample_ref.h"
 
 namespace draftflow::store {
 
@@ -37,5 +38,8 @@ std::string packed_to_json(const std::vector<StoredTensor>& packed);
 
 // Corrupt, without the object's name, for anything but what packed_to_json writes.
 std::vector<StoredTensor> packed_from_json(std::string_view text);
+
+// The ref tells which tensors a codec changed, so that whoever trains on them can know.
+void add_codecs(SampleRef& ref, const std::vector<StoredTensor>& tensors);
 
 }  // namespace draftflow::store

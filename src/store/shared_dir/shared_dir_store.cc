@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <charconv>
 #include <ctime>
-#include <nlohmann/json.hpp>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
@@ -26,15 +25,6 @@ constexpr int kBeatsALease = 6;                // a holder may miss a few
 std::optional<std::uint64_t> lease_number(const std::string& token, const std::string& holder) {
   if (!token.starts_with(holder) || token.size() < holder.size() + 2 || token[holder.size()] != '.') return std::nullopt;
   return parse_number(std::string_view(token).substr(holder.size() + 1));
-}
-
-// The ref tells which tensors a codec changed, so that whoever trains on them can know.
-void add_codecs(SampleRef& ref, const std::vector<StoredTensor>& tensors) {
-  nlohmann::ordered_json codecs;
-  for (const StoredTensor& tensor : tensors) {
-    if (tensor.codec != Codec::kRaw) codecs[tensor.name] = codec_name(tensor.codec);
-  }
-  if (!codecs.is_null()) ref.metadata.emplace_back(kCodecsKey, codecs.dump());
 }
 
 }  // namespace
@@ -95,21 +85,16 @@ std::uint64_t SharedDirStore::greatest_in(const std::optional<Folder>& folder, c
   return listing.generations.empty() ? 0 : listing.generations.back().number;
 }
 
-std::uint64_t SharedDirStore::current_in(const std::optional<Folder>& folder, const SamplePlace& place) {
+std::uint64_t SharedDirStore::current_in(const std::optional<Folder>& folder, const SamplePlace& place) const {
   if (!folder) return 0;
-  const SampleListing listing = list_sample(*folder, place);
-  if (const NamedGeneration* current = find_current(*folder, place, listing)) return current->number;
-  return listing.generations.empty() ? 0 : listing.generations.back().number;  // damaged, and told so by whoever reads it
+  return find_current(*folder, place, list_sample(*folder, place), file_.incarnation);
 }
 
 std::uint64_t SharedDirStore::next_generation(const std::optional<Folder>& folder, const SamplePlace& place) {
-  const std::uint64_t greatest = greatest_in(folder, place);
   try {
-    return generations_.next(greatest);
+    return generations_.next(greatest_in(folder, place));
   } catch (const Corrupt&) {  // a number that no writer ever got: somebody gave a file such a name
-    const std::uint64_t current = current_in(folder, place);
-    if (current == greatest) throw;
-    return generations_.next(current);
+    return generations_.next(current_in(folder, place));
   }
 }
 
@@ -274,7 +259,10 @@ void SharedDirStore::publish_in_sample(Temporary& temporary, const SamplePlace& 
         if (books_.flat != nullptr) folders.push_back(&books_.flat->folder());
         syncs_.sync(folders);
       }
-      retire_superseded(*folder, place, list_sample(*folder, place), generation.number, books_);
+      const SampleListing listing = list_sample(*folder, place);
+      const bool ours = !listing.generations.empty() && listing.generations.back().number == generation.number;
+      const std::uint64_t current = ours ? generation.number : find_current(*folder, place, listing, file_.incarnation);
+      retire_superseded(*folder, place, listing, current, books_);
     } catch (...) {
       drop_generation(*folder, place, generation, books_);
       throw;
@@ -565,7 +553,11 @@ ResidentSample SharedDirStore::resident(const SampleRef& ref) {
 
 SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) try {
   const SamplePlace place = sample_place(sample_id);
-  const std::uint64_t wanted = generation ? *generation : current_in(layout_.find_sample(place), place);
+  const auto folder = generation ? std::nullopt : layout_.find_sample(place);
+  const std::uint64_t current = current_in(folder, place);
+  const std::uint64_t wanted = generation    ? *generation
+                               : current > 0 ? current
+                                             : greatest_in(folder, place);  // damaged, as whoever reads it is told
   SampleRef ref{.sample_id = sample_id, .run_id = RunId("unknown")};
   ref.feature_store_uri = uri_of(sample_id);
   ref.generation = wanted;

@@ -77,8 +77,7 @@ class SharedDirStore : public FeatureStore {
   TensorMap load(Opened opened, const std::vector<const FeatureSpec*>& specs, const GetOptions& options);
   std::vector<StoredTensor> stored_tensors(Opened opened);
   static std::uint64_t greatest_in(const std::optional<Folder>& folder, const SamplePlace& place);  // by name; 0: none
-  static std::uint64_t current_in(const std::optional<Folder>& folder,
-                                  const SamplePlace& place);  // by the files, if one is sound
+  std::uint64_t current_in(const std::optional<Folder>& folder, const SamplePlace& place) const;    // by the files; 0: none
   std::uint64_t next_generation(const std::optional<Folder>& folder, const SamplePlace& place);
   std::int64_t now_seconds() const;  // on the clock that the files' times are of
   std::shared_ptr<Holder> holder();

@@ -151,6 +151,26 @@ TEST_F(SharedDir, AStrayNameSupersedesNothing) {
   EXPECT_EQ(store->health().resident_samples, 2u);
 }
 
+// Nor does the same sample's of another store, whatever its number, or what is all there is.
+TEST_F(SharedDir, AnotherStoresFileSupersedesNothing) {
+  const auto store = attach();
+  const SampleRef ref = put(*store, "a");
+  SampleRef theirs = ref;
+  while (theirs.generation <= ref.generation + (1 << 24)) {  // each attach begins another epoch
+    theirs = create_shared_dir_store(temp_.path(), StoreId("other"), {})->put(small_tensors(9), SampleId("a"), run_metadata());
+  }
+  const auto from = generation_files(temp_.path() / "other")[0];
+  const auto stray = generation_files(root())[0].parent_path() / from.filename();
+  std::filesystem::copy_file(from, stray);
+  EXPECT_EQ(store->gc().generations_removed, 0u);
+  expect_same(store->read(ref), small_tensors());
+  EXPECT_EQ(store->find(SampleId("a")).generation, ref.generation);
+  EXPECT_TRUE(store->remove(ref));
+  const SampleRef again = put(*store, "a", 2);
+  expect_same(store->read(again), small_tensors(2));
+  EXPECT_TRUE(std::filesystem::exists(stray));
+}
+
 TEST_F(SharedDir, AStoreThatLostItsFileIsNotMadeAnew) {
   const SampleRef ref = put(*attach());
   std::filesystem::rename(root() / "store.json", temp_.path() / "kept");

@@ -162,7 +162,6 @@ void check_never_a_store(const Folder& folder, const StoreId& id) {
 StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedDirOptions& options) {
   if (auto found = find_store_file(folder, id)) return *found;
   check_only_ours(folder);
-  check_never_a_store(folder, id);
   for (const std::string_view name : kOwnNames) {
     if (name != kAccessFolder) folder.make(std::string(name));
   }

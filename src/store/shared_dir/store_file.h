@@ -41,8 +41,7 @@ std::optional<StoreFile> find_store_file(const Folder& folder, const StoreId& id
 // Corrupt if the folder, which has no store.json, was a store: it holds samples or markers of epochs, which a store gets later.
 void check_never_a_store(const Folder& folder, const StoreId& id);
 
-// Makes the store's folders and its file, or reads what is there. InvalidArgument if the folder holds something else, Corrupt
-// if it was a store.
+// Makes the store's folders and its file, or reads what is there. InvalidArgument if the folder holds something else.
 StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedDirOptions& options);
 
 // InvalidArgument, naming both, if the options ask for another store than the file describes. `all`: also where the options

@@ -11,6 +11,7 @@
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
 #include "store/ref_maker.h"
+#include "store/shared_dir/names.h"
 
 namespace draftflow::store {
 namespace {
@@ -66,6 +67,19 @@ std::optional<TorchFacts> find_torch_facts(int fd, const std::filesystem::path& 
   } catch (const Corrupt&) {
     return std::nullopt;
   }
+}
+
+Identity read_identity(int fd, const std::filesystem::path& path) {
+  if (const auto facts = find_torch_facts(fd, path)) return facts->identity;
+  if (read_torch_note(fd, path)) throw Corrupt(path.string() + ": the note in front of torch's zip is not one of draftflow's");
+  const SafetensorsHeader header = read_safetensors_header(fd, path);
+  const auto text = [&](const char* key) {
+    if (const std::string* found = header.find_metadata(key)) return *found;
+    throw Corrupt(fmt::format("{}: the file's metadata has no '{}'", path.string(), key));
+  };
+  const auto generation = parse_number(text(kGenerationKey));
+  if (!generation) throw Corrupt(fmt::format("{}: the file's metadata says no number as its generation", path.string()));
+  return {text("store_id"), text("incarnation"), text("sample_id"), *generation};
 }
 
 TorchFile load_torch_file(int fd, const std::filesystem::path& path, const std::string& what, bool mapped, BufferPool& pool) {

@@ -7,8 +7,8 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <memory>
 #include <optional>
+#include <string>
 
 #include "draftflow/base/file.h"
 #include "draftflow/formats/buffer_pool.h"
@@ -29,6 +29,10 @@ struct TorchFacts {
 
 // By the file's first bytes alone; nothing if it is no such zip, or damaged there. Reads a few KiB.
 std::optional<TorchFacts> find_torch_facts(int fd, const std::filesystem::path& path);
+
+// What a generation's file, this kind or safetensors, says of itself, by its first bytes alone and not held against its
+// checksums. Corrupt or InvalidArgument if it says nothing of the sort.
+Identity read_identity(int fd, const std::filesystem::path& path);
 
 // The whole file: from a mapping if `mapped`, else into memory of the pool's. Every checksum is checked. Corrupt, naming it,
 // for a file that is not what `what` says, or holds anything but tensors.
