@@ -2,9 +2,11 @@
 #include "draftflow/formats/torch_zip.h"
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <cstring>
 #include <map>
 #include <set>
@@ -24,6 +26,8 @@ using formats::PickleValue;
 
 static_assert(std::endian::native == std::endian::little, "tensors are stored and used little-endian");
 
+constexpr std::string_view kPickleEntry = "data.pkl", kByteOrderEntry = "byteorder";
+constexpr std::string_view kLegacyMark("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 14);
 constexpr std::size_t kMaxDimensions = 64;                              // as torch
 constexpr std::uint64_t kMaxNoteHeadBytes = kMaxTorchNoteBytes + 1024;  // and the zip's header before it
 
@@ -79,22 +83,91 @@ void copy_strided(const Layout& layout, std::size_t element, const std::byte* st
   }
 }
 
+// Bytes that live as long as their owner.
+struct Storage {
+  std::span<const std::byte> bytes;
+  std::shared_ptr<const void> owner;
+};
+
 class Parser {
  public:
-  Parser(std::span<const std::byte> bytes, std::shared_ptr<const void> owner, std::string_view what)
-      : bytes_(bytes), owner_(std::move(owner)), what_(what), budget_(copy_budget(bytes.size())) {}
+  struct Item {  // of the dict
+    std::string_view name;
+    const PickleValue* value;
+  };
 
-  TorchFile parse() {
+  // Everything is there, and everything is verified.
+  Parser(std::span<const std::byte> bytes, std::shared_ptr<const void> owner, std::string_view what)
+      : bytes_(bytes), owner_(std::move(owner)), what_(what), budget_(copy_budget(bytes.size())) {
     refuse_other_formats();
-    read_entries();
+    keep(formats::read_stored_zip(bytes_, what_));
+    read_pickle();
+  }
+
+  // `fetch` brings what is not a tensor's, `storage` the bytes of one entry; both are used while the parser lives.
+  Parser(std::span<const std::byte> bytes, std::string_view what, formats::Fetch fetch,
+         std::function<Storage(const formats::ZipEntry&)> storage)
+      : bytes_(bytes),
+        what_(what),
+        budget_(copy_budget(bytes.size())),
+        fetch_(std::move(fetch)),
+        storage_(std::move(storage)) {
+    if (!bytes_.empty()) fetch_(0, std::min<std::uint64_t>(bytes_.size(), kLegacyMark.size()));
+    refuse_other_formats();
+    keep(formats::list_stored_zip(bytes_, what_, fetch_));
+    for (const auto& [name, entry] : entries_) {
+      if (name == kPickleEntry || name == kByteOrderEntry || name == formats::kNoteEntry) fetch_checked(entry);
+    }
+    read_pickle();
+  }
+
+  const std::vector<Item>& items() const { return items_; }
+
+  std::optional<std::string> note() const {
+    const auto note = entries_.find(formats::kNoteEntry);
+    if (note == entries_.end()) return std::nullopt;
+    const auto data = note->second.data;
+    return std::string(reinterpret_cast<const char*>(data.data()), data.size());
+  }
+
+  // Of an item that is a tensor: what it is, by the pickle alone.
+  std::pair<DType, std::vector<std::int64_t>> describe(const Item& item) {
+    name_ = item.name;
+    return {dtype_of(pickle_[item.value->items[0]]), numbers(pickle_[item.value->items[2]], "shape")};
+  }
+
+  Tensor make_tensor(const Item& item) {
+    name_ = item.name;
+    const PickleValue& value = *item.value;
+    const PickleValue& storage = pickle_[value.items[0]];
+    const DType dtype = dtype_of(storage);
+    const Storage data = storage_bytes(storage, dtype);
+    const Layout layout{number(pickle_[value.items[1]], "offset"), numbers(pickle_[value.items[2]], "shape"),
+                        numbers(pickle_[value.items[3]], "stride")};
+    if (layout.shape.size() != layout.strides.size()) {
+      fail(fmt::format("has {} extents but {} strides", layout.shape.size(), layout.strides.size()));
+    }
+    const std::uint64_t bytes = bytes_of(dtype, layout.shape);
+    if (bytes == 0) return Tensor{dtype, layout.shape, data.bytes.first(0), data.owner};
+    check_reach(layout, storage.number);
+    const std::byte* begin = data.bytes.data() + static_cast<std::uint64_t>(layout.offset) * dtype_bytes(dtype);
+    const bool aligned = reinterpret_cast<std::uintptr_t>(begin) % dtype_bytes(dtype) == 0;
+    if (is_contiguous(layout) && aligned) return Tensor{dtype, layout.shape, {begin, bytes}, data.owner};
+    spend(bytes);
+    auto [tensor, out] = Tensor::allocate(dtype, layout.shape);
+    copy_strided(layout, dtype_bytes(dtype), data.bytes.data(), out);
+    return tensor;
+  }
+
+ private:
+  void read_pickle() {
     check_byte_order();
-    pickle_ = formats::read_pickle(need("data.pkl"), what_);
+    pickle_ = formats::read_pickle(need(std::string(kPickleEntry)).data, what_);
     const PickleValue& top = pickle_[pickle_.top];
     if (top.kind != PickleKind::kDict) {
       throw InvalidArgument(
           fmt::format("{}: the file holds a {}: a dict of tensors by name is needed", what_, python_type(top.kind)));
     }
-    TorchFile file;
     std::set<std::string_view> names;
     for (std::size_t i = 0; i < top.items.size(); i += 2) {
       const PickleValue &key = pickle_[top.items[i]], &value = pickle_[top.items[i + 1]];
@@ -104,26 +177,17 @@ class Parser {
       }
       name_ = key.text;
       if (!names.insert(name_).second) fail("is in the dict twice");
-      if (value.kind == PickleKind::kTensor) {
-        file.tensors.emplace_back(name_, make_tensor(value));
-      } else {
-        file.values.emplace_back(name_, python_type(value.kind));
-      }
+      items_.push_back({name_, &value});
     }
-    const auto note = entries_.find(formats::kNoteEntry);
-    if (note != entries_.end()) file.note.emplace(reinterpret_cast<const char*>(note->second.data()), note->second.size());
-    return file;
   }
 
- private:
   [[noreturn]] void fail(const std::string& problem) const {
     throw Corrupt(fmt::format("{}: '{}' {}", what_, printable(name_), problem));
   }
 
   void refuse_other_formats() const {
-    constexpr std::string_view legacy("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 14);
     const std::string_view text(reinterpret_cast<const char*>(bytes_.data()), bytes_.size());
-    if (text.starts_with(legacy)) {
+    if (text.starts_with(kLegacyMark)) {
       throw InvalidArgument(
           fmt::format("{}: this is torch's format from before version 1.6: load it in PyTorch and save it again", what_));
     }
@@ -133,19 +197,24 @@ class Parser {
     }
   }
 
-  void read_entries() {
-    for (const formats::ZipEntry& entry : formats::read_stored_zip(bytes_, what_)) {
+  void keep(const std::vector<formats::ZipEntry>& entries) {
+    for (const formats::ZipEntry& entry : entries) {
       const std::size_t slash = entry.name.find('/');
       const std::string_view folder = entry.name.substr(0, slash);
       if (slash == std::string_view::npos || (!entries_.empty() && folder != folder_)) {
         throw Corrupt(fmt::format("{}: the zip entry '{}' is not in the one top folder", what_, printable(entry.name)));
       }
       folder_ = folder;
-      entries_.emplace(entry.name.substr(slash + 1), entry.data);
+      entries_.emplace(entry.name.substr(slash + 1), entry);
     }
   }
 
-  std::span<const std::byte> need(const std::string& name) const {
+  void fetch_checked(const formats::ZipEntry& entry) const {
+    fetch_(static_cast<std::uint64_t>(entry.data.data() - bytes_.data()), entry.data.size());
+    formats::check_crc(entry, entry.data, what_);
+  }
+
+  const formats::ZipEntry& need(const std::string& name) const {
     const auto at = entries_.find(name);
     if (at == entries_.end()) {
       throw Corrupt(fmt::format("{}: the zip has no entry '{}/{}'", what_, printable(folder_), printable(name)));
@@ -154,9 +223,10 @@ class Parser {
   }
 
   void check_byte_order() const {
-    const auto at = entries_.find("byteorder");
+    const auto at = entries_.find(kByteOrderEntry);
     if (at == entries_.end()) return;
-    const std::string_view order(reinterpret_cast<const char*>(at->second.data()), at->second.size());
+    const auto data = at->second.data;
+    const std::string_view order(reinterpret_cast<const char*>(data.data()), data.size());
     if (order == "little") return;
     throw InvalidArgument(fmt::format(
         "{}: the tensors are in '{}' byte order: only little is read; save the file again on a little-endian machine", what_,
@@ -186,19 +256,21 @@ class Parser {
     }
   }
 
-  std::span<const std::byte> storage_bytes(const PickleValue& storage) const {
-    if (!storage.dtype) {
-      throw InvalidArgument(
-          fmt::format("{}: '{}' is a tensor over an untyped storage, which is not read: save it as a plain tensor", what_,
-                      printable(name_)));
-    }
-    const auto data = need("data/" + std::string(storage.text));
+  DType dtype_of(const PickleValue& storage) const {
+    if (storage.dtype) return *storage.dtype;
+    throw InvalidArgument(
+        fmt::format("{}: '{}' is a tensor over an untyped storage, which is not read: save it as a plain tensor", what_,
+                    printable(name_)));
+  }
+
+  Storage storage_bytes(const PickleValue& storage, DType dtype) const {
+    const formats::ZipEntry& entry = need("data/" + std::string(storage.text));
     const std::int64_t count[] = {storage.number};
-    if (bytes_of(*storage.dtype, count) != data.size()) {
-      fail(fmt::format("has a storage of {} {} elements, but data/{} has {} bytes", storage.number, dtype_name(*storage.dtype),
-                       printable(storage.text), data.size()));
+    if (bytes_of(dtype, count) != entry.data.size()) {
+      fail(fmt::format("has a storage of {} {} elements, but data/{} has {} bytes", storage.number, dtype_name(dtype),
+                       printable(storage.text), entry.data.size()));
     }
-    return data;
+    return storage_ ? storage_(entry) : Storage{entry.data, owner_};
   }
 
   // The largest index that the tensor reaches lies inside its storage.
@@ -216,27 +288,6 @@ class Parser {
     }
   }
 
-  Tensor make_tensor(const PickleValue& value) {
-    const PickleValue& storage = pickle_[value.items[0]];
-    const std::span<const std::byte> data = storage_bytes(storage);
-    const DType dtype = *storage.dtype;
-    const Layout layout{number(pickle_[value.items[1]], "offset"), numbers(pickle_[value.items[2]], "shape"),
-                        numbers(pickle_[value.items[3]], "stride")};
-    if (layout.shape.size() != layout.strides.size()) {
-      fail(fmt::format("has {} extents but {} strides", layout.shape.size(), layout.strides.size()));
-    }
-    const std::uint64_t bytes = bytes_of(dtype, layout.shape);
-    if (bytes == 0) return Tensor{dtype, layout.shape, data.first(0), owner_};
-    check_reach(layout, storage.number);
-    const std::byte* begin = data.data() + static_cast<std::uint64_t>(layout.offset) * dtype_bytes(dtype);
-    const bool aligned = reinterpret_cast<std::uintptr_t>(begin) % dtype_bytes(dtype) == 0;
-    if (is_contiguous(layout) && aligned) return Tensor{dtype, layout.shape, {begin, bytes}, owner_};
-    spend(bytes);
-    auto [tensor, out] = Tensor::allocate(dtype, layout.shape);
-    copy_strided(layout, dtype_bytes(dtype), data.data(), out);
-    return tensor;
-  }
-
   void spend(std::uint64_t bytes) {
     if (bytes > budget_) {
       throw InvalidArgument(
@@ -252,14 +303,121 @@ class Parser {
   std::string_view what_;
   std::uint64_t budget_;
   std::string_view folder_, name_;
-  std::map<std::string_view, std::span<const std::byte>> entries_;
+  formats::Fetch fetch_;
+  std::function<Storage(const formats::ZipEntry&)> storage_;
+  std::map<std::string_view, formats::ZipEntry> entries_;
   Pickle pickle_;
+  std::vector<Item> items_;
 };
 
 }  // namespace
 
 TorchFile parse_torch_zip(std::span<const std::byte> bytes, std::shared_ptr<const void> owner, std::string_view what) {
-  return Parser(bytes, std::move(owner), what).parse();
+  Parser parser(bytes, std::move(owner), what);
+  TorchFile file;
+  for (const Parser::Item& item : parser.items()) {
+    if (item.value->kind == PickleKind::kTensor) {
+      file.tensors.emplace_back(item.name, parser.make_tensor(item));
+    } else {
+      file.values.emplace_back(item.name, python_type(item.value->kind));
+    }
+  }
+  file.note = parser.note();
+  return file;
+}
+
+struct TorchZip::Body {
+  Body(int fd, const std::filesystem::path& path, std::string what, bool mapped, BufferPool& pool);
+
+  void fetch(std::uint64_t at, std::uint64_t size) const;
+  Storage load(const formats::ZipEntry& entry);
+
+  int fd;
+  std::filesystem::path path;
+  std::string what;
+  bool mapped;
+  BufferPool& pool;
+  MappedFile file;               // of the file, or of as much empty memory, in which only what is fetched takes place
+  std::span<std::byte> unmapped;  // that memory
+  std::map<std::string_view, Storage> loaded;
+  std::optional<Parser> parser;
+  std::vector<Entry> tensors;
+  std::vector<std::pair<std::string, std::string>> values;
+  std::optional<std::string> note;
+};
+
+TorchZip::Body::Body(int file_fd, const std::filesystem::path& file_path, std::string file_what, bool is_mapped,
+                     BufferPool& buffers)
+    : fd(file_fd), path(file_path), what(std::move(file_what)), mapped(is_mapped), pool(buffers) {
+  if (mapped) {
+    file = map_file(fd, path);
+  } else if (const std::uint64_t size = file_size(fd, path); size > 0) {
+    void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw_errno(errno, fmt::format("room to read {} of {}", human_bytes(size), path.string()));
+    unmapped = {static_cast<std::byte*>(memory), size};
+    file = {unmapped, std::shared_ptr<const void>(memory, [size](void* begin) { ::munmap(begin, size); })};
+    constexpr std::uint64_t kSmallBytes = 64 << 10;  // one read instead of many
+    if (size <= kSmallBytes) read_exact(fd, std::exchange(unmapped, {}), 0, path);
+  }
+  parser.emplace(
+      file.bytes, what, [this](std::uint64_t at, std::uint64_t size) { fetch(at, size); },
+      [this](const formats::ZipEntry& entry) { return load(entry); });
+  for (const Parser::Item& item : parser->items()) {
+    if (item.value->kind == PickleKind::kTensor) {
+      auto [dtype, shape] = parser->describe(item);
+      tensors.push_back({std::string(item.name), dtype, std::move(shape)});
+    } else {
+      values.emplace_back(item.name, python_type(item.value->kind));
+    }
+  }
+  note = parser->note();
+}
+
+void TorchZip::Body::fetch(std::uint64_t at, std::uint64_t size) const {
+  if (!unmapped.empty()) read_exact(fd, unmapped.subspan(at, size), at, path);
+}
+
+// Of tensors that share a storage, one copy.
+Storage TorchZip::Body::load(const formats::ZipEntry& entry) {
+  const auto found = loaded.find(entry.name);
+  if (found != loaded.end()) return found->second;
+  Storage storage{entry.data, file.owner};
+  if (!mapped) {
+    auto [tensor, bytes] = pool.allocate(DType::kUInt8, {static_cast<std::int64_t>(entry.data.size())});
+    if (unmapped.empty()) {
+      std::copy(entry.data.begin(), entry.data.end(), bytes.begin());
+    } else {
+      read_exact(fd, bytes, static_cast<std::uint64_t>(entry.data.data() - file.bytes.data()), path);
+    }
+    storage = {bytes, tensor.owner};
+  }
+  formats::check_crc(entry, storage.bytes, what);
+  return loaded.emplace(entry.name, std::move(storage)).first->second;
+}
+
+TorchZip::TorchZip(int fd, const std::filesystem::path& path, std::string what, bool mapped, BufferPool& pool)
+    : body_(std::make_unique<Body>(fd, path, std::move(what), mapped, pool)) {}
+
+TorchZip::TorchZip(TorchZip&&) noexcept = default;
+TorchZip::~TorchZip() = default;
+
+const std::vector<TorchZip::Entry>& TorchZip::tensors() const {
+  return body_->tensors;
+}
+
+const std::vector<std::pair<std::string, std::string>>& TorchZip::values() const {
+  return body_->values;
+}
+
+const std::optional<std::string>& TorchZip::note() const {
+  return body_->note;
+}
+
+std::optional<Tensor> TorchZip::read(std::string_view name) {
+  for (const Parser::Item& item : body_->parser->items()) {
+    if (item.name == name && item.value->kind == PickleKind::kTensor) return body_->parser->make_tensor(item);
+  }
+  return std::nullopt;
 }
 
 std::optional<std::string> read_torch_note(int fd, const std::filesystem::path& path) {

@@ -41,10 +41,12 @@ struct Extent {
 
 class Reader {
  public:
-  Reader(std::span<const std::byte> bytes, std::string_view what) : bytes_(bytes), what_(what) {}
+  Reader(std::span<const std::byte> bytes, std::string_view what, const Fetch& fetch = {})
+      : bytes_(bytes), what_(what), fetch_(fetch) {}
 
-  std::vector<ZipEntry> entries() {
+  std::vector<ZipEntry> entries() const {
     const Directory directory = find_directory();
+    fetch(directory.begin, directory.end - directory.begin);
     std::vector<ZipEntry> found;
     std::vector<Extent> extents;
     std::set<std::string_view> names;
@@ -54,11 +56,10 @@ class Reader {
       if (!names.insert(entry.name).second) fail(fmt::format("has two entries '{}'", printable(entry.name)));
       const std::span<const std::byte> data = entry_data(entry, directory.begin);
       extents.push_back({entry.local, static_cast<std::uint64_t>(data.data() - bytes_.data()) + data.size(), entry.name});
-      found.push_back({entry.name, data});
+      found.push_back({entry.name, data, entry.crc});
     }
     if (at != directory.end) fail(fmt::format("has {} stray bytes after its directory", directory.end - at));
     check_overlaps(extents);
-    for (std::size_t i = 0; i < found.size(); ++i) check_crc(found[i], crcs_[i]);
     return found;
   }
 
@@ -68,12 +69,23 @@ class Reader {
     const std::uint64_t size = get<std::uint32_t>(22), name = get<std::uint16_t>(26), extra = get<std::uint16_t>(28);
     const bool plain = get<std::uint16_t>(6) == 0 && get<std::uint16_t>(8) == 0 && get<std::uint32_t>(18) == size;
     if (!plain || !fits(kLocalBytes, name + extra + size, end)) return std::nullopt;
-    const ZipEntry entry{text(kLocalBytes, name), bytes_.subspan(kLocalBytes + name + extra, size)};
-    check_crc(entry, get<std::uint32_t>(14));
+    const ZipEntry entry{text(kLocalBytes, name), bytes_.subspan(kLocalBytes + name + extra, size), get<std::uint32_t>(14)};
+    check(entry, entry.data);
     return entry;
   }
 
+  void check(const ZipEntry& entry, std::span<const std::byte> data) const {
+    const std::uint32_t actual = ::libdeflate_crc32(0, data.data(), data.size());
+    if (actual != entry.crc) {
+      fail(fmt::format("entry '{}' has CRC-32 {:08x}, but {:08x} was written", printable(entry.name), actual, entry.crc));
+    }
+  }
+
  private:
+  void fetch(std::uint64_t at, std::uint64_t size) const {
+    if (fetch_ && size > 0) fetch_(at, size);
+  }
+
   [[noreturn]] void fail(const std::string& problem) const {
     throw Corrupt(fmt::format("{}: the zip {}: the file is truncated or damaged", what_, problem));
   }
@@ -94,6 +106,8 @@ class Reader {
   Directory find_directory() const {
     if (bytes_.size() < kEndBytes) fail(fmt::format("has {} bytes, too few", bytes_.size()));
     const std::uint64_t end = bytes_.size() - kEndBytes;
+    const std::uint64_t tail = std::min<std::uint64_t>(bytes_.size(), kEndBytes + kLocator64Bytes);
+    fetch(bytes_.size() - tail, tail);
     if (get<std::uint32_t>(end) != kEndMark || get<std::uint16_t>(end + 20) != 0) fail("does not end with an end record");
     Directory directory;
     directory.entries = get<std::uint16_t>(end + 10);
@@ -112,7 +126,9 @@ class Reader {
   Directory find_directory64(std::uint64_t end, std::uint64_t entries16, std::uint32_t size32, std::uint32_t offset32) const {
     const std::uint64_t locator = end - kLocator64Bytes;
     const std::uint64_t record = get<std::uint64_t>(locator + 8);
-    if (!fits(record, kEnd64Bytes, locator) || get<std::uint32_t>(record) != kEnd64Mark) fail("has no zip64 end record");
+    if (!fits(record, kEnd64Bytes, locator)) fail("has no zip64 end record");
+    fetch(record, kEnd64Bytes);
+    if (get<std::uint32_t>(record) != kEnd64Mark) fail("has no zip64 end record");
     if (get<std::uint64_t>(record + 4) != locator - record - 12) fail("has a zip64 end record of the wrong size");
     Directory directory;
     directory.entries = get<std::uint64_t>(record + 32);
@@ -128,7 +144,7 @@ class Reader {
     return directory;
   }
 
-  Central read_central(std::uint64_t& at, std::uint64_t end) {
+  Central read_central(std::uint64_t& at, std::uint64_t end) const {
     if (!fits(at, kCentralBytes, end) || get<std::uint32_t>(at) != kCentralMark)
       fail("has fewer directory entries than it says");
     Central entry;
@@ -143,7 +159,6 @@ class Reader {
     if (!fits(at, kCentralBytes + name + extra + comment, end)) fail("has a directory entry that leaves the directory");
     entry.name = text(at + kCentralBytes, name);
     read_extra64(at + kCentralBytes + name, extra, {&entry.size, &entry.packed_size, &entry.local}, entry.name);
-    crcs_.push_back(entry.crc);
     at += kCentralBytes + name + extra + comment;
     return entry;
   }
@@ -175,13 +190,16 @@ class Reader {
 
   std::span<const std::byte> entry_data(const Central& entry, std::uint64_t end) const {
     const std::string name = printable(entry.name);
-    if (!fits(entry.local, kLocalBytes, end) || get<std::uint32_t>(entry.local) != kLocalMark) {
+    const bool inside = fits(entry.local, kLocalBytes, end);
+    if (inside) fetch(entry.local, kLocalBytes);
+    if (!inside || get<std::uint32_t>(entry.local) != kLocalMark) {
       fail(fmt::format("has no entry '{}' where its directory says", name));
     }
     const std::uint64_t at = entry.local;
     const std::uint64_t name_bytes = get<std::uint16_t>(at + 26), extra_bytes = get<std::uint16_t>(at + 28);
     if (!fits(at, kLocalBytes + name_bytes + extra_bytes, end))
       fail(fmt::format("has an entry '{}' that leaves the file", name));
+    fetch(at + kLocalBytes, name_bytes + extra_bytes);
     if (text(at + kLocalBytes, name_bytes) != entry.name || get<std::uint16_t>(at + 6) != entry.flags ||
         get<std::uint16_t>(at + 8) != entry.method) {
       fail(fmt::format("has an entry '{}' that its directory describes otherwise", name));
@@ -219,22 +237,26 @@ class Reader {
     }
   }
 
-  void check_crc(const ZipEntry& entry, std::uint32_t expected) const {
-    const std::uint32_t actual = ::libdeflate_crc32(0, entry.data.data(), entry.data.size());
-    if (actual != expected) {
-      fail(fmt::format("entry '{}' has CRC-32 {:08x}, but {:08x} was written", printable(entry.name), actual, expected));
-    }
-  }
-
   std::span<const std::byte> bytes_;
   std::string_view what_;
-  std::vector<std::uint32_t> crcs_;
+  Fetch fetch_;
 };
 
 }  // namespace
 
 std::vector<ZipEntry> read_stored_zip(std::span<const std::byte> bytes, std::string_view what) {
-  return Reader(bytes, what).entries();
+  const Reader reader(bytes, what);
+  std::vector<ZipEntry> entries = reader.entries();
+  for (const ZipEntry& entry : entries) reader.check(entry, entry.data);
+  return entries;
+}
+
+std::vector<ZipEntry> list_stored_zip(std::span<const std::byte> bytes, std::string_view what, const Fetch& fetch) {
+  return Reader(bytes, what, fetch).entries();
+}
+
+void check_crc(const ZipEntry& entry, std::span<const std::byte> data, std::string_view what) {
+  Reader(data, what).check(entry, data);
 }
 
 std::optional<ZipEntry> first_stored_entry(std::span<const std::byte> head, std::string_view what) {

@@ -75,21 +75,28 @@ std::uint64_t bytes_of(const TensorMap& tensors) {
   return bytes;
 }
 
+void add_tensor(SampleRef& ref, const std::string& name, DType dtype, const std::vector<std::int64_t>& shape,
+                const std::string& key_prefix) {
+  FeatureSpec spec;
+  spec.name = name;
+  spec.shape = shape;
+  spec.dtype = dtype;
+  ref.feature_specs.push_back(std::move(spec));
+  ref.feature_keys.emplace_back(name, key_prefix + name);
+  ref.estimated_bytes += tensor_bytes(dtype, shape);
+}
+
 SampleRef make_ref(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata, std::string uri,
                    const std::string& key_prefix) {
   SampleRef ref{.sample_id = sample_id, .run_id = metadata.run_id};
   ref.source_task_id = metadata.source_task_id;
   ref.feature_store_uri = std::move(uri);
-  for (const auto& [name, tensor] : tensors) {
-    ref.feature_keys.emplace_back(name, key_prefix + name);
-    ref.feature_specs.push_back(spec_from_tensor(name, tensor));
-  }
+  for (const auto& [name, tensor] : tensors) add_tensor(ref, name, tensor.dtype, tensor.shape, key_prefix);
   ref.strategy = metadata.strategy;
   ref.target_model_version = metadata.target_model_version;
   ref.draft_weight_version = metadata.draft_weight_version;
   ref.tokenizer_version = metadata.tokenizer_version;
   ref.num_tokens = metadata.num_tokens;
-  ref.estimated_bytes = bytes_of(tensors);
   ref.metadata = metadata.metadata;
   return ref;
 }

@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "draftflow/formats/buffer_pool.h"
 #include "draftflow/formats/tensor.h"
 
 namespace draftflow {
@@ -34,6 +35,33 @@ struct TorchFile {
 // `bytes` is the whole file; the tensors keep `owner` alive. Corrupt for a damaged file, InvalidArgument for one that is
 // sound but refused (a compressed entry, a global off the list: named).
 TorchFile parse_torch_zip(std::span<const std::byte> bytes, std::shared_ptr<const void> owner, std::string_view what);
+
+// An open file of torch.save, read in part: the constructor reads what the directory and the pickle say of the tensors, `read`
+// the bytes of one. Checksums are verified of what is read. Errors as in parse_torch_zip; a copy survives that the file is cut
+// short meanwhile, as Corrupt. Used by one thread.
+class TorchZip {
+ public:
+  struct Entry {
+    std::string name;
+    DType dtype = DType::kUInt8;
+    std::vector<std::int64_t> shape;
+  };
+
+  // `mapped`: tensors are views of a mapping, for local file systems; else copies in memory of the pool's. `fd` stays open
+  // while this lives, `pool` lives longer.
+  TorchZip(int fd, const std::filesystem::path& path, std::string what, bool mapped, BufferPool& pool);
+  TorchZip(TorchZip&&) noexcept;
+  ~TorchZip();
+
+  const std::vector<Entry>& tensors() const;
+  const std::vector<std::pair<std::string, std::string>>& values() const;  // as TorchFile::values
+  const std::optional<std::string>& note() const;
+  std::optional<Tensor> read(std::string_view name);  // nothing for a name that it has not
+
+ private:
+  struct Body;
+  std::unique_ptr<Body> body_;
+};
 
 // Gets the bytes of a file piece by piece, in order. A piece lives until the call returns.
 using ByteSink = std::function<void(std::span<const std::byte>)>;

@@ -47,7 +47,14 @@ bool generation_body(std::span<const std::byte> input) {
     store::find_torch_facts(fd.get(), "fuzz");
     BufferPool pool(0);
     try {
-      store::read_torch_generation(fd.get(), "fuzz", generation_identity(), /*mapped=*/false, pool);
+      store::TorchGeneration generation(fd.get(), "fuzz", generation_identity(), /*mapped=*/false, pool);
+      for (const store::StoredTensor& stored : generation.tensors()) {
+        FeatureSpec spec;
+        spec.name = stored.name;
+        spec.dtype = stored.dtype;
+        spec.shape = stored.shape;
+        generation.read(spec);
+      }
       return true;
     } catch (const Error&) {
       return false;

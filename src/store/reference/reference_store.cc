@@ -22,16 +22,16 @@ std::string shown_sample(const SampleId& id, std::uint64_t generation) {
 
 // The file's tensor of a feature: the ref's key of it, "{sample_id}/{name}" or a raw key, of which the reference takes what
 // follows the last '/'; without a key its own name.
-const Tensor* find_feature(const TensorMap& found, const SampleRef& ref, const std::string& name) {
+std::optional<Tensor> find_feature(TorchZip& file, const SampleRef& ref, const std::string& name) {
   std::string_view key = name;
   for (const auto& [known, raw] : ref.feature_keys) {
     if (known == name) key = raw;
   }
   const std::string prefix = ref.sample_id.str() + "/";
   if (key.starts_with(prefix)) {
-    if (const Tensor* tensor = find_tensor(found, key.substr(prefix.size()))) return tensor;
+    if (auto tensor = file.read(key.substr(prefix.size()))) return tensor;
   }
-  return find_tensor(found, key.substr(key.rfind('/') + 1));  // npos + 1 is 0
+  return file.read(key.substr(key.rfind('/') + 1));  // npos + 1 is 0
 }
 
 }  // namespace
@@ -65,13 +65,20 @@ UniqueFd ReferenceStore::open(const SampleId& sample_id, std::uint64_t generatio
                              shown_sample(sample_id, generation), folder_.path().string()));
 }
 
-// The whole file. A copy survives that the file is cut short meanwhile; a mapping is good because what the reference writes is
-// published by a rename and never written again.
-TensorMap ReferenceStore::load(const SampleId& sample_id, std::uint64_t generation, bool mapped) const {
-  const UniqueFd fd = open(sample_id, generation);
+struct ReferenceStore::Loaded {
+  UniqueFd fd;
+  std::string what;
+  TorchZip file;
+};
+
+// A copy survives that the file is cut short meanwhile; a mapping is good because what the reference writes is published by a
+// rename and never written again.
+ReferenceStore::Loaded ReferenceStore::load(const SampleId& sample_id, std::uint64_t generation, bool mapped) const {
+  UniqueFd fd = open(sample_id, generation);
   const std::filesystem::path path = folder_.shown(name_of(sample_id, generation));
-  const std::string what = fmt::format("{} ({})", shown_sample(sample_id, generation), path.string());
-  return load_torch_file(fd.get(), path, what, mapped, pool_).tensors;
+  std::string what = fmt::format("{} ({})", shown_sample(sample_id, generation), path.string());
+  TorchZip file = open_torch_file(fd.get(), path, what, mapped, pool_);
+  return {std::move(fd), std::move(what), std::move(file)};
 }
 
 TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::string>& names) {
@@ -81,12 +88,11 @@ TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::stri
 TensorMap ReferenceStore::read(const SampleRef& ref, const std::vector<std::string>& names, bool mapped) const try {
   check_ours(ref);
   const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
-  const TensorMap found = load(ref.sample_id, ref.generation, mapped);
-  const std::string what = fmt::format("{} ({})", shown_sample(ref.sample_id, ref.generation),
-                                       folder_.shown(name_of(ref.sample_id, ref.generation)).string());
+  Loaded found = load(ref.sample_id, ref.generation, mapped);
   TensorMap tensors;
   for (const FeatureSpec* spec : specs) {
-    tensors.emplace_back(spec->name, tensor_of(*spec, find_feature(found, ref, spec->name), what));
+    const auto tensor = find_feature(found.file, ref, spec->name);
+    tensors.emplace_back(spec->name, tensor_of(*spec, tensor ? &*tensor : nullptr, found.what));
   }
   return tensors;
 } catch (const Error& error) {
@@ -125,10 +131,12 @@ std::uint64_t ReferenceStore::greatest(const SampleId& sample_id) const {
 
 SampleRef ReferenceStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {
   const std::uint64_t wanted = generation ? *generation : greatest(sample_id);
-  const TensorMap tensors = load(sample_id, wanted, /*mapped=*/false);
-  SampleRef ref = make_ref(tensors, sample_id, {.run_id = RunId("unknown")}, "disagg://" + id_.str() + "/" + sample_id.str(),
-                           sample_id.str() + "/");
+  SampleRef ref = make_ref({}, sample_id, {.run_id = RunId("unknown")}, "disagg://" + id_.str() + "/" + sample_id.str(), "");
   ref.generation = wanted;
+  const Loaded found = load(sample_id, wanted, /*mapped=*/false);
+  for (const TorchZip::Entry& entry : found.file.tensors()) {
+    add_tensor(ref, entry.name, entry.dtype, entry.shape, sample_id.str() + "/");
+  }
   return ref;
 }
 

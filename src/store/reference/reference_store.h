@@ -47,7 +47,8 @@ class ReferenceStore : public FeatureStore {
   std::uint64_t greatest(const SampleId& sample_id) const;
   void check_ours(const SampleRef& ref) const;
   UniqueFd open(const SampleId& sample_id, std::uint64_t generation) const;
-  TensorMap load(const SampleId& sample_id, std::uint64_t generation, bool mapped) const;
+  struct Loaded;
+  Loaded load(const SampleId& sample_id, std::uint64_t generation, bool mapped) const;
   TensorMap read(const SampleRef& ref, const std::vector<std::string>& names, bool mapped) const;
   ResidentSample describe(const std::string& name, const ReferenceName& parsed) const;
 

@@ -17,7 +17,7 @@
 namespace draftflow::store {
 namespace {
 
-constexpr std::uint64_t kMagic = 0x31746e756f636364;  // "dccount1" in the file
+constexpr std::uint64_t kMagic = 0x32746e756f636364;  // "dccount2" in the file
 constexpr std::int64_t kStuckSeconds = 10;
 constexpr const char* kBootIdPath = "/proc/sys/kernel/random/boot_id";
 
@@ -41,7 +41,7 @@ struct Account::Counters {
   struct FanOut {
     Counter samples, bytes, birth_seconds, begun, ended, stuck_at, stuck_since;
     std::int64_t unused;
-  } fan_outs[kFanOuts];
+  } fan_outs[kFanOuts + 1];  // the last is kHolders
   std::atomic<std::int32_t> born[kAgeBuckets];
 };
 
@@ -149,7 +149,7 @@ bool Account::try_reserve(std::uint64_t bytes, std::uint64_t cap) {
 }
 
 bool Account::is_changing() const {
-  return std::any_of(std::begin(counters_->fan_outs), std::end(counters_->fan_outs),
+  return std::any_of(counters_->fan_outs, counters_->fan_outs + kFanOuts,
                      [](const auto& fan_out) { return fan_out.begun.load() != fan_out.ended.load(); });
 }
 
@@ -246,6 +246,17 @@ bool Account::settle(std::size_t fan_out, std::uint64_t begun, const FanOutCount
   mine.samples.fetch_add(samples);
   mine.bytes.fetch_add(bytes);
   mine.birth_seconds.fetch_add(births);
+  return true;
+}
+
+bool Account::settle_holders(std::uint64_t begun, std::int64_t reserved, std::int64_t leases) {
+  const Others elsewhere = others();
+  const auto missing = [&](std::int64_t real, auto read) { return real - read(*counters_) - elsewhere.sum(read); };
+  const std::int64_t more_reserved = missing(reserved, [](const Counters& c) { return c.reserved.load(); });
+  const std::int64_t more_leases = missing(leases, [](const Counters& c) { return c.leases.load(); });
+  if (steps(kHolders, true) != begun || steps(kHolders, false) != begun) return false;
+  counters_->reserved.fetch_add(more_reserved);
+  counters_->leases.fetch_add(more_leases);
   return true;
 }
 

@@ -19,6 +19,7 @@
 namespace draftflow::store {
 
 constexpr std::size_t kFanOuts = 256;
+constexpr std::size_t kHolders = kFanOuts;  // in place of a fan-out: what holders have leased and reserved
 constexpr std::size_t kAgeBuckets = 16384;
 constexpr std::int64_t kAgeBucketSeconds = 64;
 
@@ -40,7 +41,7 @@ class Account {
   Account(const Account&) = delete;
   Account& operator=(const Account&) = delete;
 
-  // Marks a step in a fan-out folder as going on, so that a recount does not take it for settled.
+  // Marks a step in a fan-out folder, or of a holder, as going on, so that a recount does not take it for settled.
   class Change {
    public:
     Change(Account& account, std::size_t fan_out);
@@ -75,6 +76,8 @@ class Account {
   std::optional<std::uint64_t> begin_count(std::size_t fan_out, std::int64_t now_seconds);
   // Makes the figures of the fan-out those counted, unless something changed since begin_count: then false.
   bool settle(std::size_t fan_out, std::uint64_t begun, const FanOutCount& counted);
+  // The same for what the holders' own files say, begun with kHolders.
+  bool settle_holders(std::uint64_t begun, std::int64_t reserved, std::int64_t leases);
   // Of births before `before_seconds`, whose number can only fall, takes away those that a walk begun after it did not see.
   void settle_births(const std::vector<std::int64_t>& seen, std::int64_t before_seconds);
 

@@ -57,13 +57,13 @@ TEST_F(AccountTest, GoldenOffsets) {
   account_->add(2, 100, 64 * 5);
   const Account::Change change(*account_, 2);
   const std::string bytes = read_text_file(file());
-  ASSERT_EQ(bytes.size(), 64u + 256 * 64 + 16384 * 4);
+  ASSERT_EQ(bytes.size(), 64u + 257 * 64 + 16384 * 4);
   const auto word = [&](std::size_t at) {
     std::int64_t value = 0;
     std::memcpy(&value, bytes.data() + at, sizeof value);
     return value;
   };
-  EXPECT_EQ(bytes.substr(0, 8), "dccount1");
+  EXPECT_EQ(bytes.substr(0, 8), "dccount2");
   EXPECT_EQ(word(8), static_cast<std::int64_t>(bytes.size()));
   EXPECT_EQ(word(16), 11);
   EXPECT_EQ(word(24), 12);
@@ -78,7 +78,7 @@ TEST_F(AccountTest, GoldenOffsets) {
   EXPECT_EQ(word(fan_out + 24), 1);  // begun
   EXPECT_EQ(word(fan_out + 32), 0);  // ended
   std::int32_t born = 0;
-  std::memcpy(&born, bytes.data() + 64 + 256 * 64 + 5 * 4, sizeof born);
+  std::memcpy(&born, bytes.data() + 64 + 257 * 64 + 5 * 4, sizeof born);
   EXPECT_EQ(born, 1);
 }
 
@@ -128,6 +128,19 @@ TEST_F(AccountTest, AStepIsTakenForDeadOnlyAfterAWhile) {
   EXPECT_TRUE(account_->settle(5, *begun, {}));
   EXPECT_EQ(account_->totals().bytes, 0);
   EXPECT_TRUE(account_->begin_count(5, kNow + 12)) << "it is settled once and for all";
+}
+
+TEST_F(AccountTest, HoldersAreCountedAgainOnlyWhileNoneOfThemChanges) {
+  account_->reserve(1000, 0);
+  account_->add_leases(3);
+  const auto begun = account_->begin_count(kHolders, kNow);
+  ASSERT_TRUE(begun);
+  { const Account::Change change(*account_, kHolders); }
+  EXPECT_FALSE(account_->settle_holders(*begun, 0, 0));
+  EXPECT_EQ(account_->totals().reserved, 1000);
+  EXPECT_TRUE(account_->settle_holders(*account_->begin_count(kHolders, kNow), 10, 1));
+  EXPECT_EQ(account_->totals().reserved, 10);
+  EXPECT_EQ(account_->totals().leases, 1);
 }
 
 TEST_F(AccountTest, BirthsThatNobodySawAreTakenAwayButNotFreshOnes) {

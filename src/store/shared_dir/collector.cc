@@ -38,6 +38,7 @@ class Collector {
     for (const DeadHolder& dead : find_dead_holders(c_.leases, c_.temporaries, c_.silent_ms)) end_leases_of(dead);
     c_.layout.for_each_fan_out([&](const Folder& fan_out, const std::string& name) { visit_fan_out(fan_out, name); });
     drop_freed();
+    if (c_.books.local) recount_holders(c_.leases, c_.account, now_);
     c_.account.settle_births(births_, now_ - 2 * kAgeBucketSeconds);
     return report_;
   }

@@ -31,6 +31,16 @@ bool try_lock(int fd) {
   return true;
 }
 
+struct Counts {
+  std::int64_t reserved = 0, leases = 0;
+};
+
+Counts counts_in(int fd) {
+  Counts counts;
+  if (::pread(fd, &counts, sizeof counts, 0) != sizeof counts) return {};
+  return {std::max<std::int64_t>(counts.reserved, 0), std::max<std::int64_t>(counts.leases, 0)};
+}
+
 }  // namespace
 
 bool is_holder_name(std::string_view name) {
@@ -121,22 +131,26 @@ void Holder::beat(std::int64_t beat_ms) {
 }
 
 void Holder::add_lease(std::int64_t count) {
+  const Account::Change change(account_, kHolders);
   account_.add_leases(count);
   counters_->leases.fetch_add(count);
 }
 
 bool Holder::reserve(std::uint64_t bytes, std::uint64_t cap) {
+  const Account::Change change(account_, kHolders);
   if (!account_.reserve(bytes, cap)) return false;
   counters_->reserved.fetch_add(static_cast<std::int64_t>(bytes));
   return true;
 }
 
 void Holder::reserve_again(std::uint64_t bytes) {
+  const Account::Change change(account_, kHolders);
   account_.add_reserved(static_cast<std::int64_t>(bytes));
   counters_->reserved.fetch_add(static_cast<std::int64_t>(bytes));
 }
 
 void Holder::unreserve(std::uint64_t bytes) {
+  const Account::Change change(account_, kHolders);
   counters_->reserved.fetch_sub(static_cast<std::int64_t>(bytes));
   account_.add_reserved(-static_cast<std::int64_t>(bytes));
 }
@@ -164,12 +178,31 @@ std::vector<DeadHolder> find_dead_holders(const Folder& leases, const Folder& te
 bool bury(const Folder& leases, const DeadHolder& dead, Account& account) {
   leases.remove_if_empty(dead.name);
   if (leases.find(dead.name)) return false;
-  std::int64_t counts[2] = {0, 0};
-  const bool whole = ::pread(dead.lock.get(), counts, sizeof counts, 0) == sizeof counts;
-  if (!leases.unlink(lock_name(dead.name)) || !whole) return true;
-  account.add_reserved(-std::max<std::int64_t>(counts[0], 0));
-  account.add_leases(-std::max<std::int64_t>(counts[1], 0));
+  const Counts counts = counts_in(dead.lock.get());
+  const Account::Change change(account, kHolders);
+  if (!leases.unlink(lock_name(dead.name))) return true;
+  account.add_reserved(-counts.reserved);
+  account.add_leases(-counts.leases);
   return true;
+}
+
+void recount_holders(const Folder& leases, Account& account, std::int64_t now_seconds) {
+  constexpr int kTries = 20;  // a count takes less than a millisecond
+  for (int i = 0; i < kTries; ++i) {
+    const auto begun = account.begin_count(kHolders, now_seconds);
+    if (!begun) continue;
+    Counts sum;
+    for (const std::string& file : leases.list()) {
+      if (!file.ends_with(kLockSuffix)) continue;
+      const UniqueFd fd(::openat(leases.fd(), file.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+      if (!fd && errno != ENOENT) return;  // one that cannot be read would make the figures too low
+      if (!fd) continue;
+      const Counts counts = counts_in(fd.get());
+      sum.reserved += counts.reserved;
+      sum.leases += counts.leases;
+    }
+    if (account.settle_holders(*begun, sum.reserved, sum.leases)) return;
+  }
 }
 
 }  // namespace draftflow::store

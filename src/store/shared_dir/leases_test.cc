@@ -265,6 +265,23 @@ TEST_F(LeasesBetweenProcesses, GcRecountsWhatADeathLeftTooHigh) {
   EXPECT_LE(store->health().oldest_age_s, 200);
 }
 
+// As a process leaves it that died while it buried another, or between the account and its own file.
+TEST_F(LeasesBetweenProcesses, GcRecountsWhatHoldersReservedAndLeased) {
+  const auto store = attach();
+  const Fetched fetched = store->get(put(*store));
+  {
+    Account account(Folder::open(root() / "accounts"), Folder::open(root() / "tmp"));
+    account.add_reserved(1'000'000);
+    account.add_leases(7);
+  }
+  EXPECT_EQ(store->health().resident_bytes, kSmallBytes + 1'000'000);
+  store->gc();
+  EXPECT_EQ(store->health().resident_bytes, kSmallBytes);
+  EXPECT_EQ(store->health().live_leases, 1u);
+  store->release(fetched.handle);
+  EXPECT_EQ(store->health().live_leases, 0u);
+}
+
 TEST_F(LeasesBetweenProcesses, AHandWithoutRightsIsToldWhatToDo) {
   if (::geteuid() != 0) GTEST_SKIP() << "another user can only be tried as root";
   std::ifstream protect("/proc/sys/fs/protected_hardlinks");

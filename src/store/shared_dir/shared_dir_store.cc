@@ -313,10 +313,8 @@ void SharedDirStore::check_reference_can_name(const TensorMap& tensors, const Sa
 TensorMap SharedDirStore::load(Opened opened, const std::vector<const FeatureSpec*>& specs, const GetOptions& options) {
   TensorMap tensors;
   if (books_.flat != nullptr) {
-    const TensorMap found = read_torch_generation(opened.fd.get(), opened.path, opened.identity, options.zero_copy, pool_);
-    const std::string what = fmt::format("{} ({})", describe(opened.identity), opened.path.string());
-    for (const FeatureSpec* spec : specs)
-      tensors.emplace_back(spec->name, tensor_of(*spec, find_tensor(found, spec->name), what));
+    TorchGeneration file(opened.fd.get(), opened.path, opened.identity, options.zero_copy, pool_);
+    for (const FeatureSpec* spec : specs) tensors.emplace_back(spec->name, file.read(*spec));
     return tensors;
   }
   const std::uint64_t generation = opened.identity.generation;
@@ -563,15 +561,8 @@ SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uin
   ref.generation = wanted;
   ref.incarnation = file_.incarnation;
   const std::vector<StoredTensor> tensors = stored_tensors(open(ref));
-  for (const StoredTensor& tensor : tensors) {
-    FeatureSpec spec;
-    spec.name = tensor.name;
-    spec.shape = tensor.shape;
-    spec.dtype = tensor.dtype;
-    ref.feature_specs.push_back(spec);
-    ref.feature_keys.emplace_back(tensor.name, sample_id.str() + "/" + tensor.name);
-    ref.estimated_bytes += tensor_bytes(tensor.dtype, tensor.shape);
-  }
+  for (const StoredTensor& tensor : tensors)
+    add_tensor(ref, tensor.name, tensor.dtype, tensor.shape, sample_id.str() + "/");
   add_codecs(ref, tensors);
   return ref;
 } catch (const Error& error) {
@@ -581,11 +572,7 @@ SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uin
 
 std::vector<StoredTensor> SharedDirStore::stored_tensors(Opened opened) {
   if (books_.flat == nullptr) return GenerationReader(std::move(opened.fd), opened.path, opened.identity, keys()).tensors();
-  std::vector<StoredTensor> tensors;
-  for (auto& [name, tensor] : read_torch_generation(opened.fd.get(), opened.path, opened.identity, /*mapped=*/false, pool_)) {
-    tensors.push_back({name, Codec::kRaw, tensor.dtype, std::move(tensor.shape)});
-  }
-  return tensors;
+  return TorchGeneration(opened.fd.get(), opened.path, opened.identity, /*mapped=*/false, pool_).tensors();
 }
 
 }  // namespace draftflow::store

@@ -295,11 +295,41 @@ TEST_F(SpecforgeLayout, DamageAndAnothersFileAreCorrupt) {
     replace_file(flat(a), bytes.substr(0, size));
     EXPECT_THROW(store->read(a), Corrupt) << size;
   }
+  const SampleRef large = store->put(sample_tensors(), SampleId("large"), run_metadata());
+  const std::string whole = read_text_file(flat(large));
+  for (std::size_t size = 0; size < whole.size(); size += size < 8000 || size + 8000 > whole.size() ? 37 : 100'003) {
+    replace_file(flat(large), whole.substr(0, size));
+    EXPECT_THROW(store->read(large), Corrupt) << size;
+  }
   replace_file(flat(a), read_text_file(flat(b)));
   EXPECT_THAT(message_of<Corrupt>([&] { store->read(a); }),
               HasSubstr("the file says it is sample 'b' generation " + std::to_string(b.generation)));
   write_torch_zip(open_file(flat(a), O_WRONLY | O_TRUNC).get(), flat(a), small_tensors(1));
   EXPECT_THAT(message_of<Corrupt>([&] { store->read(a); }), HasSubstr("no note of draftflow's"));
+}
+
+// Both kinds of files: the bytes of a tensor that nobody asked for are damaged, and nobody notices.
+TEST_F(SpecforgeLayout, OnlyTheNamedTensorsAreRead) {
+  for (const StoreLayout layout : {StoreLayout::kSpecforge, StoreLayout::kDraftflow}) {
+    const StoreId id(layout == StoreLayout::kSpecforge ? "st" : "own");
+    const auto store = create_shared_dir_store(temp_.path(), id, {.layout = layout});
+    const TensorMap tensors = sample_tensors();
+    const SampleRef ref = store->put(tensors, SampleId("a"), run_metadata());
+    const auto file = layout == StoreLayout::kSpecforge ? flat(ref) : generation_files(temp_.path() / "own").at(0);
+    std::string bytes = read_text_file(file);
+    const std::size_t at = bytes.find(std::string(1000, '\7'));  // "even"
+    ASSERT_NE(at, std::string::npos);
+    bytes[at + 600'000] = 8;
+    replace_file(file, bytes);
+    for (const bool zero_copy : {false, true}) {
+      const Fetched some = store->get(ref, {.names = {"scalar", "large"}, .zero_copy = zero_copy});
+      expect_same(some.tensors, {tensors[11], tensors[13]});
+      store->release(some.handle);
+      EXPECT_THROW(store->get(ref, {.names = {"even"}, .zero_copy = zero_copy}), Corrupt);
+    }
+    EXPECT_EQ(store->find(SampleId("a"), {}).feature_specs.size(), tensors.size()) << "no tensor is read for it";
+    EXPECT_THROW(store->read(ref), Corrupt);
+  }
 }
 
 TEST_F(SpecforgeLayout, WhatTheReferenceCannotHaveIsRefused) {

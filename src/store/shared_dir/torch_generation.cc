@@ -82,48 +82,63 @@ Identity read_identity(int fd, const std::filesystem::path& path) {
   return {text("store_id"), text("incarnation"), text("sample_id"), *generation};
 }
 
-TorchFile load_torch_file(int fd, const std::filesystem::path& path, const std::string& what, bool mapped, BufferPool& pool) {
+TorchZip open_torch_file(int fd, const std::filesystem::path& path, const std::string& what, bool mapped, BufferPool& pool) {
   struct stat status {};
   if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path.string());
   if (!S_ISREG(status.st_mode)) throw Corrupt(fmt::format("{} is not a regular file: remove it", path.string()));
-  TorchFile file;
-  if (mapped) {
-    MappedFile whole = map_file(fd, path);
-    file = parse_torch_zip(whole.bytes, std::move(whole.owner), what);
-  } else {
-    auto [whole, bytes] = pool.allocate(DType::kUInt8, {static_cast<std::int64_t>(status.st_size)});
-    read_exact(fd, bytes, 0, path);
-    file = parse_torch_zip(bytes, whole.owner, what);
-  }
-  if (file.values.empty()) return file;
+  TorchZip file(fd, path, what, mapped, pool);
+  if (file.values().empty()) return file;
   throw Corrupt(fmt::format("{}: '{}' is of type {}, not a tensor: a store does not write that", what,
-                            printable(file.values[0].first), file.values[0].second));
+                            printable(file.values()[0].first), file.values()[0].second));
 }
 
-TensorMap read_torch_generation(int fd, const std::filesystem::path& path, const Identity& identity, bool mapped,
-                                BufferPool& pool) {
-  const std::string what = fmt::format("{} ({})", describe(identity), path.string());
-  const auto fail = [&](const std::string& problem) {
-    throw Corrupt(fmt::format("{}: {}; drop this sample or capture it again", what, problem));
-  };
-  TorchFile file;
+namespace {
+
+// A file that is sound, but not what a put writes.
+template <class Do>
+auto as_corrupt(Do do_it) {
   try {
-    file = load_torch_file(fd, path, what, mapped, pool);
-  } catch (const InvalidArgument& error) {  // sound, but not what a put writes
+    return do_it();
+  } catch (const InvalidArgument& error) {
     throw Corrupt(error.what());
   }
-  const auto facts = file.note ? parse_note(*file.note) : std::nullopt;
+}
+
+}  // namespace
+
+TorchGeneration::TorchGeneration(int fd, const std::filesystem::path& path, const Identity& identity, bool mapped,
+                                 BufferPool& pool)
+    : what_(fmt::format("{} ({})", describe(identity), path.string())),
+      zip_(as_corrupt([&] { return open_torch_file(fd, path, what_, mapped, pool); })) {
+  const auto fail = [&](const std::string& problem) {
+    throw Corrupt(fmt::format("{}: {}; drop this sample or capture it again", what_, problem));
+  };
+  const auto facts = zip_.note() ? parse_note(*zip_.note()) : std::nullopt;
   if (!facts) fail("the file has no note of draftflow's: another program put it there");
   const Identity& found = facts->identity;
   if (found != identity) {
     fail(fmt::format("the file says it is {} of incarnation '{}', not '{}': it is another one's file", describe(found),
                      printable(found.incarnation), identity.incarnation));
   }
-  if (facts->tensor_bytes != bytes_of(file.tensors)) {
-    fail(fmt::format("its note says that it holds {} tensor bytes, but it holds {}", facts->tensor_bytes,
-                     bytes_of(file.tensors)));
+  std::uint64_t bytes = 0;
+  for (const TorchZip::Entry& entry : zip_.tensors()) bytes += tensor_bytes(entry.dtype, entry.shape);
+  if (facts->tensor_bytes != bytes) {
+    fail(fmt::format("its note says that it holds {} tensor bytes, but it holds {}", facts->tensor_bytes, bytes));
   }
-  return std::move(file.tensors);
+}
+
+Tensor TorchGeneration::read(const FeatureSpec& spec) {
+  for (const TorchZip::Entry& entry : zip_.tensors()) {
+    if (entry.name == spec.name) check_against_spec(spec, entry.dtype, entry.shape, what_);  // before its bytes are read
+  }
+  const std::optional<Tensor> found = as_corrupt([&] { return zip_.read(spec.name); });
+  return tensor_of(spec, found ? &*found : nullptr, what_);
+}
+
+std::vector<StoredTensor> TorchGeneration::tensors() const {
+  std::vector<StoredTensor> tensors;
+  for (const TorchZip::Entry& entry : zip_.tensors()) tensors.push_back({entry.name, Codec::kRaw, entry.dtype, entry.shape});
+  return tensors;
 }
 
 }  // namespace draftflow::store

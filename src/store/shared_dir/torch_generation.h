@@ -9,12 +9,14 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "draftflow/base/file.h"
 #include "draftflow/formats/buffer_pool.h"
 #include "draftflow/formats/tensor.h"
 #include "draftflow/formats/torch_zip.h"
 #include "store/shared_dir/generation_file.h"
+#include "store/shared_dir/packing.h"
 
 namespace draftflow::store {
 
@@ -34,12 +36,20 @@ std::optional<TorchFacts> find_torch_facts(int fd, const std::filesystem::path& 
 // checksums. Corrupt or InvalidArgument if it says nothing of the sort.
 Identity read_identity(int fd, const std::filesystem::path& path);
 
-// The whole file: from a mapping if `mapped`, else into memory of the pool's. Every checksum is checked. Corrupt, naming it,
-// for a file that is not what `what` says, or holds anything but tensors.
-TorchFile load_torch_file(int fd, const std::filesystem::path& path, const std::string& what, bool mapped, BufferPool& pool);
+// A file of torch.save that holds nothing but tensors, to be read in part. Corrupt, naming it, for anything else.
+TorchZip open_torch_file(int fd, const std::filesystem::path& path, const std::string& what, bool mapped, BufferPool& pool);
 
-// All its tensors, views of one buffer or mapping. Corrupt for damage and for a file that is not the one `identity` means.
-TensorMap read_torch_generation(int fd, const std::filesystem::path& path, const Identity& identity, bool mapped,
-                                BufferPool& pool);
+// The file of one generation. Corrupt for damage, and for a file that is not the one `identity` means. `fd` and `pool` outlive it.
+class TorchGeneration {
+ public:
+  TorchGeneration(int fd, const std::filesystem::path& path, const Identity& identity, bool mapped, BufferPool& pool);
+
+  Tensor read(const FeatureSpec& spec);
+  std::vector<StoredTensor> tensors() const;
+
+ private:
+  std::string what_;
+  TorchZip zip_;
+};
 
 }  // namespace draftflow::store
