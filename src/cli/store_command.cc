@@ -32,6 +32,13 @@ constexpr const char* kCreateExample =
     "  draftflow store create out/closed --secret-file store.secret --encrypt --codec zstd\n"
     "Creating a store that is there already with the same options is fine; 'capture --store' creates what it needs itself.";
 
+constexpr const char* kRemoveExample =
+    "Example:\n"
+    "  draftflow store rm out/store sample-0\n"
+    "  draftflow store rm out/store sample-0 --generation 268435457 --json\n"
+    "Takes every generation of the sample away, or the one named; bytes that a live reader leases go with its lease. A ledger that "
+    "lists the\nsample is not told: who trains on it will find it missing, by name.";
+
 constexpr const char* kRotateExample =
     "Example:\n"
     "  draftflow store rotate out/store --secret-file store.secret --new-secret-file next.secret\n"
@@ -58,11 +65,21 @@ std::string share_of_cap(const StoreHealth& health) {
                      100 * static_cast<double>(health.resident_bytes) / static_cast<double>(health.max_resident_bytes));
 }
 
+const char* durability_text(Durability durability) {  // as --durability takes it
+  return durability == Durability::kNone ? "none" : durability == Durability::kData ? "data" : "full";
+}
+
 Json to_json(const StoreHealth& h) {
   return {{"store_id", json_text(h.store_id)},
           {"backend", h.backend},
           {"root", json_text(h.root)},
           {"kind", kind_text(h.kind)},
+          {"incarnation", h.incarnation},
+          {"layout", h.layout},
+          {"durability", durability_text(h.durability)},
+          {"secret", h.secret},
+          {"encrypted", h.encrypted},
+          {"read_only", h.read_only},
           {"resident_samples", h.resident_samples},
           {"resident_bytes", h.resident_bytes},
           {"max_resident_bytes", h.max_resident_bytes},
@@ -81,6 +98,14 @@ Json to_json(const StoreHealth& h) {
 std::string plain_text(const StoreHealth& h) {
   std::string text = fmt::format("store      {}   {} in {}, {}\n", printable(h.store_id, 4096), h.backend,
                                  printable(h.root, 4096), kind_text(h.kind));
+  if (!h.incarnation.empty()) {
+    text += fmt::format("made as    layout {}, durability {}{}, incarnation {}\n", h.layout, durability_text(h.durability),
+                        !h.secret     ? ""
+                        : h.encrypted ? ", with a secret, encrypted"
+                                      : ", with a secret",
+                        h.incarnation);
+  }
+  if (h.read_only) text += "access     this user may only read here: no put, lease, remove or gc\n";
   text += fmt::format("resident   {} generations, {}{}\n", h.resident_samples, human_bytes(h.resident_bytes), share_of_cap(h));
   text += fmt::format("leases     {} live\n", h.live_leases);
   text += h.resident_samples == 0 ? "age        -\n"
@@ -144,6 +169,12 @@ int run_create(CreateArguments arguments, const Console& console) {
                                                                   : Durability::kFull;
   const bool there = is_there(name, arguments.options.secret);
   const StoreHealth health = create_shared_dir_store(name.root, name.id, arguments.options)->health();
+  if (health.durability < arguments.options.durability) {
+    throw InvalidArgument(fmt::format("the store at {} was made with durability '{}', but '{}' is asked for: make a new store, or "
+                                      "ask for more at each attach ('draftflow capture --durable')",
+                                      printable(arguments.store.path.string(), 4096), durability_text(health.durability),
+                                      arguments.durability));
+  }
   if (arguments.json) {
     console.out << json_line({{"store_id", health.store_id},
                               {"root", json_text(health.root)},
@@ -192,6 +223,40 @@ void add_create(CLI::App& group, CommandLine& line) {
   app.add_flag("--json", arguments->json, "print the result as JSON");
   app.footer(kCreateExample);
   app.callback([&line, arguments] { line.action = [&line, arguments] { return run_create(*arguments, line.console); }; });
+}
+
+struct RemoveArguments {
+  StorePath store;
+  std::string id;
+  std::optional<std::uint64_t> generation;
+  bool json = false;
+};
+
+int run_remove(const RemoveArguments& arguments, const Console& console) {
+  const OpenedStore opened = open_store(arguments.store);
+  const SampleRef ref = find_sample(opened, arguments.id, arguments.generation);
+  const std::uint64_t removed =
+      arguments.generation ? (opened.store->remove(ref) ? 1 : 0) : opened.store->abort(SampleId(arguments.id));
+  if (arguments.json) {
+    console.out << json_line({{"sample_id", arguments.id}, {"generations_removed", removed}});
+    return 0;
+  }
+  console.out << fmt::format("removed {} generation{} of sample '{}'\n", removed, removed == 1 ? "" : "s",
+                             printable_id(SampleId(arguments.id)));
+  return 0;
+}
+
+void add_remove(CLI::App& group, CommandLine& line) {
+  auto arguments = std::make_shared<RemoveArguments>();
+  CLI::App& app = *group.add_subcommand("rm", "Take a sample out of a store");
+  add_store_path(app, arguments->store);
+  app.add_option("id", arguments->id, "the sample's id")->required()->type_name("ID");
+  app.add_option("--generation", arguments->generation, "only this one; default: all")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+  app.add_flag("--json", arguments->json, "print the result as JSON");
+  app.footer(kRemoveExample);
+  app.callback([&line, arguments] { line.action = [&line, arguments] { return run_remove(*arguments, line.console); }; });
 }
 
 struct RotateArguments {
@@ -303,7 +368,9 @@ OpenedStore open_store(const StorePath& store) {
   } catch (const NotFound& error) {
     throw NotFound(error.what() + other_name_hint(folder, name));
   } catch (const InvalidArgument& error) {
-    throw InvalidArgument(error.what() + other_name_hint(folder, name));
+    const bool from_environment = secret != nullptr && store.secret_file.empty();
+    throw InvalidArgument(error.what() + other_name_hint(folder, name) +
+                          (from_environment ? fmt::format("; the secret came from the environment's {}", kSecretVariable) : ""));
   }
 }
 
@@ -375,6 +442,7 @@ void add_store_command(CommandLine& line) {
   add_store_list_command(group, line);
   add_store_inspect_command(group, line);
   add_store_verify_command(group, line);
+  add_remove(group, line);
   add_rotate(group, line);
   add_report(group, line, "gc", "Free what nobody can use any more", kGcExample,
              [](FeatureStore& store) { return store.gc(); });

@@ -14,7 +14,7 @@ using testing::HasSubstr;
 using testing::StartsWith;
 
 TEST_F(StoreCommand, EachHasHelpWithAnExample) {
-  for (const std::string command : {"create", "put", "get", "ls", "inspect", "verify", "gc", "stat", "rotate"}) {
+  for (const std::string command : {"create", "put", "get", "ls", "inspect", "verify", "rm", "gc", "stat", "rotate"}) {
     const Outcome outcome = call({command, "--help"});
     EXPECT_EQ(outcome.code, 0) << command;
     EXPECT_THAT(outcome.out, HasSubstr("Example:\n  draftflow store " + command + " "));
@@ -125,6 +125,36 @@ TEST_F(StoreCommand, StatShowsTheCounters) {
   EXPECT_EQ(json["resident_bytes"], 36);
   EXPECT_EQ(json["live_leases"], 1);
   EXPECT_EQ(json["kind"], "ledgered");
+}
+
+TEST_F(StoreCommand, StatShowsWhatTheStoreWasMadeAs) {
+  ASSERT_EQ(call({"create", path(), "--layout", "specforge", "--durability", "data"}).code, 0);
+  EXPECT_THAT(call({"stat", path()}).out, HasSubstr("made as    layout specforge, durability data, incarnation "));
+  const auto json = nlohmann::json::parse(call({"stat", path(), "--json"}).out);
+  EXPECT_EQ(json["durability"], "data");
+  EXPECT_EQ(json["encrypted"], false);
+  EXPECT_EQ(json["read_only"], false);
+  const Outcome more = call({"create", path(), "--layout", "specforge", "--durability", "full"});
+  EXPECT_EQ(more.code, 2);
+  EXPECT_THAT(more.err, HasSubstr("made with durability 'data', but 'full' is asked for"));
+}
+
+TEST_F(StoreCommand, RmTakesASampleAway) {
+  const SampleRef a = put("a"), b = put("b");
+  const Outcome gone = call({"rm", path(), "a"});
+  EXPECT_EQ(gone.out, "removed 1 generation of sample 'a'\n") << gone.err;
+  EXPECT_THROW(store()->read(a), NotFound);
+  EXPECT_EQ(call({"rm", path(), "a"}).code, 3);
+  EXPECT_EQ(call({"rm", path(), "b", "--generation", std::to_string(b.generation + 1)}).code, 3);
+  const Outcome json = call({"rm", path(), "b", "--generation", std::to_string(b.generation), "--json"});
+  EXPECT_EQ(nlohmann::json::parse(json.out)["generations_removed"], 1) << json.err;
+  EXPECT_THROW(store()->read(b), NotFound);
+}
+
+TEST_F(StoreCommand, ASecretThatThePlainStoreHasNotIsToldFromWhere) {
+  ASSERT_EQ(call({"create", path()}).code, 0);
+  ::setenv(kSecretVariable, "from the shell", 1);
+  EXPECT_THAT(call({"stat", path()}).err, HasSubstr("the secret came from the environment's DRAFTFLOW_STORE_SECRET"));
 }
 
 TEST_F(StoreCommand, GcSaysWhatItDid) {

@@ -56,11 +56,12 @@ struct Account::Others {
   }
 };
 
-Account::Account(Folder folder, const Folder& temporaries) : folder_(std::move(folder)), name_(host_name()) {
+Account::Account(Folder folder, const Folder& temporaries, bool read_only)
+    : folder_(std::move(folder)), name_(host_name()), private_(read_only) {
   const std::string path = folder_.shown(name_).string();
-  auto fd = folder_.find_file(name_, O_RDWR);
+  auto fd = read_only ? std::nullopt : folder_.find_file(name_, O_RDWR);
   try {
-    if (!fd) fd = make(temporaries);
+    if (!fd && !read_only) fd = make(temporaries);
   } catch (const Exhausted&) {  // a full disk must not keep anybody from freeing
     private_ = true;
   }
@@ -107,7 +108,7 @@ Account::Change::~Change() {
 Account::Others Account::others() const {
   Others others;
   for (const std::string& name : folder_.list()) {
-    if (name == name_) continue;
+    if (name == name_ && !private_) continue;
     const auto fd = folder_.find_file(name, O_RDONLY);  // one that cannot be read would make the figures too low
     if (!fd) continue;
     auto file = std::make_unique<Counters>();

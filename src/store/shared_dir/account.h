@@ -35,8 +35,8 @@ struct FanOutCount {
 
 class Account {
  public:
-  // Where the disk is too full for a new file the figures are this object's alone, and is_private.
-  Account(Folder folder, const Folder& temporaries);
+  // Where the disk is too full for a new file, or with `read_only`, what this object counts is its own alone, and is_private.
+  Account(Folder folder, const Folder& temporaries, bool read_only = false);
   ~Account();
   Account(const Account&) = delete;
   Account& operator=(const Account&) = delete;

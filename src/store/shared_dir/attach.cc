@@ -38,7 +38,7 @@ void check_options(const SharedDirOptions& options) {
 }
 
 // Whether the first generation found in a fan-out folder is sealed; nothing without one. What somebody planted there, such
-// as a link, must not keep anybody from attaching.
+// as a link, must not keep anybody from attaching, nor what cannot be read.
 std::optional<bool> holds_sealed(const store::Folder& samples, const std::string& name) {
   std::optional<bool> sealed;
   const auto look = [&](const store::Folder& fan_out, const store::SamplePlace& place) {
@@ -56,9 +56,11 @@ std::optional<bool> holds_sealed(const store::Folder& samples, const std::string
       try {
         look(*fan_out, place);
       } catch (const Corrupt&) {
+      } catch (const PermissionDenied&) {
       }
     });
   } catch (const Corrupt&) {
+  } catch (const PermissionDenied&) {
   }
   return sealed;
 }

@@ -230,10 +230,24 @@ void walk(const Layout& layout, const Books& books, std::int64_t now_seconds,
           const std::function<bool(const ResidentSample&)>& visit,
           const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) {
   bool go_on = true;
-  layout.for_each_fan_out([&](const Folder& fan_out, const std::string& fan_out_name) {
-    if (!go_on) return;
-    Layout::for_each_sample(fan_out, fan_out_name, [&](const SamplePlace& place) {
-      const auto folder = go_on ? fan_out.find(place.folder) : std::nullopt;
+  const auto is_told = [](const Error& error) {  // rather than the end of the walk
+    return error.kind() == ErrorKind::kCorrupt || error.kind() == ErrorKind::kInvalidArgument ||
+           error.kind() == ErrorKind::kPermissionDenied;
+  };
+  const auto find_told = [&](const Folder& above, const std::string& name) -> std::optional<Folder> {
+    try {
+      return above.find(name);
+    } catch (const Error& error) {
+      if (!is_told(error)) throw;
+      damaged(above.shown(name), error.what());
+      return std::nullopt;
+    }
+  };
+  for (const std::string& fan_out_name : layout.samples().list()) {
+    const auto fan_out = go_on && is_fan_out_name(fan_out_name) ? find_told(layout.samples(), fan_out_name) : std::nullopt;
+    if (!fan_out) continue;
+    Layout::for_each_sample(*fan_out, fan_out_name, [&](const SamplePlace& place) {
+      const auto folder = go_on ? find_told(*fan_out, place.folder) : std::nullopt;
       if (!folder) return;
       for (const auto& [generation, name] : list_sample(*folder, place).generations) {
         const Folder& where = books.flat == nullptr ? *folder : books.flat->folder();
@@ -243,12 +257,12 @@ void walk(const Layout& layout, const Books& books, std::int64_t now_seconds,
           go_on = visit(describe_file(fd->get(), where.shown(name), place, generation, now_seconds, books.own_names()));
         } catch (const NotFound&) {  // freed meanwhile
         } catch (const Error& error) {
-          if (error.kind() != ErrorKind::kCorrupt && error.kind() != ErrorKind::kInvalidArgument) throw;
+          if (!is_told(error)) throw;
           damaged(where.shown(name), error.what());
         }
       }
     });
-  });
+  }
 }
 
 double oldest_age(const AccountTotals& totals, std::int64_t now_seconds) {

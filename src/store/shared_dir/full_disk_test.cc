@@ -53,6 +53,23 @@ TEST(FullDisk, RunningOutOfBytesLeavesNothingAndHealsByFreeing) {
   expect_same(store->read(store->put(tensors, SampleId("c"), run_metadata())), tensors);
 }
 
+// As the kernel mounts a disk again that had errors.
+TEST(FullDisk, ADiskThatWentReadOnlyIsReadOn) {
+  const Tmpfs disk("size=4m");
+  if (!disk.mounted()) GTEST_SKIP() << disk.why_not();
+  SampleRef ref{.sample_id = SampleId("a"), .run_id = RunId("run")};
+  {
+    const auto before = create_shared_dir_store(disk.path(), StoreId("st"), {.free_space_floor_bytes = 0});
+    ref = before->put(small_tensors(), SampleId("a"), run_metadata());
+  }
+  ASSERT_EQ(::mount("none", disk.path().c_str(), nullptr, MS_REMOUNT | MS_RDONLY, nullptr), 0);
+  const auto store = open_shared_dir_store(disk.path(), StoreId("st"), {});
+  expect_same(store->read(ref), small_tensors());
+  EXPECT_EQ(store->health().resident_samples, 1u);
+  EXPECT_THAT(message_of<PermissionDenied>([&] { store->put(small_tensors(), SampleId("b"), run_metadata()); }),
+              HasSubstr("Read-only file system"));
+}
+
 // The check of free space comes too early here, as it does when others fill the disk meanwhile.
 TEST(FullDisk, AWriteThatFailsInTheMiddleLeavesNothing) {
   const Tmpfs disk("size=4m");

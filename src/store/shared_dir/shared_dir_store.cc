@@ -4,10 +4,12 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
 #include <ctime>
+#include <system_error>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
@@ -21,6 +23,14 @@ namespace {
 
 constexpr std::size_t kMaxRemembered = 65536;  // generations that need no second check
 constexpr int kBeatsALease = 6;                // a holder may miss a few
+
+// Why nothing can be made in the folder, by the file system's word; empty if it can.
+std::string why_read_only(const Folder& folder) {
+  if (::faccessat(folder.fd(), ".", W_OK | X_OK, AT_EACCESS) == 0) return "";
+  const int error = errno;
+  if (error != EACCES && error != EPERM && error != EROFS) throw_errno(error, "looking at the rights of " + folder.path().string());
+  return fmt::format("{}: {}", folder.path().string(), std::generic_category().message(error));
+}
 
 std::optional<std::uint64_t> lease_number(const std::string& token, const std::string& holder) {
   if (!token.starts_with(holder) || token.size() < holder.size() + 2 || token[holder.size()] != '.') return std::nullopt;
@@ -39,7 +49,8 @@ SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile
       file_(file),
       options_(options),
       keys_(std::move(keys)),
-      account_(required_folder(layout_.store(), kAccountsFolder), temporaries_),
+      read_only_(why_read_only(temporaries_)),
+      account_(required_folder(layout_.store(), kAccountsFolder), temporaries_, !read_only_.empty()),
       flat_(layout_.store(), file.incarnation),
       books_{account_, !on_network_file_system(layout_.store()), file.kind == StoreKind::kConsumeOnce,
              file.layout == StoreLayout::kSpecforge ? &flat_ : nullptr},
@@ -47,7 +58,7 @@ SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile
       pool_(kMaxIdleBytes) {
   options_.durability = std::max(options_.durability, file_.durability);
   options_.secret.reset();  // the keys are what is needed from here on
-  check_links(temporaries_);
+  if (read_only_.empty()) check_links(temporaries_);
 }
 
 SharedDirStore::~SharedDirStore() {
@@ -72,6 +83,14 @@ std::string SharedDirStore::why_foreign(const SampleRef& ref) const {
   if (ref.incarnation == file_.incarnation) return "";
   return fmt::format("it is of incarnation '{}', but the store here is incarnation '{}': the store was deleted and made again",
                      printable(ref.incarnation), file_.incarnation);
+}
+
+void SharedDirStore::check_writable(const std::string& what) const {
+  if (read_only_.empty()) return;
+  throw PermissionDenied(
+      fmt::format("{}: store '{}' at {} can only be read by this process ({}): ask for the right to write there, or read without "
+                  "a lease",
+                  what, printable(id_.str()), layout_.store().path().string(), read_only_));
 }
 
 void SharedDirStore::throw_not_found(const Identity& identity) const {
@@ -134,6 +153,7 @@ void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uin
 
 SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) try {
   check_put(tensors, sample_id, metadata);
+  check_writable(fmt::format("put of sample '{}'", printable(sample_id.str())));
   if (books_.flat != nullptr) check_reference_can_name(tensors, sample_id);
   const PackedSample sample = pack_sample(tensors, sample_id);
   const std::uint64_t bytes = bytes_of(sample.parts);
@@ -341,6 +361,7 @@ Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) try
                     printable(ref.sample_id.str()), printable(id_.str()), layout_.store().path().string(),
                     file_system_name(layout_.store())));
   }
+  check_writable(fmt::format("get of sample '{}' under a lease", printable(ref.sample_id.str())));
   Opened opened = open(ref);
   const Lease lease = take_lease(opened);
   Fetched fetched{{}, {ref.sample_id, ref.generation, ""}};
@@ -463,6 +484,7 @@ void SharedDirStore::release(const FeatureHandle& handle) try {
 
 bool SharedDirStore::remove(const SampleRef& ref) try {
   if (!why_foreign(ref).empty()) return false;
+  check_writable(fmt::format("remove of sample '{}'", printable(ref.sample_id.str())));
   const SamplePlace place = sample_place(ref.sample_id);
   const auto folder = layout_.find_sample(place);
   if (books_.flat != nullptr && !reference_name(ref.sample_id, ref.generation)) return false;
@@ -477,6 +499,7 @@ bool SharedDirStore::remove(const SampleRef& ref) try {
 }
 
 std::uint64_t SharedDirStore::abort(const SampleId& sample_id) try {
+  check_writable(fmt::format("abort of sample '{}'", printable(sample_id.str())));
   const SamplePlace place = sample_place(sample_id);
   const auto folder = layout_.find_sample(place);
   if (!folder) return 0;
@@ -494,6 +517,7 @@ std::uint64_t SharedDirStore::abort(const SampleId& sample_id) try {
 }
 
 GcReport SharedDirStore::gc() try {
+  check_writable("gc");
   const auto silent_ms = books_.local ? std::nullopt : std::optional(options_.lease_ms);
   const GcReport report = collect({layout_, temporaries_, leases_, account_, books_, file_, silent_ms});
   prune_epochs(epochs_);
@@ -512,7 +536,13 @@ StoreHealth SharedDirStore::health() {
   const auto whole = [](std::int64_t value) { return static_cast<std::uint64_t>(std::max<std::int64_t>(value, 0)); };
   const AccountTotals totals = account_.totals();
   StoreHealth health{.store_id = id_.str(), .backend = "shared_dir", .root = layout_.store().path().parent_path().string()};
+  health.incarnation = file_.incarnation;
+  health.layout = layout_name(file_.layout);
   health.kind = file_.kind;
+  health.durability = file_.durability;
+  health.secret = file_.needs_secret;
+  health.encrypted = keys_ && keys_->encrypted;
+  health.read_only = !read_only_.empty();
   health.resident_samples = whole(totals.samples);
   health.resident_bytes = whole(totals.bytes + totals.reserved);
   health.max_resident_bytes = file_.max_resident_bytes;
@@ -541,7 +571,7 @@ void SharedDirStore::for_each(const std::function<bool(const ResidentSample&)>& 
 }
 
 std::int64_t SharedDirStore::now_seconds() const {
-  return books_.local ? ::time(nullptr) : server_time_ms(temporaries_) / 1000;
+  return books_.local || !read_only_.empty() ? ::time(nullptr) : server_time_ms(temporaries_) / 1000;
 }
 
 ResidentSample SharedDirStore::resident(const SampleRef& ref) {

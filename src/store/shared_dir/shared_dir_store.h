@@ -76,6 +76,7 @@ class SharedDirStore : public FeatureStore {
   bool is_named(const Opened& opened) const;
   TensorMap load(Opened opened, const std::vector<const FeatureSpec*>& specs, const GetOptions& options);
   std::vector<StoredTensor> stored_tensors(Opened opened);
+  void check_writable(const std::string& what) const;  // PermissionDenied: this process may only read
   static std::uint64_t greatest_in(const std::optional<Folder>& folder, const SamplePlace& place);  // by name; 0: none
   std::uint64_t current_in(const std::optional<Folder>& folder, const SamplePlace& place) const;    // by the files; 0: none
   std::uint64_t next_generation(const std::optional<Folder>& folder, const SamplePlace& place);
@@ -106,6 +107,7 @@ class SharedDirStore : public FeatureStore {
   StoreFile file_;
   SharedDirOptions options_;
   std::optional<Keys> keys_;
+  const std::string read_only_;  // why this process may not write here; empty: it may
   Account account_;
   FlatNames flat_;
   Books books_;

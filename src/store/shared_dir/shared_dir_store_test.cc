@@ -4,6 +4,7 @@
 #include "store/shared_dir/shared_dir_store.h"
 
 #include <fcntl.h>
+#include <grp.h>
 
 #include <atomic>
 #include <fstream>
@@ -252,6 +253,46 @@ TEST_F(SharedDir, TheFloorIsKeptBeforeAnythingIsWritten) {
   EXPECT_THAT(message, HasSubstr("keeps a floor of 4611686018427387904"));
   EXPECT_TRUE(std::filesystem::is_empty(root() / "samples"));
   EXPECT_TRUE(std::filesystem::is_empty(root() / "tmp"));
+}
+
+// By another user, who may read: as on a disk that was mounted read-only.
+TEST_F(SharedDir, WhoMayOnlyReadReads) {
+  if (::geteuid() != 0) GTEST_SKIP() << "another user can only be tried as root";
+  const auto store = attach();
+  const SampleRef ref = put(*store, "a"), hidden = put(*store, "b");
+  ::chmod(temp_.path().c_str(), 0755);
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(temp_.path())) {
+    ::chmod(entry.path().c_str(), entry.is_directory() ? 0755 : 0644);
+  }
+  const SamplePlace place = sample_place(hidden.sample_id);
+  ASSERT_NE(place.fan_out, sample_place(ref.sample_id).fan_out);
+  ::chmod((root() / "samples" / place.fan_out).c_str(), 0);
+  const pid_t child = store_testing::fork_child([&] {
+    if (::setgroups(0, nullptr) != 0 || ::setgid(65534) != 0 || ::setuid(65534) != 0) ::_exit(2);
+    const auto theirs = open_shared_dir_store(temp_.path(), StoreId("st"), {});
+    expect_same(theirs->read(ref), small_tensors());
+    if (theirs->health().resident_samples != 2 || !theirs->health().read_only) ::_exit(3);
+    if (theirs->find(ref.sample_id, {}).generation != ref.generation) ::_exit(4);
+    int seen = 0, told = 0;
+    theirs->for_each([&](const ResidentSample&) { return ++seen > 0; },
+                     [&](const std::filesystem::path&, const std::string& why) {
+                       told += why.find("Permission denied") != std::string::npos ? 1 : 100;
+                     });
+    if (seen != 1 || told != 1) ::_exit(5);
+    const std::vector<std::function<void()>> writes = {
+        [&] { theirs->put(small_tensors(), SampleId("c"), run_metadata()); }, [&] { theirs->get(ref); },
+        [&] { theirs->remove(ref); }, [&] { theirs->abort(ref.sample_id); }, [&] { theirs->gc(); }};
+    for (const auto& write : writes) {
+      try {
+        write();
+        ::_exit(6);
+      } catch (const PermissionDenied& error) {
+        if (std::string(error.what()).find("can only be read by this process") == std::string::npos) ::_exit(7);
+      }
+    }
+  });
+  EXPECT_EQ(store_testing::wait_for(child), 0);
+  expect_same(store->read(ref), small_tensors());
 }
 
 TEST_F(SharedDir, GcRetiresWhatACrashLeft) {
