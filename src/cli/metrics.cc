@@ -120,7 +120,22 @@ Json to_json(const EvalReport& r) {
           {"example_text", json_text(r.example_text)}};
 }
 
+GroupStatus first_group(const LedgerStatus& status) {
+  return status.groups.empty() ? status.of(GroupId("train")) : status.groups.front();
+}
+
+Json to_json(const GroupStatus& g) {
+  return {
+      {"group", json_text(g.group)},    {"window", g.window},     {"open", g.open},         {"width", g.width},
+      {"available", g.available},       {"windowed", g.windowed}, {"trained", g.trained},   {"durable", g.durable},
+      {"dropped", g.dropped},           {"failed", g.failed},     {"timeline", g.timeline}, {"trained_step", g.trained_step},
+      {"durable_step", g.durable_step}, {"pinned", g.pinned}};
+}
+
 Json to_json(const LedgerStatus& s) {
+  const GroupStatus g = first_group(s);
+  Json groups = Json::array();
+  for (const GroupStatus& group : s.groups) groups.push_back(to_json(group));
   return {{"ledger_id", s.ledger_id},
           {"run_id", json_text(s.run_id)},
           {"prompts", s.prompts},
@@ -130,18 +145,19 @@ Json to_json(const LedgerStatus& s) {
           {"prompts_failed", s.prompts_failed},
           {"prompts_closed", s.prompts_closed},
           {"committed", s.committed},
-          {"available", s.available},
-          {"windowed", s.windowed},
-          {"trained", s.trained},
-          {"durable", s.durable},
-          {"dropped", s.dropped},
-          {"failed", s.failed},
+          {"available", g.available},
+          {"windowed", g.windowed},
+          {"trained", g.trained},
+          {"durable", g.durable},
+          {"dropped", g.dropped},
+          {"failed", g.failed},
           {"freed", s.freed},
           {"resident_bytes", s.resident_bytes},
-          {"timeline", s.timeline},
-          {"trained_step", s.trained_step},
-          {"durable_step", s.durable_step},
-          {"committed_tokens", s.committed_tokens}};
+          {"timeline", g.timeline},
+          {"trained_step", g.trained_step},
+          {"durable_step", g.durable_step},
+          {"committed_tokens", s.committed_tokens},
+          {"groups", groups}};
 }
 
 double number_or(const Json& record, const char* key, double otherwise) {

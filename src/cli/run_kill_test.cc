@@ -122,14 +122,14 @@ class RunKill : public ::testing::Test {
 
   void expect_all_trained_once(const std::string& out) {
     const auto ledger = open_sqlite_ledger_read_only(folder_.path() / out / "ledger.sqlite3");
-    const auto ids = ledger->trained_ids();
+    const auto ids = ledger->trained_ids(GroupId("train"));
     const std::set<std::string> distinct(ids.begin(), ids.end());
     EXPECT_EQ(ids.size(), distinct.size());
     std::set<std::string> expected;
     for (int i = 0; i < kPrompts; ++i) expected.insert(fmt::format("kill:{:08}", i));
     EXPECT_EQ(distinct, expected);
     const LedgerStatus status = ledger->status();
-    EXPECT_EQ(status.durable, kPrompts);
+    EXPECT_EQ(status.of(GroupId("train")).durable, kPrompts);
     EXPECT_EQ(status.freed, kPrompts);
     EXPECT_EQ(status.resident_bytes, 0u);
   }
@@ -146,7 +146,7 @@ TEST_F(RunKill, AnyProcessAtAnyTimeEndsWithTheSameSamples) {
     const auto at = static_cast<std::int64_t>(random.below(kPrompts));
     const bool by_step = victim != "capture";
     kills += run_with_kill(config, victim, [&](const LedgerStatus& status) {
-      return by_step ? status.trained_step * kWindow >= at : status.committed >= at;
+      return by_step ? status.of(GroupId("train")).trained_step * kWindow >= at : status.committed >= at;
     });
     finish(config);
     expect_all_trained_once(config.stem());
@@ -169,7 +169,7 @@ TEST_F(RunKill, AKilledTrainerGoesOnToTheSameWeights) {
     std::string text = read_text_file(straight);
     text.replace(text.find("out: straight"), 13, fmt::format("out: {}_killed", victim));
     replace_file(config, text);
-    EXPECT_TRUE(run_with_kill(config, victim, [](const LedgerStatus& status) { return status.trained_step >= 5; }));
+    EXPECT_TRUE(run_with_kill(config, victim, [](const LedgerStatus& status) { return status.of(GroupId("train")).trained_step >= 5; }));
     finish(config);
     expect_all_trained_once(config.stem());
     EXPECT_EQ(weights(config.stem()), weights("straight"));

@@ -40,12 +40,19 @@ std::string status_text(const LedgerStatus& s) {
   text +=
       fmt::format("prompts    {} on the books ({}): {} pending, {} leased, {} done, {} failed\n", s.prompts,
                   s.prompts_closed ? "closed" : "open", s.prompts_pending, s.prompts_leased, s.prompts_done, s.prompts_failed);
-  text += fmt::format("samples    {} committed, {} tokens: {} available, {} in windows, {} trained, {} durable\n", s.committed,
-                      human_count(static_cast<double>(s.committed_tokens)), s.available, s.windowed, s.trained, s.durable);
-  text += fmt::format("aside      {} dropped, {} failed\n", s.dropped, s.failed);
+  text +=
+      fmt::format("samples    {} committed, {} tokens\n", s.committed, human_count(static_cast<double>(s.committed_tokens)));
   text += fmt::format("bytes      {} resident, {} samples freed\n", human_bytes(s.resident_bytes), s.freed);
-  return text + fmt::format("training   timeline {}, trained to step {}, durable to step {}\n", s.timeline, s.trained_step,
-                            s.durable_step);
+  for (const GroupStatus& g : s.groups) {
+    text += fmt::format(
+        "group      {}{}: {} available, {} in windows of {}, {} trained, {} durable; aside: {} dropped, {} failed\n",
+        printable(g.group), g.open ? "" : " (closed)", g.available, g.windowed, g.window, g.trained, g.durable, g.dropped,
+        g.failed);
+    text +=
+        fmt::format("           timeline {} with {} rank{}, trained to step {}, durable to step {}; {} samples stay for it\n",
+                    g.timeline, g.width, g.width == 1 ? "" : "s", g.trained_step, g.durable_step, g.pinned);
+  }
+  return text;
 }
 
 void add_status_command(CommandLine& line) {

@@ -162,18 +162,19 @@ void Supervisor::sample() {
 
 std::vector<ProgressLine> Supervisor::train_lines(const LedgerStatus& status) {
   const double now = steady_seconds();
+  const std::int64_t trained_step = status.of(GroupId(config_.train.group)).trained_step;
   for (Json& record : train_reader_->read_new()) last_train_ = std::move(record);
   const std::int64_t captured = status.prompts_done + status.prompts_failed;
   const auto total_steps = static_cast<std::int64_t>(number_or(last_train_, "total_steps", 0));
   capture_meter_.add(now, captured);
-  train_meter_.add(now, status.trained_step);
+  train_meter_.add(now, trained_step);
   std::string capture_note = human_bytes(status.resident_bytes) + " resident";
   if (status.prompts_failed > 0) capture_note += fmt::format(", {} failed", status.prompts_failed);
-  std::string train_note = status.trained_step == 0 ? "waiting for samples" : "";
+  std::string train_note = trained_step == 0 ? "waiting for samples" : "";
   if (last_train_.contains("loss_total")) train_note = fmt::format("loss {:.3f}", number_or(last_train_, "loss_total", 0));
   return {{"capture", captured, status.prompts, "prompts", capture_meter_.rate(), capture_meter_.seconds_left(status.prompts),
            capture_note},
-          {"train", status.trained_step, total_steps, "steps", train_meter_.rate(), train_meter_.seconds_left(total_steps),
+          {"train", trained_step, total_steps, "steps", train_meter_.rate(), train_meter_.seconds_left(total_steps),
            train_note}};
 }
 
@@ -194,8 +195,8 @@ void Supervisor::write_results() {
   const auto ledger = open_sqlite_ledger_read_only(folder_->ledger());
   const LedgerStatus status = ledger->status();
   const RunRecords records = load_run_records(*folder_);
-  const auto samples = static_cast<std::int64_t>(ledger->trained_ids().size());
-  const Json summary = make_summary(config_, records, state_, samples, status.trained_step);
+  const auto samples = static_cast<std::int64_t>(ledger->trained_ids(GroupId(config_.train.group)).size());
+  const Json summary = make_summary(config_, records, state_, samples, status.of(GroupId(config_.train.group)).trained_step);
   replace_file(folder_->summary(), summary.dump(2) + "\n");
   replace_file(folder_->report(), report_html({config_, records, summary}));
   state_.done.insert(kReportStage);

@@ -22,7 +22,7 @@ TEST_P(LedgerSamples, ACommitCompletesItsPrompt) {
   EXPECT_EQ(status.prompts_done, 1);
   EXPECT_EQ(status.prompts_leased, 0);
   EXPECT_EQ(status.committed, 1);
-  EXPECT_EQ(status.available, 1);
+  EXPECT_EQ(status.of(group_).available, 1);
   EXPECT_EQ(status.committed_tokens, 10);
   EXPECT_EQ(status.resident_bytes, 250U);
   EXPECT_TRUE(ledger_->is_committed(SampleId("a")));
@@ -68,7 +68,7 @@ TEST_P(LedgerSamples, WhatAGroupHasTakenIsNotReplaced) {
   ingest({"a"});
   const PromptLease lease = lease_one();
   ledger_->commit_sample(make_ref("a", 2), lease);
-  ledger_->next_window(group_, open_timeline(*ledger_));
+  next_window(*ledger_, open_timeline(*ledger_));
   expect_error<Conflict>([&] { ledger_->commit_sample(make_ref("a", 3), lease); }, "a group has taken the sample");
   EXPECT_EQ(ledger_->get_committed(SampleId("a"))->generation, 2U);
   ledger_->commit_sample(make_ref("a", 2), lease);

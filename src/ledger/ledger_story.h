@@ -8,6 +8,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -89,7 +91,20 @@ class LedgerStory : public ::testing::TestWithParam<Backend> {
     ledger_->declare_group({.group = group_, .window = window, .resumable_checkpoints = resumable});
   }
 
-  std::int64_t open_timeline(Ledger& ledger) { return ledger.open_timeline(group_, std::nullopt).number; }
+  std::int64_t open_timeline(Ledger& ledger) { return ledger.open_timeline({.group = group_}).number; }
+
+  // As a trainer asks: the first untrained window, then the one after, whichever object it asks.
+  WindowAnswer next_window(Ledger& ledger, std::int64_t timeline) {
+    const auto key = std::pair(&ledger, timeline);
+    const GroupStatus group = ledger.status().of(group_);
+    const std::int64_t trained = (group.trained + group.durable + group.failed) / std::max(group.window, 1);
+    std::int64_t& next = next_.emplace(key, trained).first->second;
+    WindowAnswer answer = ledger.read_window(group_, timeline, next);
+    next += answer.window ? 1 : 0;
+    return answer;
+  }
+
+  GroupStatus group_status() { return ledger_->status().of(group_); }
 
   CheckpointMark mark(std::int64_t timeline, std::int64_t step) {
     return {.ledger_id = ledger_->id(), .group = group_, .timeline = timeline, .step = step};
@@ -99,7 +114,7 @@ class LedgerStory : public ::testing::TestWithParam<Backend> {
   std::vector<std::string> train(std::int64_t timeline, std::int64_t first_step, int count) {
     std::vector<std::string> seen;
     for (int i = 0; i < count; ++i) {
-      const WindowAnswer answer = ledger_->next_window(group_, timeline);
+      const WindowAnswer answer = next_window(*ledger_, timeline);
       if (answer.state != WindowState::kWindow) throw NotFound("no window to train");
       for (const SampleRef& ref : answer.window->refs) seen.push_back(ref.sample_id.str());
       ledger_->trained(group_, timeline, answer.window->number, first_step + i, {});
@@ -125,6 +140,7 @@ class LedgerStory : public ::testing::TestWithParam<Backend> {
   std::int64_t now_ms_ = 5000;
   std::string boot_ = "boot-1";
   std::unique_ptr<Ledger> ledger_ = open();
+  std::map<std::pair<Ledger*, std::int64_t>, std::int64_t> next_;
 };
 
 #define INSTANTIATE_LEDGER_STORY(fixture)                                                                               \

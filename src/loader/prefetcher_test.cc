@@ -122,7 +122,7 @@ class PrefetcherTest : public ::testing::Test {
  protected:
   PrefetcherTest() {
     ledger_->declare_group({.group = group_, .window = 2});
-    timeline_ = ledger_->open_timeline(group_, std::nullopt).number;
+    timeline_ = ledger_->open_timeline({.group = group_});
   }
 
   static std::unique_ptr<FeatureStore> open_store(const std::filesystem::path& root) {
@@ -161,7 +161,7 @@ class PrefetcherTest : public ::testing::Test {
   const std::unique_ptr<Ledger> fetching_ = open_sqlite_ledger(folder_.path() / "ledger.sqlite3");  // of the other thread
   const std::unique_ptr<FeatureStore> store_ = open_store(folder_.path());
   const LoaderOptions options_{.windows_ahead = 2, .hidden_size = 2, .vocab_size = 40, .poll_ms = 1};
-  std::int64_t timeline_ = 0;
+  TimelineInfo timeline_;
   std::atomic<bool> stop_{false};
 };
 
@@ -285,7 +285,7 @@ TEST_F(PrefetcherTest, ALostTimelineIsRethrownToTheCaller) {
   const auto source = stream();
   Prefetcher prefetcher(*source, *store_, options_);
   EXPECT_EQ(next(prefetcher).state, WindowState::kWindow);
-  ledger_->open_timeline(group_, std::nullopt);
+  ledger_->open_timeline({.group = group_});
   EXPECT_THROW(next(prefetcher), Conflict);
   EXPECT_THROW(next(prefetcher), Conflict) << "and again, rather than waiting for ever";
 }
@@ -360,7 +360,7 @@ TEST_F(PrefetcherTest, TheMachinesTroubleIsThrownNotBlamedOnTheSample) {
   commit("a", good_tensors());
   commit("b", good_tensors());
   const auto with_trouble = [this](std::function<void()> trouble) {
-    timeline_ = ledger_->open_timeline(group_, std::nullopt).number;
+    timeline_ = ledger_->open_timeline({.group = group_});
     const auto source = stream();
     FailingStore store(std::move(trouble));
     Prefetcher prefetcher(*source, store, options_);

@@ -11,14 +11,21 @@ namespace {
 
 class StreamSource : public WindowSource {
  public:
-  StreamSource(Ledger& ledger, GroupId group, std::int64_t timeline)
-      : ledger_(ledger), group_(std::move(group)), timeline_(timeline) {}
-  WindowAnswer next() override { return ledger_.next_window(group_, timeline_); }
+  StreamSource(Ledger& ledger, GroupId group, const TimelineInfo& timeline, const WindowShare& share)
+      : ledger_(ledger), group_(std::move(group)), timeline_(timeline.number), next_(timeline.first_window), share_(share) {}
+
+  WindowAnswer next() override {
+    WindowAnswer answer = ledger_.read_window(group_, timeline_, next_, share_);
+    if (answer.window) ++next_;
+    return answer;
+  }
 
  private:
   Ledger& ledger_;
   const GroupId group_;
   const std::int64_t timeline_;
+  std::int64_t next_;
+  const WindowShare share_;
 };
 
 class OfflineSource : public WindowSource {
@@ -66,8 +73,9 @@ class OfflineSource : public WindowSource {
 
 }  // namespace
 
-std::unique_ptr<WindowSource> make_stream_source(Ledger& ledger, const GroupId& group, std::int64_t timeline) {
-  return std::make_unique<StreamSource>(ledger, group, timeline);
+std::unique_ptr<WindowSource> make_stream_source(Ledger& ledger, const GroupId& group, const TimelineInfo& timeline,
+                                                 const WindowShare& share) {
+  return std::make_unique<StreamSource>(ledger, group, timeline, share);
 }
 
 std::int64_t offline_windows_per_epoch(std::int64_t refs, int window) {

@@ -134,7 +134,7 @@ TEST_F(WindowSourceTest, ANegativePositionIsRefused) {
 TEST_F(WindowSourceTest, AStreamIsTheLedgersOwn) {
   const GroupId group("train");
   ledger_->declare_group({.group = group, .window = 2});
-  const std::int64_t timeline = ledger_->open_timeline(group, std::nullopt).number;
+  const TimelineInfo timeline = ledger_->open_timeline({.group = group});
   const auto source = make_stream_source(*ledger_, group, timeline);
   EXPECT_EQ(source->next().state, WindowState::kWaiting);
   commit(3);
@@ -145,8 +145,8 @@ TEST_F(WindowSourceTest, AStreamIsTheLedgersOwn) {
   EXPECT_EQ(source->next().state, WindowState::kWaiting);
   ledger_->close_prompts();
   EXPECT_EQ(source->next().state, WindowState::kEndOfStream);
-  EXPECT_EQ(ledger_->status().dropped, 1);
-  ledger_->open_timeline(group, std::nullopt);
+  EXPECT_EQ(ledger_->status().of(group).dropped, 1);
+  ledger_->open_timeline({.group = group});
   EXPECT_THROW(source->next(), Conflict);
 }
 

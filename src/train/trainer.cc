@@ -269,8 +269,9 @@ class TrainRun {
     }
     ledger_->declare_group(
         {.group = group_, .window = options_.window, .resumable_checkpoints = options_.resumable_checkpoints});
-    state_.mark.timeline = ledger_->open_timeline(group_, resume_).number;
-    source_ = make_stream_source(*fetch_ledger_, group_, state_.mark.timeline);
+    const TimelineInfo timeline = ledger_->open_timeline({.group = group_, .resume = resume_});
+    state_.mark.timeline = timeline.number;
+    source_ = make_stream_source(*fetch_ledger_, group_, timeline);
     free_bytes();  // what a trainer that died had made durable and not yet freed
   }
 

@@ -93,12 +93,12 @@ TEST(Trainer, TrainsEveryWindowOnceAndFreesItsBytes) {
   EXPECT_EQ(end.samples, 24);
   const auto ledger = open_sqlite_ledger(run.options().ledger);
   const LedgerStatus status = ledger->status();
-  EXPECT_EQ(status.durable, 24);
-  EXPECT_EQ(status.dropped, 2);
+  EXPECT_EQ(status.of(GroupId("train")).durable, 24);
+  EXPECT_EQ(status.of(GroupId("train")).dropped, 2);
   EXPECT_EQ(status.freed, kSamples);
   EXPECT_EQ(status.resident_bytes, 0u);
   EXPECT_EQ(run.open_store()->health().resident_samples, 0u);
-  EXPECT_EQ(ledger->trained_ids().size(), 24u);
+  EXPECT_EQ(ledger->trained_ids(GroupId("train")).size(), 24u);
 }
 
 TEST(Trainer, AnInterruptedRunGoesOnToTheSameNumbers) {
@@ -111,8 +111,8 @@ TEST(Trainer, AnInterruptedRunGoesOnToTheSameNumbers) {
   EXPECT_EQ(broken.train(broken.options(), 3).step, 4);
   EXPECT_EQ(broken.train(broken.options()).step, 6);
   EXPECT_EQ(broken.draft_bytes(), straight.draft_bytes());
-  EXPECT_EQ(open_sqlite_ledger(broken.options().ledger)->trained_ids(),
-            open_sqlite_ledger(straight.options().ledger)->trained_ids());
+  EXPECT_EQ(open_sqlite_ledger(broken.options().ledger)->trained_ids(GroupId("train")),
+            open_sqlite_ledger(straight.options().ledger)->trained_ids(GroupId("train")));
   broken.train(broken.options());  // a finished run is only exported again
   EXPECT_EQ(broken.draft_bytes(), straight.draft_bytes());
 }
@@ -135,7 +135,7 @@ TEST(Trainer, StepsAfterTheLastCheckpointAreTrainedAgain) {
                    },
                    stop),
                std::runtime_error);
-  EXPECT_EQ(open_sqlite_ledger(rare.ledger)->status().trained_step, 3);
+  EXPECT_EQ(open_sqlite_ledger(rare.ledger)->status().of(GroupId("train")).trained_step, 3);
   broken.train(broken.options());
   EXPECT_EQ(broken.draft_bytes(), straight.draft_bytes());
 }
@@ -147,7 +147,7 @@ TEST(Trainer, APoisonedSampleIsFailedByNameAndTheRestGoesOn) {
   EXPECT_EQ(end.step, 6);
   EXPECT_EQ(end.samples, 23);
   EXPECT_EQ(end.failed, 1);
-  EXPECT_EQ(open_sqlite_ledger(run.options().ledger)->status().failed, 1);
+  EXPECT_EQ(open_sqlite_ledger(run.options().ledger)->status().of(GroupId("train")).failed, 1);
 }
 
 TEST(Trainer, OtherOptionsAndOtherLedgersAreRefused) {
@@ -236,7 +236,7 @@ TEST(Trainer, RefusesWhatCannotTrain) {
   });
   refused([](TrainOptions& o) { o.draft_vocab = 41; });
   refused([](TrainOptions& o) { o.store.clear(); });
-  EXPECT_EQ(open_sqlite_ledger(run.options().ledger)->status().trained, 0);
+  EXPECT_EQ(open_sqlite_ledger(run.options().ledger)->status().of(GroupId("train")).trained, 0);
 }
 
 TEST(Trainer, AnOfflineSetIsReadForSeveralEpochsAndResumes) {

@@ -2,22 +2,24 @@
 //
 // Ledger: owns the facts of one run: which prompts wait, which samples are committed, which windows were dealt and
 // trained, which checkpoints are durable, which bytes may go. Every transition is one transaction that checks its lease or
-// timeline; calling it again is harmless. Time is the ledger's own (CLOCK_BOOTTIME with the boot id: leases of another
-// boot are dead). A Ledger is used by one thread at a time; any number of processes may open the same file. Exhausted:
-// the disk is full, nothing was changed; InDoubt: the commit's outcome is unknown, call again. The file is described in
-// docs/formats/ledger.md.
+// timeline; calling it again is harmless. No process is special: every producer and every trainer rank asks the ledger itself.
+// Time is the ledger's own. A Ledger is used by one thread at a time; any number of processes may open the same one.
+// Exhausted: the disk is full, nothing was changed; InDoubt: the commit's outcome is unknown, call again; Unavailable: the
+// ledger could not be reached, nothing was changed. The tables are described in docs/formats/ledger.md.
 //
 //   prompt:  pending -> leased(holder, token, expiry) -> done | failed(reason)
-//   sample:  committed -> freed;   in the group: available -> windowed(window) -> trained(timeline, step) -> durable;
+//   sample:  committed -> freed;   in each group: available -> windowed(window) -> trained(timeline, step) -> durable;
 //            aside: dropped(reason), failed(reason)
-// This version keeps one consumer group in a ledger; windows are dealt in commit order and trained in the order of their
-// numbers, each at a greater step than the one before.
+// A group is one training run over the samples. It is declared before the first commit, or joins at the oldest sample whose
+// bytes are there. Bytes go when every group's claim on them has ended. Windows are dealt in commit order and trained in the
+// order of their numbers, each at a greater step than the one before; whatever the number of ranks, the order is the same.
 //
 //   auto ledger = open_sqlite_ledger("run/ledger.sqlite3");
-//   ledger->commit_sample(ref, lease);                       // producer, after the bytes are down
-//   WindowAnswer answer = ledger->next_window(timeline);     // trainer
-//   ledger->trained(timeline, answer.window->number, step, {});
-//   ledger->checkpointed(timeline, step);                    // after the checkpoint's file is down
+//   ledger->commit_sample(ref, lease);                                        // producer, after the bytes are down
+//   TimelineInfo line = ledger->open_timeline({.group = g, .width = 2, .rank = 1, .launch = "a"});   // each trainer rank
+//   WindowAnswer answer = ledger->read_window(g, line.number, line.first_window, {.rank = 1, .width = 2});
+//   ledger->trained(g, line.number, answer.window->number, step, {});         // after the step; the first rank's call counts
+//   ledger->checkpointed(g, line.number, step);                               // after the checkpoint's file is down
 //   for (const SampleRef& ref : ledger->freeable(256)) { store->remove(ref); ... ledger->freed(ids); }
 #pragma once
 
@@ -53,16 +55,15 @@ struct PromptAnswer {
   bool finished = false;  // the prompts are closed and none is pending or leased
 };
 
+// What becomes of fewer samples than a window at the end of the stream: they are dropped, and their bytes freed, or stay
+// available and resident.
+enum class TailPolicy { kDrop, kCarry };
+
 struct GroupConfig {
   GroupId group{"train"};
-  int window = 0;                 // W: refs of one optimizer step; fixed when the group is made
-  int resumable_checkpoints = 1;  // a sample's bytes stay until this many newest checkpoints all hold it
-};
-
-struct TimelineInfo {
-  std::int64_t number = 0;
-  std::int64_t first_step = 0;  // optimizer steps that its checkpoint already holds
-  std::string ledger_id;
+  int window = 0;                       // W: refs of one optimizer step; fixed when the group is made
+  int resumable_checkpoints = 1;        // a sample's bytes stay until this many newest checkpoints all hold it
+  TailPolicy tail = TailPolicy::kDrop;  // fixed when the group is made
 };
 
 // A checkpoint as a trainer presents it on resume, and as the ledger stores it.
@@ -73,9 +74,33 @@ struct CheckpointMark {
   std::int64_t step = 0;  // optimizer steps done
 };
 
+// How a trainer rank enters. Ranks of one launch share a timeline: the first one opens it, the others find it by the launch's
+// name. A rank that comes twice, or a launch after another one has taken over, is Conflict.
+struct TimelineRequest {
+  GroupId group{"train"};
+  std::optional<CheckpointMark> resume;  // the checkpoint that the ranks have loaded; nothing: from the start
+  int width = 1;                         // data-parallel groups of ranks; divides W
+  int rank = 0;                          // 0 .. width - 1
+  std::string launch;                    // the same for the ranks of one launch, never used again; empty: a launch of one rank
+  bool accept_loss = false;              // samples that the checkpoint lacks and whose bytes are freed are dropped("rewound")
+};
+
+struct TimelineInfo {
+  std::int64_t number = 0;
+  std::int64_t first_step = 0;    // optimizer steps that its checkpoint already holds
+  std::int64_t first_window = 0;  // the first untrained one, when it was opened
+  std::int64_t lost = 0;          // samples that were dropped("rewound") by opening it
+  std::string ledger_id;
+};
+
+// Of a window: the positions p with p mod width = rank.
+struct WindowShare {
+  int rank = 0, width = 1;
+};
+
 struct Window {
   std::int64_t number = 0;      // 0, 1, 2 ... in training order
-  std::vector<SampleRef> refs;  // W of them, in dealing order
+  std::vector<SampleRef> refs;  // those of the share, in dealing order: refs[i] is at position i * width + rank
 };
 
 enum class WindowState { kWindow, kWaiting, kEndOfStream };
@@ -90,18 +115,31 @@ struct FailedSample {
   std::string reason;
 };
 
-// committed = available + windowed + trained + durable + dropped + failed; freed counts across these. A prompt whose lease ran
-// out counts as leased until somebody asks for prompts again. Files in place (file://) are never resident and never freed.
+// One group: its samples are available + windowed + trained + durable + dropped + failed.
+struct GroupStatus {
+  std::string group;
+  int window = 0;
+  bool open = true;            // false: closed, its claims have ended
+  std::int64_t available = 0;  // in no window yet
+  std::int64_t windowed = 0, trained = 0, durable = 0, dropped = 0, failed = 0;
+  std::int64_t timeline = 0, width = 0, trained_step = 0, durable_step = 0;
+  std::int64_t pinned = 0;  // samples that are resident for this group
+};
+
+// A prompt whose lease ran out counts as leased until somebody asks for prompts again. Files in place (file://) are never
+// resident and never freed.
 struct LedgerStatus {
   std::string ledger_id, run_id;  // run_id: the declared fact, or that of the first record
   std::int64_t prompts = 0, prompts_pending = 0, prompts_leased = 0, prompts_done = 0, prompts_failed = 0;
   bool prompts_closed = false;
   std::int64_t committed = 0;  // samples ever committed
-  std::int64_t available = 0;  // committed, in no window yet
-  std::int64_t windowed = 0, trained = 0, durable = 0, dropped = 0, failed = 0, freed = 0;
+  std::int64_t freed = 0;
   std::uint64_t resident_bytes = 0;  // tensor bytes committed and not freed
-  std::int64_t timeline = 0, trained_step = 0, durable_step = 0;
   std::int64_t committed_tokens = 0;
+  std::vector<GroupStatus> groups;  // in the order in which they were declared
+
+  // That group's figures; before it is declared, everything committed is available to it.
+  GroupStatus of(const GroupId& group) const;
 };
 
 class Ledger {
@@ -138,29 +176,39 @@ class Ledger {
                                       const std::vector<std::vector<TokenCount>>& counts) = 0;
   virtual bool is_committed(const SampleId& id) = 0;
   virtual std::optional<SampleRef> get_committed(const SampleId& id) = 0;
-  virtual std::vector<std::string> all_committed_ids() = 0;  // commit order
-  virtual std::vector<std::string> trained_ids() = 0;        // trained or durable, in training order
+  virtual std::vector<std::string> all_committed_ids() = 0;                // commit order
+  virtual std::vector<std::string> trained_ids(const GroupId& group) = 0;  // trained or durable, in training order
   virtual std::vector<TokenCount> token_counts() = 0;
 
   // --- training
-  virtual void declare_group(const GroupConfig& config) = 0;  // InvalidArgument if it exists with another W
-  // Opens the next timeline. Without a checkpoint everything trained returns to its window untrained. With one: Conflict
-  // if it is of another ledger, group or line; recorded as durable first if the ledger has not heard of it. What was
-  // trained after it returns, in order. InvalidArgument, with the count, if bytes that would be needed are freed.
-  virtual TimelineInfo open_timeline(const GroupId& group, const std::optional<CheckpointMark>& resume) = 0;
-  // The next untrained window after those already handed out on this timeline. Refs that wait in no window are dealt into a
-  // new one as soon as W are committed. kEndOfStream once the prompts are finished and fewer than W are left; those are
-  // dropped("tail shorter than a window") in the same transaction. Conflict if a newer timeline was opened. How far a
-  // timeline was handed out is known to this object alone: another one begins at the first untrained window.
-  virtual WindowAnswer next_window(const GroupId& group, std::int64_t timeline) = 0;
-  // Moves the whole window to trained at `step` (1-based count of optimizer steps done); failed ones keep their place and
-  // get their reason. Idempotent. Conflict if the timeline is not the newest, or the window was trained at another step;
-  // InvalidArgument if an earlier window is untrained or the step is done already.
+  // Makes the group, or finds it: with another W or tail policy InvalidArgument; resumable_checkpoints becomes the new value.
+  virtual void declare_group(const GroupConfig& config) = 0;
+  // Ends the group's claims on every sample, for good: those that no other group claims may go. Idempotent.
+  virtual void close_group(const GroupId& group) = 0;
+  // Opens the next timeline, or joins that of the launch. Without a checkpoint everything trained returns to its window
+  // untrained. With one: Conflict if it is of another ledger, group or line; recorded as durable first if the ledger has not
+  // heard of it. What was trained after it returns, in order. InvalidArgument, with the arithmetic, for a width that does not
+  // divide W, and, with the count, if bytes that would be needed are freed (unless accept_loss).
+  virtual TimelineInfo open_timeline(const TimelineRequest& request) = 0;
+  // A window's share. A window that is not dealt is dealt from the refs that wait in none, as soon as W are committed; the
+  // number asked for may be at most one past the dealt ones (InvalidArgument). kEndOfStream once the prompts are finished and
+  // fewer than W are left; by the group's tail policy those are dropped("tail shorter than a window") in the same
+  // transaction; InvalidArgument if that would leave the group without any step. Conflict if a newer timeline was opened, or
+  // the share is not of the timeline's width.
+  virtual WindowAnswer read_window(const GroupId& group, std::int64_t timeline, std::int64_t number,
+                                   const WindowShare& share = {}) = 0;
+  // Refs that turned out unreadable or not finite: each keeps its place without weight, with the reason. To be called by the
+  // rank that found them before the window's step, so that whoever says trained() says it for all. Idempotent.
+  virtual void report_failed(const GroupId& group, std::int64_t timeline, std::int64_t window,
+                             const std::vector<FailedSample>& failed) = 0;
+  // Moves the whole window to trained at `step` (1-based count of optimizer steps done), with what was reported and `failed`.
+  // Idempotent, so that every rank may call it. Conflict if the timeline is not the newest, or the window was trained at
+  // another step; InvalidArgument if an earlier window is untrained or the step is done already.
   virtual void trained(const GroupId& group, std::int64_t timeline, std::int64_t window, std::int64_t step,
                        const std::vector<FailedSample>& failed) = 0;
   virtual void checkpointed(const GroupId& group, std::int64_t timeline, std::int64_t step) = 0;
-  // What may go: held by each of the newest resumable checkpoints, or dropped. Handing out is written down, since the bytes may
-  // vanish from then on; it is handed out again until freed() says that it is gone.
+  // What may go: for each group held by each of its newest resumable checkpoints, or dropped, or the group is closed. Handing
+  // out is written down, since the bytes may vanish from then on; it is handed out again until freed() says that it is gone.
   virtual std::vector<SampleRef> freeable(int limit) = 0;
   virtual void freed(const std::vector<SampleId>& ids) = 0;  // idempotent; Conflict if it was never handed out
 

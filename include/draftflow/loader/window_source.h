@@ -20,8 +20,9 @@ class WindowSource {
   virtual WindowAnswer next() = 0;
 };
 
-// The windows of a group's timeline, from the first untrained one on.
-std::unique_ptr<WindowSource> make_stream_source(Ledger& ledger, const GroupId& group, std::int64_t timeline);
+// A rank's share of the windows of a group's timeline, from the first untrained one on.
+std::unique_ptr<WindowSource> make_stream_source(Ledger& ledger, const GroupId& group, const TimelineInfo& timeline,
+                                                 const WindowShare& share = {});
 
 struct OfflinePlan {
   int window = 0;  // W

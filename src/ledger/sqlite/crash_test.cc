@@ -21,7 +21,7 @@
 #include "draftflow/base/file.h"
 #include "draftflow/base/random.h"
 #include "ledger/ledger_story.h"
-#include "ledger/sqlite/recount.h"
+#include "ledger/sql/recount.h"
 
 namespace draftflow {
 namespace {
@@ -41,8 +41,8 @@ pid_t start(const std::function<void()>& work) {
   }
 }
 
-std::unique_ptr<SqliteLedger> open_here(const std::filesystem::path& path) {
-  return std::make_unique<SqliteLedger>(path, boot_clock(), sqlite::Database::Mode::kReadWrite);
+std::unique_ptr<SqlLedger> open_here(const std::filesystem::path& path) {
+  return testing_support::as_sql(open_sqlite_ledger(path));
 }
 
 // A producer and a trainer in one: everything the ledger can be killed in.
@@ -51,18 +51,19 @@ void work_for_ever(const std::filesystem::path& path, int life) {
   const GroupId group("train");
   const HolderId me(fmt::format("life {}", life));
   ledger->declare_group({.group = group, .window = 4, .resumable_checkpoints = 1});
-  const LedgerStatus before = ledger->status();
+  const GroupStatus before = ledger->status().of(group);
   std::optional<CheckpointMark> resume;
-  if (before.durable_step > 0) resume = CheckpointMark{before.ledger_id, group, before.timeline, before.durable_step};
-  const TimelineInfo timeline = ledger->open_timeline(group, resume);
-  std::int64_t step = timeline.first_step;
+  if (before.durable_step > 0) resume = CheckpointMark{ledger->id(), group, before.timeline, before.durable_step};
+  const TimelineInfo timeline = ledger->open_timeline({.group = group, .resume = resume});
+  std::int64_t step = timeline.first_step, next = timeline.first_window;
   for (int i = 0;; ++i) {
     ledger->ingest_prompts({make_task(fmt::format("{}:{}", life, i)), make_task(fmt::format("{}:{}b", life, i))}, {});
     for (const PromptLease& lease : ledger->lease_prompts(me, 2, 1).leases) {
       ledger->commit_sample(make_ref(lease.task.task_id.str()), lease);
     }
-    const WindowAnswer answer = ledger->next_window(group, timeline.number);
+    const WindowAnswer answer = ledger->read_window(group, timeline.number, next, {});
     if (!answer.window) continue;
+    ++next;
     ledger->trained(group, timeline.number, answer.window->number, ++step, {});
     if (step % 3 != 0) continue;
     ledger->checkpointed(group, timeline.number, step);
@@ -91,10 +92,10 @@ TEST(LedgerCrash, AKilledProcessLeavesTheBooksRight) {
     const auto ledger = open_here(path);
     testing_support::expect_books_balance(*ledger);
     testing_support::expect_prompts_match_samples(*ledger);
-    sqlite::Query integrity = ledger->database().query("PRAGMA integrity_check");
+    sql::Query integrity = ledger->database().query("PRAGMA integrity_check");
     ASSERT_TRUE(integrity.step());
     EXPECT_EQ(integrity.text(0), "ok");
-    trained = ledger->status().trained_step;
+    trained = ledger->status().groups.at(0).trained_step;
     ASSERT_FALSE(HasFailure()) << "life " << life;
   }
   EXPECT_GT(trained, 0) << "no child lived long enough to train";

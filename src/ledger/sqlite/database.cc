@@ -43,39 +43,56 @@ std::filesystem::path beside(std::filesystem::path path, const char* ending) {
 
 }  // namespace
 
-Query::~Query() {
-  if (statement_ == nullptr) return;
-  sqlite3_reset(statement_);
-  sqlite3_clear_bindings(statement_);
-}
+class Database::KeptStatement final : public sql::Statement {
+ public:
+  KeptStatement(Database& database, sqlite3_stmt* statement) : database_(database), statement_(statement) {}
 
-bool Query::step() {
-  const int code = sqlite3_step(statement_);
-  if (code == SQLITE_ROW) return true;
-  if (code == SQLITE_DONE) return false;
-  database_->fail(code, sqlite3_sql(statement_));
-}
+  bool busy() const { return sqlite3_stmt_busy(statement_.get()) != 0; }
 
-std::string Query::text(int column) const {
-  const auto* bytes = reinterpret_cast<const char*>(sqlite3_column_text(statement_, column));
-  return bytes == nullptr ? std::string()
-                          : std::string(bytes, static_cast<std::size_t>(sqlite3_column_bytes(statement_, column)));
-}
+  void bind_text(int at, std::string_view text) override {
+    check(sqlite3_bind_text64(statement_.get(), at, text.data() == nullptr ? "" : text.data(), text.size(), SQLITE_STATIC,
+                              SQLITE_UTF8));
+  }
+  void bind_integer(int at, std::int64_t value) override { check(sqlite3_bind_int64(statement_.get(), at, value)); }
+  void bind_null(int at) override { check(sqlite3_bind_null(statement_.get(), at)); }
 
-void Query::bind(int at, std::string_view text) {
-  check(
-      sqlite3_bind_text64(statement_, at, text.data() == nullptr ? "" : text.data(), text.size(), SQLITE_STATIC, SQLITE_UTF8));
-}
+  bool step() override {
+    const int code = sqlite3_step(statement_.get());
+    if (code == SQLITE_ROW) return true;
+    if (code != SQLITE_DONE) database_.fail(code, sqlite3_sql(statement_.get()));
+    changes_ = sqlite3_changes64(database_.handle_.get());
+    return false;
+  }
+  std::int64_t changes() const override { return changes_; }
 
-void Query::bind(int at, std::nullptr_t) {
-  check(sqlite3_bind_null(statement_, at));
-}
+  std::int64_t integer(int column) const override { return sqlite3_column_int64(statement_.get(), column); }
+  std::string text(int column) const override {
+    const auto* bytes = reinterpret_cast<const char*>(sqlite3_column_text(statement_.get(), column));
+    if (bytes == nullptr) return {};
+    return {bytes, static_cast<std::size_t>(sqlite3_column_bytes(statement_.get(), column))};
+  }
+  bool is_null(int column) const override { return sqlite3_column_type(statement_.get(), column) == SQLITE_NULL; }
 
-void Query::check(int code) {
-  if (code != SQLITE_OK) database_->fail(code, sqlite3_sql(statement_));
-}
+  void reset() noexcept override {
+    sqlite3_reset(statement_.get());
+    sqlite3_clear_bindings(statement_.get());
+  }
 
-Database::Database(std::filesystem::path path, Mode mode) : path_(std::filesystem::absolute(path)) {
+ private:
+  struct FinalizeStatement {
+    void operator()(sqlite3_stmt* statement) const { sqlite3_finalize(statement); }
+  };
+  void check(int code) {
+    if (code != SQLITE_OK) database_.fail(code, sqlite3_sql(statement_.get()));
+  }
+
+  Database& database_;
+  std::unique_ptr<sqlite3_stmt, FinalizeStatement> statement_;
+  std::int64_t changes_ = 0;
+};
+
+Database::Database(std::filesystem::path path, Mode mode, LedgerClock clock)
+    : path_(std::filesystem::absolute(path)), name_(path_.string()), clock_(std::move(clock)) {
   int flags = SQLITE_OPEN_READONLY;
   if (mode == Mode::kReadWrite) {
     make_if_absent(path_);
@@ -92,17 +109,19 @@ Database::Database(std::filesystem::path path, Mode mode) : path_(std::filesyste
   sqlite3_db_config(handle, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, nullptr);
 }
 
-sqlite3_stmt* Database::prepare(const char* sql) {
-  auto at = statements_.find(std::string_view(sql));
+Database::~Database() = default;
+
+sql::Statement& Database::prepare(std::string_view sql) {
+  auto at = statements_.find(sql);
   if (at == statements_.end()) {
     sqlite3_stmt* made = nullptr;
-    const int code = sqlite3_prepare_v3(handle_.get(), sql, -1, SQLITE_PREPARE_PERSISTENT, &made, nullptr);
-    if (code != SQLITE_OK) fail(code, sql);
-    at = statements_.emplace(sql, made).first;
+    const int code =
+        sqlite3_prepare_v3(handle_.get(), sql.data(), static_cast<int>(sql.size()), SQLITE_PREPARE_PERSISTENT, &made, nullptr);
+    if (code != SQLITE_OK) fail(code, std::string(sql));
+    at = statements_.emplace(sql, std::make_unique<KeptStatement>(*this, made)).first;
   }
-  sqlite3_stmt* statement = at->second.get();
-  if (sqlite3_stmt_busy(statement) != 0) throw std::logic_error(fmt::format("statement used within itself: {}", sql));
-  return statement;
+  if (at->second->busy()) throw std::logic_error(fmt::format("statement used within itself: {}", sql));
+  return *at->second;
 }
 
 void Database::script(const std::string& sql) {
@@ -113,7 +132,7 @@ void Database::script(const std::string& sql) {
 void Database::use_wal() {
   script("PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY");
   const auto mode = [&] {
-    Query found = query("PRAGMA journal_mode");
+    sql::Query found = query("PRAGMA journal_mode");
     return found.step() ? found.text(0) : std::string();
   };
   if (mode() == "wal") return;
@@ -127,11 +146,6 @@ std::vector<std::string> Database::cached_sql() const {
   std::vector<std::string> all;
   for (const auto& [sql, statement] : statements_) all.push_back(sql);
   return all;
-}
-
-void Database::roll_back() noexcept {
-  // SQLite has rolled back by itself after some errors.
-  if (sqlite3_get_autocommit(handle_.get()) == 0) sqlite3_exec(handle_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
 }
 
 void Database::fail(int code, const std::string& doing) {
@@ -168,43 +182,41 @@ void Database::fail(int code, const std::string& doing) {
   }
 }
 
-Transaction::Transaction(Database& database) : database_(database) {
-  if (!database_.turn_) throw PermissionDenied(fmt::format("ledger {} was opened read-only", database_.path().string()));
-  database_.turn_->take();
+void Database::begin_write() {
+  if (!turn_) throw PermissionDenied(fmt::format("ledger {} was opened read-only", name_));
+  turn_->take();
   try {
-    database_.run("BEGIN IMMEDIATE");
+    run("BEGIN IMMEDIATE");
   } catch (...) {
-    database_.turn_->give();
+    turn_->give();
     throw;
   }
 }
 
-void Transaction::commit() {
-  const int code = sqlite3_exec(database_.handle_.get(), "COMMIT", nullptr, nullptr, nullptr);
+void Database::commit() {
+  const int code = sqlite3_exec(handle_.get(), "COMMIT", nullptr, nullptr, nullptr);
   if (code == SQLITE_OK) return;
-  const int system = sqlite3_system_errno(database_.handle_.get());
+  const int system = sqlite3_system_errno(handle_.get());
   if ((code & 0xff) == SQLITE_IOERR && system != ENOSPC && system != EDQUOT) {
     throw InDoubt(
-        fmt::format("ledger {}: {} while committing: whether it holds is unknown; call again, every call is idempotent",
-                    database_.path().string(), sqlite3_errmsg(database_.handle_.get())));
+        fmt::format("ledger {}: {} while committing: whether it holds is unknown; call again, every call is idempotent", name_,
+                    sqlite3_errmsg(handle_.get())));
   }
-  database_.fail(code, "COMMIT");
+  fail(code, "COMMIT");
 }
 
-Transaction::~Transaction() {
-  database_.roll_back();
+void Database::begin_read() {
+  run("BEGIN");
+}
+
+void Database::roll_back() noexcept {
+  // SQLite has rolled back by itself after some errors.
+  if (sqlite3_get_autocommit(handle_.get()) == 0) sqlite3_exec(handle_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
+  if (!turn_) return;
   try {
-    database_.turn_->give();
+    turn_->give();
   } catch (const Error&) {  // the lock goes with its descriptor
   }
-}
-
-Snapshot::Snapshot(Database& database) : database_(database) {
-  database_.run("BEGIN");
-}
-
-Snapshot::~Snapshot() {
-  database_.roll_back();
 }
 
 }  // namespace draftflow::sqlite

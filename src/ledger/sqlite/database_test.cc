@@ -21,12 +21,12 @@ class DatabaseTest : public ::testing::Test {
 
 TEST_F(DatabaseTest, ATransactionThatIsNotCommittedChangesNothing) {
   {
-    Transaction transaction(db_);
+    sql::Transaction transaction(db_);
     db_.run("INSERT INTO t(b) VALUES (?1)", std::string("x"));
   }
   EXPECT_EQ(rows(), 0);
   {
-    Transaction transaction(db_);
+    sql::Transaction transaction(db_);
     EXPECT_EQ(db_.run("INSERT INTO t(b) VALUES (?1)", std::string("x")), 1);
     transaction.commit();
   }
@@ -37,7 +37,7 @@ TEST_F(DatabaseTest, TextKeepsItsBytesAndNullIsTold) {
   db_.run("INSERT INTO t(a, b) VALUES (1, ?1)", std::string("a\n\"'\xF0\x9F\x98\x80"));
   db_.run("INSERT INTO t(a, b) VALUES (2, ?1)", nullptr);
   db_.run("INSERT INTO t(a, b) VALUES (3, ?1)", std::string());
-  Query query = db_.query("SELECT b FROM t ORDER BY a");
+  sql::Query query = db_.query("SELECT b FROM t ORDER BY a");
   ASSERT_TRUE(query.step());
   EXPECT_EQ(query.text(0), "a\n\"'\xF0\x9F\x98\x80");
   ASSERT_TRUE(query.step());
@@ -50,7 +50,7 @@ TEST_F(DatabaseTest, TextKeepsItsBytesAndNullIsTold) {
 TEST_F(DatabaseTest, AStatementWithinItselfIsABug) {
   db_.run("INSERT INTO t(b) VALUES (?1)", std::string("x"));
   constexpr const char* kSql = "SELECT b FROM t";
-  Query outer = db_.query(kSql);
+  sql::Query outer = db_.query(kSql);
   ASSERT_TRUE(outer.step());
   expect_error<std::logic_error>([&] { db_.query(kSql); }, "within itself");
 }
@@ -62,7 +62,7 @@ TEST_F(DatabaseTest, BadSqlIsABugThatNamesIt) {
 
 TEST_F(DatabaseTest, ReadOnlyRefusesTransactions) {
   Database reader(folder_.path() / "d.sqlite3", Database::Mode::kReadOnly);
-  expect_error<PermissionDenied>([&] { Transaction transaction(reader); }, "was opened read-only");
+  expect_error<PermissionDenied>([&] { sql::Transaction transaction(reader); }, "was opened read-only");
   expect_error<PermissionDenied>([&] { reader.script("INSERT INTO t(b) VALUES (1)"); }, "cannot be written");
 }
 

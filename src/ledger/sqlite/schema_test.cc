@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "ledger/sqlite/schema.h"
+#include "ledger/sql/schema.h"
 
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -10,7 +10,8 @@
 
 #include "draftflow/base/file.h"
 #include "ledger/ledger_story.h"
-#include "ledger/sqlite/recount.h"
+#include "ledger/sql/recount.h"
+#include "ledger/sqlite/database.h"
 
 namespace draftflow::sqlite {
 namespace {
@@ -27,32 +28,36 @@ class Schema : public ::testing::Test {
 std::vector<std::string> layout_of(const std::filesystem::path& path) {
   Database database(path, Database::Mode::kReadOnly);
   std::vector<std::string> layout;
-  Query query = database.query("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name");
+  sql::Query query = database.query("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name");
   while (query.step()) layout.push_back(query.text(0));
   return layout;
 }
 
 TEST_F(Schema, AGoldenLedgerOfVersion1MeansTheSameForEver) {
   script(read_text_file(std::filesystem::path(DRAFTFLOW_SOURCE_DIR) / "src/ledger/sqlite/golden_v1.sql"));
-  SqliteLedger ledger(path_, {.boot_id = "boot-1", .now_ms = [] { return std::int64_t{5500}; }}, Database::Mode::kReadWrite);
+  const auto opened =
+      testing_support::as_sql(open_sqlite_ledger(path_, {.boot_id = "boot-1", .now_ms = [] { return std::int64_t{5500}; }}));
+  SqlLedger& ledger = *opened;
+  const GroupId group("train");
   testing_support::expect_books_balance(ledger);
   testing_support::expect_prompts_match_samples(ledger);
   const LedgerStatus status = ledger.status();
+  const GroupStatus training = status.of(group);
   EXPECT_EQ(status.ledger_id, "966567293722b561208306fb50781d6f");
   EXPECT_EQ(status.run_id, "run");
   EXPECT_EQ(status.prompts_leased, 1);
   EXPECT_EQ(status.prompts_failed, 1);
-  EXPECT_EQ(status.available, 2);
-  EXPECT_EQ(status.trained, 2);
-  EXPECT_EQ(status.durable, 1);
-  EXPECT_EQ(status.failed, 1);
+  EXPECT_EQ(training.available, 2);
+  EXPECT_EQ(training.trained, 2);
+  EXPECT_EQ(training.durable, 1);
+  EXPECT_EQ(training.failed, 1);
   EXPECT_EQ(status.freed, 1);
   EXPECT_EQ(status.resident_bytes, 500U);
-  EXPECT_THAT(ledger.trained_ids(), testing::ElementsAre("p1", "p3", "p4"));
+  EXPECT_THAT(ledger.trained_ids(group), testing::ElementsAre("p1", "p3", "p4"));
   ASSERT_EQ(ledger.freeable(9).size(), 1U);
   const TimelineInfo timeline = ledger.open_timeline(
-      GroupId("train"), CheckpointMark{.ledger_id = status.ledger_id, .group = GroupId("train"), .timeline = 1, .step = 1});
-  const WindowAnswer next = ledger.next_window(GroupId("train"), timeline.number);
+      {.group = group, .resume = CheckpointMark{.ledger_id = status.ledger_id, .group = group, .timeline = 1, .step = 1}});
+  const WindowAnswer next = ledger.read_window(group, timeline.number, timeline.first_window, {});
   ASSERT_EQ(next.state, WindowState::kWindow);
   EXPECT_EQ(next.window->refs[0].sample_id.str(), "p3");
   EXPECT_EQ(next.window->refs[1].generation, 5U);
@@ -64,7 +69,7 @@ TEST_F(Schema, AGoldenLedgerOfVersion1MeansTheSameForEver) {
 TEST_F(Schema, AnotherVersionIsRefusedNamingBoth) {
   open_sqlite_ledger(path_);
   script("PRAGMA user_version = 9");
-  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows version 1");
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows versions 1 to 2");
   expect_error<InvalidArgument>([&] { open_sqlite_ledger_read_only(path_); }, "has format version 9");
 }
 

@@ -7,7 +7,7 @@
 #include "draftflow/base/error.h"
 #include "draftflow/base/random.h"
 #include "draftflow/base/text.h"
-#include "ledger/sqlite/rows.h"
+#include "ledger/sql/rows.h"
 
 namespace draftflow {
 namespace {
@@ -16,6 +16,10 @@ constexpr int kMaxLeaseBatch = 1024;  // prompts of one call
 constexpr std::int64_t kMaxLeaseMs = 7LL * 24 * 3600 * 1000;
 constexpr std::int64_t kMaxExpiries = 100;  // a prompt whose lease runs out this often kills its workers
 constexpr std::size_t kMaxReasonBytes = 2000;
+
+constexpr const char* kFinished =
+    "SELECT CASE WHEN prompts_closed = 1 AND prompts_pending = 0 AND prompts_leased = 0 THEN 1 ELSE 0 END FROM run WHERE id = "
+    "1";
 
 void check_lease_ms(std::int64_t lease_ms) {
   if (lease_ms < 1 || lease_ms > kMaxLeaseMs) {
@@ -36,118 +40,118 @@ std::string task_json(const PromptTask& task) {
 
 }  // namespace
 
-std::int64_t SqliteLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
-                                          const std::vector<std::vector<TokenCount>>& counts) {
+std::int64_t SqlLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
+                                       const std::vector<std::vector<TokenCount>>& counts) {
   if (!counts.empty() && counts.size() != tasks.size()) {
     throw InvalidArgument(
         fmt::format("{} prompts with {} lists of token counts: one for each, or none", tasks.size(), counts.size()));
   }
   std::int64_t added = 0;
-  sqlite::Transaction transaction(db_);
-  const bool closed = db_.find("SELECT prompts_closed FROM run WHERE id = 1") == 1;
-  std::int64_t row = db_.find("SELECT prompts FROM run WHERE id = 1").value_or(0);
+  sql::Transaction transaction(*db_);
+  const bool closed = db_->find("SELECT prompts_closed FROM run WHERE id = 1") == 1;
+  std::int64_t row = db_->find("SELECT prompts FROM run WHERE id = 1").value_or(0);
   for (std::size_t i = 0; i < tasks.size(); ++i) {
     const std::string& task_id = tasks[i].task_id.str();
-    if (db_.run("INSERT OR IGNORE INTO prompt(row, task_id) VALUES (?1, ?2)", row, task_id) == 0) {
+    if (db_->run("INSERT INTO prompt(row, task_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING", row, task_id) == 0) {
       refuse_other_payload(tasks[i]);
       continue;
     }
     if (closed) {
       throw InvalidArgument(fmt::format("prompt '{}' is new, but the prompts of ledger {} are closed: start another run for it",
-                                        printable(task_id), db_.path().string()));
+                                        printable(task_id), db_->name()));
     }
     if (row == 0) note_run_id(tasks[i].run_id);
-    db_.run("INSERT INTO prompt_task(row, json) VALUES (?1, ?2)", row, task_json(tasks[i]));
+    db_->run("INSERT INTO prompt_task(row, json) VALUES (?1, ?2)", row, task_json(tasks[i]));
     if (!counts.empty()) add_token_counts(counts[i], row);
     ++row;
     ++added;
   }
-  db_.run("UPDATE run SET prompts = prompts + ?1, prompts_pending = prompts_pending + ?1 WHERE id = 1", added);
+  db_->run("UPDATE run SET prompts = prompts + ?1, prompts_pending = prompts_pending + ?1 WHERE id = 1", added);
   transaction.commit();
   return added;
 }
 
-void SqliteLedger::refuse_other_payload(const PromptTask& task) {
-  sqlite::Query found =
-      db_.query("SELECT t.json FROM prompt p JOIN prompt_task t ON t.row = p.row WHERE p.task_id = ?1", task.task_id.str());
+void SqlLedger::refuse_other_payload(const PromptTask& task) {
+  sql::Query found =
+      db_->query("SELECT t.json FROM prompt p JOIN prompt_task t ON t.row = p.row WHERE p.task_id = ?1", task.task_id.str());
   if (!found.step() || prompt_task_from_json(found.text(0)).payload == prompt_task_from_json(task_json(task)).payload) return;
   throw Conflict(
       fmt::format("prompt '{}' is on the books of ledger {} with another text: the prompts have changed since; start "
                   "another run for them",
-                  printable(task.task_id.str()), db_.path().string()));
+                  printable(task.task_id.str()), db_->name()));
 }
 
-void SqliteLedger::close_prompts() {
-  if (db_.find("SELECT prompts_closed FROM run WHERE id = 1") == 1) return;
-  sqlite::Transaction transaction(db_);
-  db_.run("UPDATE run SET prompts_closed = 1 WHERE id = 1");
+void SqlLedger::close_prompts() {
+  if (db_->find("SELECT prompts_closed FROM run WHERE id = 1") == 1) return;
+  sql::Transaction transaction(*db_);
+  db_->run("UPDATE run SET prompts_closed = 1 WHERE id = 1");
   transaction.commit();
 }
 
 // An expired lease keeps its token until somebody else takes the prompt: its holder may still commit, if only slow.
-void SqliteLedger::take_back_expired(std::int64_t now) {
-  const std::int64_t poisoned = db_.run(
+void SqlLedger::take_back_expired(std::int64_t now) {
+  const std::int64_t poisoned = db_->run(
       "UPDATE prompt SET state = 3, expiries = expiries + 1, token = NULL, holder = NULL, expires_ms = NULL, reason = ?3"
       " WHERE state = 1 AND expires_ms <= ?1 AND expiries + 1 >= ?2",
       now, kMaxExpiries,
       fmt::format("its lease ran out {} times: the worker that took it died or hung each time", kMaxExpiries));
-  const std::int64_t back = db_.run(
+  const std::int64_t back = db_->run(
       "UPDATE prompt SET state = 0, expiries = expiries + 1, expires_ms = NULL WHERE state = 1 AND expires_ms <= ?1", now);
   if (poisoned + back == 0) return;
-  db_.run(
+  db_->run(
       "UPDATE run SET prompts_leased = prompts_leased - ?1 - ?2, prompts_pending = prompts_pending + ?1,"
       " prompts_failed = prompts_failed + ?2 WHERE id = 1",
       back, poisoned);
 }
 
-PromptAnswer SqliteLedger::lease_prompts(const HolderId& holder, int max_tasks, std::int64_t lease_ms) {
+PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std::int64_t lease_ms) {
   check_lease_ms(lease_ms);
   if (max_tasks < 1) throw InvalidArgument(fmt::format("lease of {} prompts: at least 1 is allowed", max_tasks));
-  const std::int64_t now = clock_.now_ms();
+  const std::int64_t now = db_->now_ms();
   PromptAnswer answer;
-  answer.finished = db_.find("SELECT prompts_closed AND prompts_pending = 0 AND prompts_leased = 0 FROM run WHERE id = 1") == 1;
+  answer.finished = db_->find(kFinished) == 1;
   // Waiting workers ask often: they must not queue for the write turn to hear that there is nothing.
-  const bool something = db_.find("SELECT 1 FROM prompt WHERE state = 0 LIMIT 1").has_value() ||
-                         db_.find("SELECT 1 FROM prompt WHERE state = 1 AND expires_ms <= ?1 LIMIT 1", now).has_value();
+  const bool something = db_->find("SELECT 1 FROM prompt WHERE state = 0 LIMIT 1").has_value() ||
+                         db_->find("SELECT 1 FROM prompt WHERE state = 1 AND expires_ms <= ?1 LIMIT 1", now).has_value();
   if (answer.finished || !something) return answer;
 
-  sqlite::Transaction transaction(db_);
+  sql::Transaction transaction(*db_);
   take_back_expired(now);
   std::vector<std::pair<std::int64_t, std::int64_t>> rows;  // row, attempts
   {
-    sqlite::Query pending = db_.query("SELECT row, attempts FROM prompt WHERE state = 0 ORDER BY row LIMIT ?1",
-                                      std::min(max_tasks, kMaxLeaseBatch));
+    sql::Query pending = db_->query("SELECT row, attempts FROM prompt WHERE state = 0 ORDER BY row LIMIT ?1",
+                                    std::min(max_tasks, kMaxLeaseBatch));
     while (pending.step()) rows.emplace_back(pending.integer(0), pending.integer(1));
   }
   for (const auto& [row, attempts] : rows) {
-    sqlite::Query task = db_.query("SELECT json FROM prompt_task WHERE row = ?1", row);
-    if (!task.step()) throw Corrupt(fmt::format("ledger {} has lost the text of prompt {}", db_.path().string(), row));
+    sql::Query task = db_->query("SELECT json FROM prompt_task WHERE row = ?1", row);
+    if (!task.step()) throw Corrupt(fmt::format("ledger {} has lost the text of prompt {}", db_->name(), row));
     PromptLease lease{.task = prompt_task_from_json(task.text(0)), .token = random_hex128()};
     lease.task.attempt = static_cast<int>(attempts);
-    db_.run("UPDATE prompt SET state = 1, holder = ?2, token = ?3, expires_ms = ?4 WHERE row = ?1", row, holder.str(),
-            lease.token, now + lease_ms);
+    db_->run("UPDATE prompt SET state = 1, holder = ?2, token = ?3, expires_ms = ?4 WHERE row = ?1", row, holder.str(),
+             lease.token, now + lease_ms);
     answer.leases.push_back(std::move(lease));
   }
-  db_.run("UPDATE run SET prompts_pending = prompts_pending - ?1, prompts_leased = prompts_leased + ?1 WHERE id = 1",
-          rows.size());
-  answer.finished = db_.find("SELECT prompts_closed AND prompts_pending = 0 AND prompts_leased = 0 FROM run WHERE id = 1") == 1;
+  db_->run("UPDATE run SET prompts_pending = prompts_pending - ?1, prompts_leased = prompts_leased + ?1 WHERE id = 1",
+           rows.size());
+  answer.finished = db_->find(kFinished) == 1;
   transaction.commit();
   return answer;
 }
 
-void SqliteLedger::extend_leases(const HolderId& holder, std::int64_t lease_ms) {
+void SqlLedger::extend_leases(const HolderId& holder, std::int64_t lease_ms) {
   check_lease_ms(lease_ms);
-  sqlite::Transaction transaction(db_);
-  db_.run("UPDATE prompt SET expires_ms = ?2 WHERE state = 1 AND holder = ?1", holder.str(), clock_.now_ms() + lease_ms);
+  sql::Transaction transaction(*db_);
+  db_->run("UPDATE prompt SET expires_ms = ?2 WHERE state = 1 AND holder = ?1", holder.str(), db_->now_ms() + lease_ms);
   transaction.commit();
 }
 
-SqliteLedger::Prompt SqliteLedger::find_prompt(const std::string& task_id) {
-  sqlite::Query query =
-      db_.query("SELECT row, state, attempts, holder, token, ended_token FROM prompt WHERE task_id = ?1", task_id);
+SqlLedger::Prompt SqlLedger::find_prompt(const std::string& task_id) {
+  sql::Query query =
+      db_->query("SELECT row, state, attempts, holder, token, ended_token FROM prompt WHERE task_id = ?1", task_id);
   if (!query.step()) {
-    throw Conflict(fmt::format("prompt '{}' is not in ledger {}: its lease is of another ledger", printable(task_id),
-                               db_.path().string()));
+    throw Conflict(
+        fmt::format("prompt '{}' is not in ledger {}: its lease is of another ledger", printable(task_id), db_->name()));
   }
   Prompt prompt;
   prompt.row = query.integer(0);
@@ -159,7 +163,7 @@ SqliteLedger::Prompt SqliteLedger::find_prompt(const std::string& task_id) {
   return prompt;
 }
 
-void SqliteLedger::throw_lost(const std::string& task_id, const Prompt& prompt, const PromptLease& lease) {
+void SqlLedger::throw_lost(const std::string& task_id, const Prompt& prompt, const PromptLease& lease) {
   std::string now = "pending again";
   if (prompt.state == kLeased) now = fmt::format("leased to '{}'", printable(prompt.holder));
   if (prompt.state == kDone) now = "done";
@@ -168,53 +172,52 @@ void SqliteLedger::throw_lost(const std::string& task_id, const Prompt& prompt, 
                              printable(lease.token, 40), printable(task_id), now));
 }
 
-void SqliteLedger::fail_prompt(const PromptLease& lease, const std::string& reason, bool retryable, int max_attempts) {
+void SqlLedger::fail_prompt(const PromptLease& lease, const std::string& reason, bool retryable, int max_attempts) {
   if (max_attempts < 1) throw InvalidArgument(fmt::format("max_attempts is {}: at least 1 is allowed", max_attempts));
   const std::string& task_id = lease.task.task_id.str();
-  sqlite::Transaction transaction(db_);
+  sql::Transaction transaction(*db_);
   const Prompt prompt = find_prompt(task_id);
   if (prompt.state != kDone && !lease.token.empty() && prompt.ended_token == lease.token) return;  // said before
   if (prompt.state > kLeased || lease.token.empty() || prompt.token != lease.token) throw_lost(task_id, prompt, lease);
   const bool again = retryable && prompt.attempts + 1 < max_attempts;
-  db_.run(
+  db_->run(
       "UPDATE prompt SET state = ?2, attempts = attempts + 1, reason = ?3, ended_token = token, token = NULL, holder = NULL,"
       " expires_ms = NULL WHERE row = ?1",
       prompt.row, static_cast<int>(again ? kPending : kPromptFailed), printable(reason, kMaxReasonBytes));
-  db_.run(
+  db_->run(
       "UPDATE run SET prompts_leased = prompts_leased - ?1, prompts_pending = prompts_pending + ?2 - (1 - ?1),"
       " prompts_failed = prompts_failed + 1 - ?2 WHERE id = 1",
       prompt.state == kLeased ? 1 : 0, again ? 1 : 0);
   transaction.commit();
 }
 
-void SqliteLedger::complete_prompt(const PromptLease& lease, const Prompt& prompt) {
+void SqlLedger::complete_prompt(const PromptLease& lease, const Prompt& prompt) {
   if (prompt.state > kLeased || lease.token.empty() || prompt.token != lease.token) {
     throw_lost(lease.task.task_id.str(), prompt, lease);
   }
-  db_.run(
+  db_->run(
       "UPDATE prompt SET state = 2, ended_token = token, token = NULL, holder = NULL, expires_ms = NULL, reason = NULL"
       " WHERE row = ?1",
       prompt.row);
-  db_.run(
+  db_->run(
       "UPDATE run SET prompts_leased = prompts_leased - ?1, prompts_pending = prompts_pending - (1 - ?1),"
       " prompts_done = prompts_done + 1 WHERE id = 1",
       prompt.state == kLeased ? 1 : 0);
 }
 
-void SqliteLedger::return_leases(const HolderId& holder) {
-  sqlite::Transaction transaction(db_);
-  const std::int64_t back = db_.run(
+void SqlLedger::return_leases(const HolderId& holder) {
+  sql::Transaction transaction(*db_);
+  const std::int64_t back = db_->run(
       "UPDATE prompt SET state = 0, ended_token = token, token = NULL, holder = NULL, expires_ms = NULL"
       " WHERE state = 1 AND holder = ?1",
       holder.str());
-  db_.run("UPDATE run SET prompts_leased = prompts_leased - ?1, prompts_pending = prompts_pending + ?1 WHERE id = 1", back);
+  db_->run("UPDATE run SET prompts_leased = prompts_leased - ?1, prompts_pending = prompts_pending + ?1 WHERE id = 1", back);
   transaction.commit();
 }
 
-std::vector<std::pair<std::string, std::string>> SqliteLedger::failed_prompts(int limit) {
+std::vector<std::pair<std::string, std::string>> SqlLedger::failed_prompts(int limit) {
   std::vector<std::pair<std::string, std::string>> failed;
-  sqlite::Query query =
-      db_.query("SELECT task_id, reason FROM prompt WHERE state = 3 ORDER BY row LIMIT ?1", std::max(limit, 0));
+  sql::Query query = db_->query("SELECT task_id, reason FROM prompt WHERE state = 3 ORDER BY row LIMIT ?1", std::max(limit, 0));
   while (query.step()) failed.emplace_back(query.text(0), query.text(1));
   return failed;
 }

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ledger over one SQLite file. Private to this room. The functions stand in prompts.cc, samples.cc, training.cc and
-// sqlite_ledger.cc (the rest). Every function is one transaction; the only state outside the file is how far this object has
-// handed out windows.
+// The ledger in SQL tables (docs/formats/ledger.md), over any engine (database.h). Private to this room. The functions stand in
+// prompts.cc, samples.cc, groups.cc, timelines.cc, windows.cc, checkpoints.cc and sql_ledger.cc (the rest). Every function is
+// one transaction; nothing is remembered outside the tables.
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
-#include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "draftflow/base/random.h"
 #include "draftflow/ledger/ledger.h"
-#include "ledger/clock.h"
-#include "ledger/sqlite/database.h"
+#include "ledger/sql/database.h"
 
 namespace draftflow {
 
-class SqliteLedger final : public Ledger {
+class SqlLedger final : public Ledger {
  public:
-  SqliteLedger(const std::filesystem::path& path, LedgerClock clock, sqlite::Database::Mode mode);
+  explicit SqlLedger(std::unique_ptr<sql::Database> database) : db_(std::move(database)) {}  // its tables are there
 
   std::string id() override;
   void declare(const std::string& key, const std::string& value) override;
@@ -39,12 +39,15 @@ class SqliteLedger final : public Ledger {
   bool is_committed(const SampleId& id) override;
   std::optional<SampleRef> get_committed(const SampleId& id) override;
   std::vector<std::string> all_committed_ids() override;
-  std::vector<std::string> trained_ids() override;
+  std::vector<std::string> trained_ids(const GroupId& group) override;
   std::vector<TokenCount> token_counts() override;
 
   void declare_group(const GroupConfig& config) override;
-  TimelineInfo open_timeline(const GroupId& group, const std::optional<CheckpointMark>& resume) override;
-  WindowAnswer next_window(const GroupId& group, std::int64_t timeline) override;
+  void close_group(const GroupId& group) override;
+  TimelineInfo open_timeline(const TimelineRequest& request) override;
+  WindowAnswer read_window(const GroupId& group, std::int64_t timeline, std::int64_t number, const WindowShare& share) override;
+  void report_failed(const GroupId& group, std::int64_t timeline, std::int64_t window,
+                     const std::vector<FailedSample>& failed) override;
   void trained(const GroupId& group, std::int64_t timeline, std::int64_t window, std::int64_t step,
                const std::vector<FailedSample>& failed) override;
   void checkpointed(const GroupId& group, std::int64_t timeline, std::int64_t step) override;
@@ -53,14 +56,11 @@ class SqliteLedger final : public Ledger {
 
   LedgerStatus status() override;
 
-  sqlite::Database& database() { return db_; }  // for tests
+  sql::Database& database() { return *db_; }  // for tests
 
  private:
   struct Group;   // one row of consumer
   struct Prompt;  // one row of prompt
-  struct Handed {
-    std::int64_t timeline = 0, next = 0;
-  };
 
   // prompts.cc
   void take_back_expired(std::int64_t now);
@@ -77,26 +77,35 @@ class SqliteLedger final : public Ledger {
   SampleRef read_ref(std::int64_t row);
   void free_sample(const SampleId& id);
 
-  // training.cc
+  // groups.cc
   Group find_group(const GroupId& group);
   void check_newest(const Group& group, std::int64_t timeline, const char* verb);
+  void save(const Group& group);
+  void join_oldest(Group& group);
+
+  // timelines.cc
   void check_on_line(const Group& group, const CheckpointMark& mark);
-  void check_bytes_are_there(const Group& group, std::int64_t keep, const std::optional<CheckpointMark>& resume);
+  std::optional<TimelineInfo> find_launch(const Group& group, const TimelineRequest& request);
+  void enter(const Group& group, const TimelineRequest& request, std::int64_t timeline);
+  std::int64_t check_bytes_are_there(const Group& group, std::int64_t keep, const TimelineRequest& request);
   void rewind(Group& group, std::int64_t keep, std::int64_t step);
+  void drop_lost(Group& group, std::int64_t keep);
+
+  // windows.cc
+  WindowState look(const Group& group);
+  void deal(Group& group);
+  void drop_tail(Group& group);
+  Window load_window(const Group& group, std::int64_t number, const WindowShare& share);
+  std::int64_t mark_failed(const Group& group, std::int64_t window, const std::vector<FailedSample>& failed);
+
+  // checkpoints.cc
   std::int64_t windows_through(const Group& group, std::int64_t step);
   std::int64_t releasable_windows(const Group& group);
   void move_release(Group& group, std::int64_t target);
   void record_checkpoint(const Group& group, std::int64_t timeline, std::int64_t step);
-  void deal(Group& group);
-  void drop_tail(Group& group);
-  Window read_window(const Group& group, std::int64_t number);
-  std::int64_t mark_failed(const Group& group, std::int64_t window, const std::vector<FailedSample>& failed);
-  WindowAnswer hand_out(const Group& group, std::int64_t number);
-  void save(const Group& group);
 
-  LedgerClock clock_;
-  sqlite::Database db_;
-  std::map<std::string, Handed> handed_;
+  std::unique_ptr<sql::Database> db_;
+  const std::string self_ = random_hex128();  // tells this object from others that call themselves the same rank
 };
 
 }  // namespace draftflow

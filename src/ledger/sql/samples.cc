@@ -5,7 +5,7 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
-#include "ledger/sqlite/rows.h"
+#include "ledger/sql/rows.h"
 
 namespace draftflow {
 namespace {
@@ -47,44 +47,46 @@ std::string ref_json(const SampleRef& ref) {
 
 }  // namespace
 
-void SqliteLedger::note_run_id(const RunId& run_id) {
-  db_.run("INSERT OR IGNORE INTO fact(key, value) VALUES ('run_id', ?1)", run_id.str());
+void SqlLedger::note_run_id(const RunId& run_id) {
+  db_->run("INSERT INTO fact(key, value) VALUES ('run_id', ?1) ON CONFLICT DO NOTHING", run_id.str());
 }
 
-void SqliteLedger::add_token_counts(const std::vector<TokenCount>& counts, std::int64_t row) {
+void SqlLedger::add_token_counts(const std::vector<TokenCount>& counts, std::int64_t row) {
   for (const TokenCount& entry : counts) {
     if (entry.token < 0 || entry.count < 0 || entry.count > kMaxSampleTokens) {
       throw InvalidArgument(fmt::format("token {} counted {} times: token ids start at 0, counts are 0 to {}", entry.token,
                                         entry.count, kMaxSampleTokens));
     }
     if (entry.count == 0) continue;
-    db_.run(
+    db_->run(
         "INSERT INTO token_count(token, count, first_row) VALUES (?1, ?2, ?3) ON CONFLICT(token) DO UPDATE SET"
-        " count = count + excluded.count, first_row = MIN(first_row, excluded.first_row)",
+        " count = token_count.count + excluded.count, first_row = CASE WHEN token_count.first_row < excluded.first_row"
+        " THEN token_count.first_row ELSE excluded.first_row END",
         entry.token, entry.count, row);
   }
 }
 
-void SqliteLedger::insert_sample(const SampleRef& ref) {
-  const std::int64_t row = db_.find("SELECT committed FROM run WHERE id = 1").value_or(0);
+void SqlLedger::insert_sample(const SampleRef& ref) {
+  const std::int64_t row = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
   const bool in_place = is_in_place(ref);
   if (row == 0) note_run_id(ref.run_id);
-  db_.run(
-      "INSERT INTO sample(row, sample_id, generation, incarnation, bytes, tokens, in_place) VALUES (?1, ?2, ?3, ?4, ?5, ?6, "
-      "?7)",
+  db_->run(
+      "INSERT INTO sample(row, sample_id, generation, incarnation, bytes, tokens, in_place, claims) VALUES (?1, ?2, ?3, ?4, ?5,"
+      " ?6, ?7, (SELECT COUNT(*) FROM consumer WHERE open = 1))",
       row, ref.sample_id.str(), ref.generation, ref.incarnation, ref.estimated_bytes, ref.num_tokens, in_place ? 1 : 0);
-  db_.run("INSERT INTO sample_ref(row, json) VALUES (?1, ?2)", row, ref_json(ref));
-  db_.run(
+  db_->run("INSERT INTO sample_ref(row, json) VALUES (?1, ?2)", row, ref_json(ref));
+  db_->run(
       "UPDATE run SET committed = committed + 1, committed_tokens = committed_tokens + ?1, resident_bytes = resident_bytes + ?2"
       " WHERE id = 1",
       ref.num_tokens, in_place ? 0 : ref.estimated_bytes);
+  db_->run("UPDATE consumer SET available = available + 1 WHERE open = 1");
 }
 
-void SqliteLedger::replace_sample(const SampleRef& ref, std::int64_t row) {
+void SqlLedger::replace_sample(const SampleRef& ref, std::int64_t row) {
   std::uint64_t generation = 0;
   std::int64_t bytes = 0, tokens = 0, in_place = 0;
   {
-    sqlite::Query old = db_.query("SELECT generation, bytes, tokens, in_place FROM sample WHERE row = ?1", row);
+    sql::Query old = db_->query("SELECT generation, bytes, tokens, in_place FROM sample WHERE row = ?1", row);
     old.step();
     generation = static_cast<std::uint64_t>(old.integer(0));
     bytes = old.integer(1);
@@ -94,29 +96,28 @@ void SqliteLedger::replace_sample(const SampleRef& ref, std::int64_t row) {
   const std::string what = fmt::format("sample '{}' is committed with generation {}; generation {}",
                                        printable(ref.sample_id.str()), generation, ref.generation);
   if (ref.generation <= generation) throw Conflict(what + " is no newer: remove it from the store");
-  if (db_.find("SELECT 1 FROM consumer WHERE id = 1 AND next_row > ?1", row)) {
+  if (db_->find("SELECT 1 FROM consumer WHERE next_row > ?1 LIMIT 1", row)) {
     throw Conflict(what + " comes too late, a group has taken the sample: remove it from the store");
   }
   const bool now_in_place = is_in_place(ref);
-  db_.run("UPDATE sample SET generation = ?2, incarnation = ?3, bytes = ?4, tokens = ?5, in_place = ?6 WHERE row = ?1", row,
-          ref.generation, ref.incarnation, ref.estimated_bytes, ref.num_tokens, now_in_place ? 1 : 0);
-  db_.run("UPDATE sample_ref SET json = ?2 WHERE row = ?1", row, ref_json(ref));
+  db_->run("UPDATE sample SET generation = ?2, incarnation = ?3, bytes = ?4, tokens = ?5, in_place = ?6 WHERE row = ?1", row,
+           ref.generation, ref.incarnation, ref.estimated_bytes, ref.num_tokens, now_in_place ? 1 : 0);
+  db_->run("UPDATE sample_ref SET json = ?2 WHERE row = ?1", row, ref_json(ref));
   const auto now_bytes = now_in_place ? 0 : static_cast<std::int64_t>(ref.estimated_bytes);
-  db_.run("UPDATE run SET committed_tokens = committed_tokens + ?1, resident_bytes = resident_bytes + ?2 WHERE id = 1",
-          ref.num_tokens - tokens, now_bytes - (in_place != 0 ? 0 : bytes));
+  db_->run("UPDATE run SET committed_tokens = committed_tokens + ?1, resident_bytes = resident_bytes + ?2 WHERE id = 1",
+           ref.num_tokens - tokens, now_bytes - (in_place != 0 ? 0 : bytes));
 }
 
-void SqliteLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
+void SqlLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
   check_ref(ref);
   if (ref.sample_id.str() != lease.task.task_id.str()) {
     throw InvalidArgument(fmt::format("sample '{}' cannot complete prompt '{}': a prompt becomes the sample of the same id",
                                       printable(ref.sample_id.str()), printable(lease.task.task_id.str())));
   }
-  sqlite::Transaction transaction(db_);
+  sql::Transaction transaction(*db_);
   std::optional<std::int64_t> row;
   {
-    sqlite::Query found =
-        db_.query("SELECT row, generation, incarnation FROM sample WHERE sample_id = ?1", ref.sample_id.str());
+    sql::Query found = db_->query("SELECT row, generation, incarnation FROM sample WHERE sample_id = ?1", ref.sample_id.str());
     if (found.step()) {
       if (static_cast<std::uint64_t>(found.integer(1)) == ref.generation && found.text(2) == ref.incarnation) return;
       row = found.integer(0);
@@ -133,18 +134,17 @@ void SqliteLedger::commit_sample(const SampleRef& ref, const PromptLease& lease)
   transaction.commit();
 }
 
-std::int64_t SqliteLedger::commit_samples(const std::vector<SampleRef>& refs,
-                                          const std::vector<std::vector<TokenCount>>& counts) {
+std::int64_t SqlLedger::commit_samples(const std::vector<SampleRef>& refs, const std::vector<std::vector<TokenCount>>& counts) {
   if (!counts.empty() && counts.size() != refs.size()) {
     throw InvalidArgument(
         fmt::format("{} refs with {} lists of token counts: one for each, or none", refs.size(), counts.size()));
   }
   for (const SampleRef& ref : refs) check_ref(ref);
   std::int64_t added = 0;
-  sqlite::Transaction transaction(db_);
+  sql::Transaction transaction(*db_);
   for (std::size_t i = 0; i < refs.size(); ++i) {
-    if (db_.find("SELECT row FROM sample WHERE sample_id = ?1", refs[i].sample_id.str())) continue;
-    const std::int64_t row = db_.find("SELECT committed FROM run WHERE id = 1").value_or(0);
+    if (db_->find("SELECT row FROM sample WHERE sample_id = ?1", refs[i].sample_id.str())) continue;
+    const std::int64_t row = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
     insert_sample(refs[i]);
     if (!counts.empty()) add_token_counts(counts[i], row);
     ++added;
@@ -153,56 +153,56 @@ std::int64_t SqliteLedger::commit_samples(const std::vector<SampleRef>& refs,
   return added;
 }
 
-bool SqliteLedger::is_committed(const SampleId& id) {
-  return db_.find("SELECT row FROM sample WHERE sample_id = ?1", id.str()).has_value();
+bool SqlLedger::is_committed(const SampleId& id) {
+  return db_->find("SELECT row FROM sample WHERE sample_id = ?1", id.str()).has_value();
 }
 
-SampleRef SqliteLedger::read_ref(std::int64_t row) {
-  sqlite::Query query = db_.query("SELECT json FROM sample_ref WHERE row = ?1", row);
-  if (!query.step()) throw Corrupt(fmt::format("ledger {} has lost the ref of sample {}", db_.path().string(), row));
+SampleRef SqlLedger::read_ref(std::int64_t row) {
+  sql::Query query = db_->query("SELECT json FROM sample_ref WHERE row = ?1", row);
+  if (!query.step()) throw Corrupt(fmt::format("ledger {} has lost the ref of sample {}", db_->name(), row));
   return sample_ref_from_json(query.text(0));
 }
 
-std::optional<SampleRef> SqliteLedger::get_committed(const SampleId& id) {
-  const std::optional<std::int64_t> row = db_.find("SELECT row FROM sample WHERE sample_id = ?1", id.str());
+std::optional<SampleRef> SqlLedger::get_committed(const SampleId& id) {
+  const std::optional<std::int64_t> row = db_->find("SELECT row FROM sample WHERE sample_id = ?1", id.str());
   if (!row) return std::nullopt;
   return read_ref(*row);
 }
 
-std::vector<std::string> SqliteLedger::all_committed_ids() {
+std::vector<std::string> SqlLedger::all_committed_ids() {
   std::vector<std::string> ids;
-  sqlite::Query query = db_.query("SELECT sample_id FROM sample ORDER BY row");
+  sql::Query query = db_->query("SELECT sample_id FROM sample ORDER BY row");
   while (query.step()) ids.push_back(query.text(0));
   return ids;
 }
 
-std::vector<TokenCount> SqliteLedger::token_counts() {
+std::vector<TokenCount> SqlLedger::token_counts() {
   std::vector<TokenCount> counts;
-  sqlite::Query query = db_.query("SELECT token, count, first_row FROM token_count ORDER BY token");
+  sql::Query query = db_->query("SELECT token, count, first_row FROM token_count ORDER BY token");
   while (query.step()) counts.push_back({query.integer(0), query.integer(1), query.integer(2)});
   return counts;
 }
 
-std::vector<SampleRef> SqliteLedger::freeable(int limit) {
+std::vector<SampleRef> SqlLedger::freeable(int limit) {
   if (limit < 1) return {};
   std::vector<std::int64_t> rows, fresh;
   {
-    sqlite::Query going = db_.query("SELECT row FROM sample WHERE state = 2 LIMIT ?1", limit);
+    sql::Query going = db_->query("SELECT row FROM sample WHERE state = 2 LIMIT ?1", limit);
     while (going.step()) rows.push_back(going.integer(0));
   }
   const auto room = limit - static_cast<std::int64_t>(rows.size());
-  if (room > 0 && db_.find("SELECT 1 FROM sample WHERE state = 1 LIMIT 1")) {
+  if (room > 0 && db_->find("SELECT 1 FROM sample WHERE state = 1 LIMIT 1")) {
     // Written down before the sweeper removes the first byte: a later rewind must know what may be gone.
-    sqlite::Transaction transaction(db_);
+    sql::Transaction transaction(*db_);
     {
-      sqlite::Query may_go = db_.query("SELECT row FROM sample WHERE state = 1 LIMIT ?1", room);
+      sql::Query may_go = db_->query("SELECT row FROM sample WHERE state = 1 LIMIT ?1", room);
       while (may_go.step()) fresh.push_back(may_go.integer(0));
     }
     for (const std::int64_t row : fresh) {
-      db_.run("UPDATE sample SET state = 2 WHERE row = ?1", row);
-      db_.run(
-          "UPDATE window SET going = going + 1 WHERE consumer = 1 AND number ="
-          " (SELECT window FROM window_ref WHERE row = ?1 AND consumer = 1)",
+      db_->run("UPDATE sample SET state = 2 WHERE row = ?1", row);
+      db_->run(
+          "UPDATE training_window SET going = going + 1 WHERE (consumer, number) IN"
+          " (SELECT consumer, number FROM window_ref WHERE row = ?1)",
           row);
     }
     transaction.commit();
@@ -213,13 +213,13 @@ std::vector<SampleRef> SqliteLedger::freeable(int limit) {
   return refs;
 }
 
-void SqliteLedger::free_sample(const SampleId& id) {
+void SqlLedger::free_sample(const SampleId& id) {
   std::int64_t row = 0, state = 0, bytes = 0;
   {
-    sqlite::Query found = db_.query("SELECT row, state, bytes FROM sample WHERE sample_id = ?1", id.str());
+    sql::Query found = db_->query("SELECT row, state, bytes FROM sample WHERE sample_id = ?1", id.str());
     if (!found.step()) {
       throw InvalidArgument(
-          fmt::format("sample '{}' is not in ledger {}: it cannot be freed", printable(id.str()), db_.path().string()));
+          fmt::format("sample '{}' is not in ledger {}: it cannot be freed", printable(id.str()), db_->name()));
     }
     row = found.integer(0);
     state = found.integer(1);
@@ -230,13 +230,13 @@ void SqliteLedger::free_sample(const SampleId& id) {
     throw Conflict(fmt::format("sample '{}' was not handed out by freeable(): a checkpoint to resume from may still need it",
                                printable(id.str())));
   }
-  db_.run("UPDATE sample SET state = 3 WHERE row = ?1", row);
-  db_.run("UPDATE run SET freed = freed + 1, resident_bytes = resident_bytes - ?1 WHERE id = 1", bytes);
+  db_->run("UPDATE sample SET state = 3 WHERE row = ?1", row);
+  db_->run("UPDATE run SET freed = freed + 1, resident_bytes = resident_bytes - ?1 WHERE id = 1", bytes);
 }
 
-void SqliteLedger::freed(const std::vector<SampleId>& ids) {
+void SqlLedger::freed(const std::vector<SampleId>& ids) {
   if (ids.empty()) return;
-  sqlite::Transaction transaction(db_);
+  sql::Transaction transaction(*db_);
   for (const SampleId& id : ids) free_sample(id);
   transaction.commit();
 }

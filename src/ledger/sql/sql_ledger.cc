@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ledger/sql/sql_ledger.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/text.h"
+#include "ledger/sql/rows.h"
+
+namespace draftflow {
+
+std::string SqlLedger::id() {
+  sql::Query query = db_->query("SELECT ledger_id FROM run WHERE id = 1");
+  if (!query.step()) throw Corrupt(fmt::format("ledger {} has lost its row of the run", db_->name()));
+  return query.text(0);
+}
+
+void SqlLedger::declare(const std::string& key, const std::string& value) {
+  for (const std::string* text : {&key, &value}) {
+    if (find_invalid_utf8(*text) != std::string::npos || text->find('\0') != std::string::npos) {
+      throw InvalidArgument(fmt::format("fact '{}' of the ledger is not UTF-8 text without U+0000", printable(key)));
+    }
+  }
+  std::optional<std::string> found = declared(key);
+  if (!found) {
+    sql::Transaction transaction(*db_);
+    db_->run("INSERT INTO fact(key, value) VALUES (?1, ?2) ON CONFLICT DO NOTHING", key, value);
+    transaction.commit();
+    found = declared(key);
+  }
+  if (found != value) {
+    throw Conflict(fmt::format("ledger {} says {} = '{}', not '{}': use the same settings as before, or another ledger",
+                               db_->name(), printable(key), printable(found.value_or("")), printable(value)));
+  }
+}
+
+std::optional<std::string> SqlLedger::declared(const std::string& key) {
+  sql::Query query = db_->query("SELECT value FROM fact WHERE key = ?1", key);
+  if (!query.step()) return std::nullopt;
+  return query.text(0);
+}
+
+LedgerStatus SqlLedger::status() {
+  const sql::Snapshot snapshot(*db_);
+  LedgerStatus status;
+  {
+    sql::Query run = db_->query(
+        "SELECT ledger_id, prompts, prompts_pending, prompts_leased, prompts_done, prompts_failed, prompts_closed, committed,"
+        " committed_tokens, resident_bytes, freed FROM run WHERE id = 1");
+    if (!run.step()) throw Corrupt(fmt::format("ledger {} has lost its row of the run", db_->name()));
+    status.ledger_id = run.text(0);
+    status.prompts = run.integer(1);
+    status.prompts_pending = run.integer(2);
+    status.prompts_leased = run.integer(3);
+    status.prompts_done = run.integer(4);
+    status.prompts_failed = run.integer(5);
+    status.prompts_closed = run.integer(6) != 0;
+    status.committed = run.integer(7);
+    status.committed_tokens = run.integer(8);
+    status.resident_bytes = static_cast<std::uint64_t>(run.integer(9));
+    status.freed = run.integer(10);
+  }
+  status.run_id = declared("run_id").value_or("");
+  sql::Query group = db_->query(
+      "SELECT name, window_size, open, available, windows, trained_windows, durable_windows, released_windows, failed_trained,"
+      " failed_durable, dropped, timeline, width, trained_step, durable_step FROM consumer ORDER BY id");
+  while (group.step()) {
+    GroupStatus found;
+    found.group = group.text(0);
+    found.window = static_cast<int>(group.integer(1));
+    found.open = group.integer(2) != 0;
+    found.available = group.integer(3);
+    const std::int64_t size = group.integer(1), dealt = group.integer(4), trained = group.integer(5),
+                       durable = group.integer(6);
+    found.windowed = (dealt - trained) * size;
+    found.trained = (trained - durable) * size - group.integer(8);
+    found.durable = durable * size - group.integer(9);
+    found.failed = group.integer(8) + group.integer(9);
+    found.dropped = group.integer(10);
+    found.pinned = found.open ? found.available + (dealt - group.integer(7)) * size : 0;
+    found.timeline = group.integer(11);
+    found.width = group.integer(12);
+    found.trained_step = group.integer(13);
+    found.durable_step = group.integer(14);
+    status.groups.push_back(std::move(found));
+  }
+  return status;
+}
+
+GroupStatus LedgerStatus::of(const GroupId& group) const {
+  for (const GroupStatus& known : groups) {
+    if (known.group == group.str()) return known;
+  }
+  GroupStatus none;
+  none.group = group.str();
+  none.available = committed;
+  return none;
+}
+
+}  // namespace draftflow

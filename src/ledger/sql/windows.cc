@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Windows: dealt in commit order, read by the ranks of a timeline, trained in the order of their numbers.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/text.h"
+#include "ledger/sql/rows.h"
+
+namespace draftflow {
+namespace {
+
+constexpr std::size_t kMaxReasonBytes = 2000;
+constexpr const char* kTailReason = "tail shorter than a window";
+
+}  // namespace
+
+void SqlLedger::deal(Group& group) {
+  db_->run("INSERT INTO training_window(consumer, number) VALUES (?1, ?2)", group.id, group.windows);
+  const std::int64_t dealt = db_->run(
+      "INSERT INTO window_ref(consumer, number, position, row) SELECT ?1, ?2, ROW_NUMBER() OVER (ORDER BY row) - 1, row FROM"
+      " (SELECT row FROM sample WHERE row >= ?3 AND state = 0 AND NOT EXISTS (SELECT 1 FROM dropped WHERE dropped.consumer = ?1"
+      " AND dropped.row = sample.row) ORDER BY row LIMIT ?4) AS next",
+      group.id, group.windows, group.next_row, group.window_size);
+  if (dealt != group.window_size) {
+    throw Corrupt(fmt::format("ledger {}: group '{}' should have {} samples to deal from sample {} on, but {} are there",
+                              db_->name(), printable(group.name), group.available, group.next_row, dealt));
+  }
+  group.next_row =
+      db_->find("SELECT MAX(row) + 1 FROM window_ref WHERE consumer = ?1 AND number = ?2", group.id, group.windows).value_or(0);
+  group.available -= dealt;
+  ++group.windows;
+  save(group);
+}
+
+void SqlLedger::drop_tail(Group& group) {
+  const std::int64_t committed = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
+  if (group.windows == 0) {
+    throw InvalidArgument(
+        fmt::format("group '{}': the stream ended with {} samples, and a window takes {}: there is no step to "
+                    "train; nothing was dropped; take a window of {} or fewer in another group",
+                    printable(group.name), group.available, group.window_size, group.available));
+  }
+  db_->run(
+      "UPDATE sample SET claims = claims - 1, state = CASE WHEN claims = 1 AND in_place = 0 THEN 1 ELSE state END"
+      " WHERE state = 0 AND row >= ?2 AND NOT EXISTS (SELECT 1 FROM dropped WHERE dropped.consumer = ?1 AND dropped.row ="
+      " sample.row)",
+      group.id, group.next_row);
+  db_->run("INSERT INTO dropped(consumer, row, reason) SELECT ?1, row, ?3 FROM sample WHERE row >= ?2 ON CONFLICT DO NOTHING",
+           group.id, group.next_row, kTailReason);
+  group.next_row = committed;
+  group.dropped += std::exchange(group.available, 0);
+  save(group);
+}
+
+Window SqlLedger::load_window(const Group& group, std::int64_t number, const WindowShare& share) {
+  Window window{.number = number, .refs = {}};
+  sql::Query refs = db_->query(
+      "SELECT sample_ref.json FROM window_ref JOIN sample_ref ON sample_ref.row = window_ref.row WHERE consumer = ?1"
+      " AND number = ?2 AND position % ?3 = ?4 ORDER BY position",
+      group.id, number, share.width, share.rank);
+  while (refs.step()) window.refs.push_back(sample_ref_from_json(refs.text(0)));
+  if (static_cast<std::int64_t>(window.refs.size()) * share.width != group.window_size) {
+    throw Corrupt(fmt::format("ledger {}: rank {} of {} finds {} refs in window {} of group '{}', which has {}", db_->name(),
+                              share.rank, share.width, window.refs.size(), number, printable(group.name), group.window_size));
+  }
+  return window;
+}
+
+WindowState SqlLedger::look(const Group& group) {
+  if (group.available >= group.window_size) return WindowState::kWindow;
+  const bool finished =
+      db_->find(
+             "SELECT 1 FROM run WHERE id = 1 AND prompts_closed = 1 AND prompts_pending = 0 AND prompts_leased ="
+             " 0")
+          .has_value();
+  return finished ? WindowState::kEndOfStream : WindowState::kWaiting;
+}
+
+WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeline, std::int64_t number,
+                                    const WindowShare& share) {
+  const WindowAnswer end{.state = WindowState::kEndOfStream, .window = std::nullopt};
+  const auto check = [&](const Group& group) {
+    check_newest(group, timeline, "read_window");
+    if (share.width != group.width || share.rank < 0 || share.rank >= share.width) {
+      throw Conflict(fmt::format("rank {} of {} asks for a window of timeline {} of group '{}', which has {} ranks: stop",
+                                 share.rank, share.width, timeline, printable(group.name), group.width));
+    }
+    if (number < 0 || number > group.windows) {
+      throw InvalidArgument(fmt::format("window {} of group '{}': {} are dealt, and they are dealt one by one", number,
+                                        printable(group.name), group.windows));
+    }
+  };
+  // Each decision is taken twice: first on a read view, so that a waiting trainer does not queue for the write turn.
+  {
+    const sql::Snapshot snapshot(*db_);
+    const Group group = find_group(group_id);
+    check(group);
+    if (number < group.windows) return {.state = WindowState::kWindow, .window = load_window(group, number, share)};
+    const WindowState found = look(group);
+    if (found == WindowState::kWaiting) return {};
+    if (found == WindowState::kEndOfStream && (group.available == 0 || group.tail != 0)) return end;
+  }
+  sql::Transaction transaction(*db_);
+  Group group = find_group(group_id);
+  check(group);
+  if (number >= group.windows) {
+    const WindowState found = look(group);
+    if (found == WindowState::kWaiting) return {};
+    if (found == WindowState::kEndOfStream) {
+      if (group.available > 0 && group.tail == 0) drop_tail(group);
+      transaction.commit();
+      return end;
+    }
+    deal(group);
+  }
+  WindowAnswer answer{.state = WindowState::kWindow, .window = load_window(group, number, share)};
+  transaction.commit();
+  return answer;
+}
+
+std::int64_t SqlLedger::mark_failed(const Group& group, std::int64_t window, const std::vector<FailedSample>& failed) {
+  for (const FailedSample& one : failed) {
+    const std::int64_t row = db_->find("SELECT row FROM sample WHERE sample_id = ?1", one.sample_id.str()).value_or(-1);
+    const std::optional<std::int64_t> position =
+        db_->find("SELECT position FROM window_ref WHERE row = ?1 AND consumer = ?2 AND number = ?3", row, group.id, window);
+    if (!position) {
+      throw InvalidArgument(fmt::format("sample '{}' is not in window {} of group '{}': its failure was not written",
+                                        printable(one.sample_id.str()), window, printable(group.name)));
+    }
+    db_->run("UPDATE window_ref SET reason = ?4 WHERE reason IS NULL AND consumer = ?1 AND number = ?2 AND position = ?3",
+             group.id, window, *position, printable(one.reason, kMaxReasonBytes));
+  }
+  return db_
+      ->find("SELECT COUNT(*) FROM window_ref WHERE consumer = ?1 AND number = ?2 AND reason IS NOT NULL", group.id, window)
+      .value_or(0);
+}
+
+void SqlLedger::report_failed(const GroupId& group_id, std::int64_t timeline, std::int64_t window,
+                              const std::vector<FailedSample>& failed) {
+  if (failed.empty()) return;
+  sql::Transaction transaction(*db_);
+  const Group group = find_group(group_id);
+  check_newest(group, timeline, "report_failed");
+  if (window < group.trained_windows || window >= group.windows) {
+    throw InvalidArgument(
+        fmt::format("a failure in window {} of group '{}' comes too late or too early: {} windows are trained, {} "
+                    "dealt; report it before the window's step",
+                    window, printable(group.name), group.trained_windows, group.windows));
+  }
+  mark_failed(group, window, failed);
+  transaction.commit();
+}
+
+void SqlLedger::trained(const GroupId& group_id, std::int64_t timeline, std::int64_t window, std::int64_t step,
+                        const std::vector<FailedSample>& failed) {
+  sql::Transaction transaction(*db_);
+  Group group = find_group(group_id);
+  check_newest(group, timeline, "trained");
+  if (window >= 0 && window < group.trained_windows) {
+    sql::Query before =
+        db_->query("SELECT timeline, step FROM training_window WHERE consumer = ?1 AND number = ?2", group.id, window);
+    before.step();
+    if (before.integer(0) == timeline && before.integer(1) == step) return;  // said before
+    throw Conflict(fmt::format("window {} of group '{}' was trained at step {} of timeline {}, not at step {} of timeline {}",
+                               window, printable(group.name), before.integer(1), before.integer(0), step, timeline));
+  }
+  if (window != group.trained_windows || window >= group.windows) {
+    throw InvalidArgument(
+        fmt::format("window {} of group '{}' cannot be trained now: {} windows are dealt and the next to train is {}", window,
+                    printable(group.name), group.windows, group.trained_windows));
+  }
+  if (step <= group.trained_step) {
+    throw InvalidArgument(
+        fmt::format("window {} of group '{}' at step {}: step {} is done already, and one step trains one window", window,
+                    printable(group.name), step, group.trained_step));
+  }
+  const std::int64_t marked = mark_failed(group, window, failed);
+  db_->run("UPDATE training_window SET timeline = ?3, step = ?4, failed = ?5 WHERE consumer = ?1 AND number = ?2", group.id,
+           window, timeline, step, marked);
+  ++group.trained_windows;
+  group.trained_step = step;
+  group.failed_trained += marked;
+  save(group);
+  transaction.commit();
+}
+
+std::vector<std::string> SqlLedger::trained_ids(const GroupId& group_id) {
+  std::vector<std::string> ids;
+  if (!db_->find("SELECT id FROM consumer WHERE name = ?1", group_id.str())) return ids;
+  const Group group = find_group(group_id);
+  sql::Query query = db_->query(
+      "SELECT sample.sample_id FROM window_ref JOIN sample ON sample.row = window_ref.row WHERE window_ref.consumer = ?1"
+      " AND window_ref.number < ?2 AND window_ref.reason IS NULL ORDER BY window_ref.number, window_ref.position",
+      group.id, group.trained_windows);
+  while (query.step()) ids.push_back(query.text(0));
+  return ids;
+}
+
+}  // namespace draftflow
