@@ -49,6 +49,7 @@ int run(TrainArguments arguments, const Console& console) {
   } else {
     const std::string loss =
         result.loss.empty() ? "no step was left to train" : fmt::format("last loss {:.4f}", result.loss_total);
+    if (result.lost > 0) console.out << fmt::format("{} samples were lost with their bytes, as accepted\n", result.lost);
     console.out << fmt::format("{} {} steps, {} samples, {} tokens; {} samples failed; {}; {}\n",
                                stop_flag() ? "stopped after" : "trained", result.step, result.samples, result.tokens,
                                result.failed, loss, (arguments.options.out / (stop_flag() ? "checkpoints" : "draft")).string());
@@ -62,6 +63,8 @@ void add_train_command(CommandLine& line) {
   auto arguments = std::make_shared<TrainArguments>();
   CLI::App& app = *line.app.add_subcommand("train", "Train an EAGLE-3 draft on the samples of a ledger");
   add_fields(app, train_fields(arguments->options));
+  app.add_flag("--accept-loss", arguments->options.accept_loss,
+               "resume from a checkpoint although samples that it lacks are freed; they are dropped, by name");
   app.add_option("--metrics", arguments->metrics, "append a JSON line a step to this file (docs/formats/metrics.md)");
   app.add_flag("--json", arguments->json, "print the result as JSON");
   app.footer(kExample);

@@ -269,7 +269,9 @@ class TrainRun {
     }
     ledger_->declare_group(
         {.group = group_, .window = options_.window, .resumable_checkpoints = options_.resumable_checkpoints});
-    const TimelineInfo timeline = ledger_->open_timeline({.group = group_, .resume = resume_});
+    const TimelineInfo timeline =
+        ledger_->open_timeline({.group = group_, .resume = resume_, .accept_loss = options_.accept_loss});
+    progress_.lost = timeline.lost;
     state_.mark.timeline = timeline.number;
     source_ = make_stream_source(*fetch_ledger_, group_, timeline);
     free_bytes();  // what a trainer that died had made durable and not yet freed

@@ -150,6 +150,33 @@ TEST(Trainer, APoisonedSampleIsFailedByNameAndTheRestGoesOn) {
   EXPECT_EQ(open_sqlite_ledger(run.options().ledger)->status().of(GroupId("train")).failed, 1);
 }
 
+// An older checkpoint, put back from a copy: what was trained after it is freed.
+TEST(Trainer, AnOlderCheckpointIsRefusedUnlessTheLossIsAccepted) {
+  TestRun run;
+  run.fill_stream();
+  const auto checkpoints = run.path() / "train/checkpoints";
+  run.train(run.options(), 2);
+  std::filesystem::copy(checkpoints, run.path() / "copy", std::filesystem::copy_options::recursive);
+  run.train(run.options(), 3);
+  std::filesystem::remove_all(checkpoints);
+  std::filesystem::copy(run.path() / "copy", checkpoints, std::filesystem::copy_options::recursive);
+  try {
+    run.train(run.options());
+    FAIL() << "samples are lost and nobody says so";
+  } catch (const InvalidArgument& error) {
+    EXPECT_NE(std::string(error.what()).find("12 samples trained after it are freed"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("--accept-loss"), std::string::npos) << error.what();
+  }
+  TrainOptions accepting = run.options();
+  accepting.accept_loss = true;
+  const TrainProgress end = run.train(accepting);
+  EXPECT_EQ(end.lost, 12);
+  EXPECT_EQ(end.step, 3);  // of 26 samples 12 are lost and 2 are the tail
+  const GroupStatus group = open_sqlite_ledger(run.options().ledger)->status().of(GroupId("train"));
+  EXPECT_EQ(group.dropped, 14);
+  EXPECT_EQ(group.durable, 12);
+}
+
 TEST(Trainer, OtherOptionsAndOtherLedgersAreRefused) {
   TestRun run;
   run.fill_stream();

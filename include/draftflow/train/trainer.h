@@ -49,6 +49,7 @@ struct TrainOptions {
   std::int64_t total_steps = 0;  // of the schedule; 0: from the number of samples
   int checkpoint_every = 20;     // optimizer steps
   int resumable_checkpoints = 1;
+  bool accept_loss = false;        // a resume whose samples are freed in part drops those by name, instead of being refused
   int prefetch = 2;                // windows fetched ahead
   std::int64_t ahead_samples = 0;  // wait for this many committed samples before the first step
   int threads = 1;
@@ -58,6 +59,7 @@ struct TrainProgress {
   std::int64_t step = 0, total_steps = 0;  // optimizer steps done
   std::int64_t samples = 0, tokens = 0;    // trained so far, failed ones left out
   std::int64_t failed = 0;
+  std::int64_t lost = 0;  // dropped by this start, since their bytes were freed (accept_loss)
   double loss_total = 0, grad_norm = 0, learning_rate = 0;
   std::vector<double> loss, accuracy, acceptance;    // per unrolled step
   double wait_seconds = 0;                           // this step's wait for data
