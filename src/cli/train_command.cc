@@ -65,6 +65,11 @@ void add_train_command(CommandLine& line) {
   add_fields(app, train_fields(arguments->options));
   app.add_flag("--accept-loss", arguments->options.accept_loss,
                "resume from a checkpoint although samples that it lacks are freed; they are dropped, by name");
+  TrainOptions& o = arguments->options;
+  app.add_option("--rank", o.rank, "which of --ranks this process is, from 0")->capture_default_str()->type_name("R");
+  app.add_option("--launch", o.launch, "a name that the ranks of one start share, never used again")->type_name("NAME");
+  app.add_option("--rendezvous", o.rendezvous, "where ranks meet: file:///new/file on one host, or tcp://host:port of rank 0")
+      ->type_name("URL");
   app.add_option("--metrics", arguments->metrics, "append a JSON line a step to this file (docs/formats/metrics.md)");
   app.add_flag("--json", arguments->json, "print the result as JSON");
   app.footer(kExample);

@@ -43,7 +43,7 @@ class OfflineSource : public WindowSource {
     Window window;
     window.number = next_;
     const std::int64_t first = next_ % per_epoch_ * plan_.window;
-    for (std::int64_t i = first; i < first + plan_.window; ++i) {
+    for (std::int64_t i = first + plan_.share.rank; i < first + plan_.window; i += plan_.share.width) {
       const SampleId id(ids_[order_[static_cast<std::size_t>(i)]]);
       auto ref = ledger_.get_committed(id);
       if (!ref) throw Corrupt(fmt::format("the ledger listed sample '{}' as committed and now has no ref for it", id.str()));

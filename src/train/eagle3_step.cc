@@ -32,10 +32,26 @@ void add(std::vector<StepSums>& into, const std::vector<StepSums>& from) {
   for (std::size_t i = 0; i < into.size(); ++i) into[i] += from[i];
 }
 
+void sum_over(Ranks* ranks, std::vector<double>& values) {
+  if (ranks != nullptr) ranks->sum(values);
+}
+
+void sum_over(Ranks* ranks, std::vector<StepSums>& sums) {
+  std::vector<double> values;
+  for (const StepSums& step : sums) {
+    values.insert(values.end(), {step.loss, step.position_mask, step.loss_mask, step.correct, step.alpha});
+  }
+  sum_over(ranks, values);
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    const double* const step = &values[5 * i];
+    sums[i] = {.loss = step[0], .position_mask = step[1], .loss_mask = step[2], .correct = step[3], .alpha = step[4]};
+  }
+}
+
 // The weights of lambda's KL terms come from the acceptance of the whole window, so that they do not depend on how it is
 // cut: one more pass without gradients.
 std::vector<double> kl_weights(const Eagle3Draft& draft, const at::Tensor& head, const std::vector<Eagle3Batch>& batches,
-                               const UnrollOptions& options, Denominators denominators) {
+                               const UnrollOptions& options, Denominators denominators, Ranks* ranks) {
   const at::NoGradGuard no_grad;
   UnrollOptions plain = options;
   plain.loss = LossKind::kKl;
@@ -44,6 +60,7 @@ std::vector<double> kl_weights(const Eagle3Draft& draft, const at::Tensor& head,
     if (!batch.empty())
       add(sums, unroll(draft, batch, make_teacher(batch, head, draft, options.steps), plain, denominators).sums);
   }
+  sum_over(ranks, sums);
   std::vector<double> weights;
   for (const StepSums& step : sums) {
     weights.push_back(options.kl_scale * std::exp(-options.kl_decay * step.alpha / std::max(step.position_mask, 1e-8)));
@@ -90,20 +107,24 @@ LossNormalization loss_normalization_from_name(const std::string& name) {
 }
 
 WindowResult accumulate_window(const Eagle3Draft& draft, const at::Tensor& target_head, const std::vector<Eagle3Batch>& batches,
-                               const UnrollOptions& options, LossNormalization normalization, const std::string& what) {
+                               const UnrollOptions& options, LossNormalization normalization, const std::string& what,
+                               Ranks* ranks) {
   WindowResult result;
   result.sums.resize(static_cast<std::size_t>(options.steps));
   Denominators den;
   den.position = window_mask_sums(draft, target_head, batches, options.steps);
+  std::vector<double> used{static_cast<double>(
+      std::count_if(batches.begin(), batches.end(), [](const Eagle3Batch& batch) { return !batch.empty(); }))};
+  sum_over(ranks, den.position);
+  sum_over(ranks, used);
   den.loss = den.position;
-  const auto used = std::count_if(batches.begin(), batches.end(), [](const Eagle3Batch& batch) { return !batch.empty(); });
-  if (options.loss == LossKind::kLambda) den.kl_weight = kl_weights(draft, target_head, batches, options, den);
+  if (options.loss == LossKind::kLambda) den.kl_weight = kl_weights(draft, target_head, batches, options, den, ranks);
   std::vector<double> quotients(static_cast<std::size_t>(options.steps), 0.0);
   const std::vector<double>& divisor = options.loss == LossKind::kAlpha ? den.position : den.loss;
   for (const Eagle3Batch& batch : batches) {
     if (batch.empty()) continue;
     if (normalization == LossNormalization::kReference) {
-      const double cells = static_cast<double>(batch.input_ids.numel()) * static_cast<double>(used);
+      const double cells = static_cast<double>(batch.input_ids.numel()) * used[0];
       std::fill(den.loss.begin(), den.loss.end(), cells);
     }
     const Teacher teacher = make_teacher(batch, target_head, draft, options.steps);
@@ -113,14 +134,17 @@ WindowResult accumulate_window(const Eagle3Draft& draft, const at::Tensor& targe
     add(result.sums, unrolled.sums);
     for (std::size_t i = 0; i < quotients.size(); ++i) quotients[i] += divide(unrolled.sums[i].loss, divisor[i]);
   }
+  if (ranks != nullptr) ranks->sum_gradients(draft.parameters());
+  sum_over(ranks, result.sums);
+  sum_over(ranks, quotients);
   report(result, options, den, quotients);
   return result;
 }
 
 WindowResult train_window(const Eagle3Draft& draft, Optimizer& optimizer, const at::Tensor& target_head,
                           const std::vector<Eagle3Batch>& batches, const UnrollOptions& options,
-                          LossNormalization normalization, const std::string& what) {
-  WindowResult result = accumulate_window(draft, target_head, batches, options, normalization, what);
+                          LossNormalization normalization, const std::string& what, Ranks* ranks) {
+  WindowResult result = accumulate_window(draft, target_head, batches, options, normalization, what, ranks);
   if (!std::isfinite(optimizer.gradient_norm())) refuse(draft, what, "gradient");
   result.optimizer = optimizer.step();
   return result;

@@ -8,6 +8,7 @@
 
 #include "train/eagle3_loss.h"
 #include "train/optimizer.h"
+#include "train/ranks.h"
 
 namespace draftflow {
 
@@ -22,13 +23,15 @@ struct WindowResult {
 };
 
 // Adds the window's gradients to the draft's parameters and returns its losses. InvalidArgument for a loss that is not
-// finite (named by `what`); the gradients are cleared then and no weight has changed.
+// finite (named by `what`); the gradients are cleared then and no weight has changed. With `ranks`, `batches` are this rank's
+// share: the result and the gradients are the whole window's, the same in every rank.
 WindowResult accumulate_window(const Eagle3Draft& draft, const at::Tensor& target_head, const std::vector<Eagle3Batch>& batches,
-                               const UnrollOptions& options, LossNormalization normalization, const std::string& what);
+                               const UnrollOptions& options, LossNormalization normalization, const std::string& what,
+                               Ranks* ranks = nullptr);
 
 // accumulate_window, then the optimizer's step.
 WindowResult train_window(const Eagle3Draft& draft, Optimizer& optimizer, const at::Tensor& target_head,
                           const std::vector<Eagle3Batch>& batches, const UnrollOptions& options,
-                          LossNormalization normalization, const std::string& what);
+                          LossNormalization normalization, const std::string& what, Ranks* ranks = nullptr);
 
 }  // namespace draftflow

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <sys/file.h>
 
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <memory>
@@ -53,8 +54,14 @@ void check_options(const TrainOptions& options) {
   positive("resumable_checkpoints", options.resumable_checkpoints);
   positive("prefetch", options.prefetch);
   positive("threads", options.threads);
-  if (options.window % options.batch != 0) {
-    throw InvalidArgument(fmt::format("batch {} does not divide window {}", options.batch, options.window));
+  if (options.ranks < 1 || options.rank < 0 || options.rank >= options.ranks) {
+    throw InvalidArgument(
+        fmt::format("rank {} of {} ranks: 0 to ranks - 1 are allowed, and at least one rank", options.rank, options.ranks));
+  }
+  if (options.window % (options.ranks * options.batch) != 0) {
+    throw InvalidArgument(
+        fmt::format("a window of {} over {} ranks in batches of {}: ranks x batch ({}) has to divide the window",
+                    options.window, options.ranks, options.batch, options.ranks * options.batch));
   }
   if (!(options.warmup_ratio >= 0 && options.warmup_ratio < 1)) {
     throw InvalidArgument(fmt::format("warmup_ratio is {}: 0 to under 1 is allowed", options.warmup_ratio));
@@ -159,7 +166,8 @@ class TrainRun {
         stop_(stop),
         group_(options.group),
         dtype_(compute_dtype(options.dtype)),
-        lock_(take_folder(options.out)),
+        ranks_({.rank = options.rank, .width = options.ranks, .rendezvous = options.rendezvous}),
+        lock_(ranks_.first() ? take_folder(options.out) : UniqueFd()),
         ledger_(open_sqlite_ledger(options.ledger)),
         fetch_ledger_(open_sqlite_ledger(options.ledger)),
         offline_(ledger_->declared("kind") == "offline"),
@@ -177,12 +185,13 @@ class TrainRun {
     Prefetcher prefetcher(*source_, *store_, loader);
     const bool ended = train(prefetcher);
     checkpoint();
-    if (ended) draft_->save(options_.out / "draft");
+    if (ended && ranks_.first()) draft_->save(options_.out / "draft");
+    ranks_.barrier();  // whoever leaves first would look dead to the others
     return progress_;
   }
 
  private:
-  // True once training may start; false if stop was set before.
+  // True once training may start; false if stop was set before, in any rank.
   bool wait_for_samples() {
     while (!offline_ && !stop_.load()) {
       const LedgerStatus status = ledger_->status();
@@ -191,7 +200,9 @@ class TrainRun {
       if (status.prompts_closed && (status.committed >= wanted || all)) break;
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
-    return !stop_.load();
+    std::array<double, 1> stopped{stop_.load() ? 1.0 : 0.0};
+    ranks_.sum(stopped);
+    return stopped[0] == 0;
   }
 
   std::int64_t total_steps() {
@@ -234,7 +245,7 @@ class TrainRun {
     for (auto& [name, parameter] : parameters) parameter.requires_grad_(true);
     optimizer_ = std::make_unique<Optimizer>(parameters, optimizer_options());
     if (found) checkpoints_.restore(*found, *optimizer_);
-    if (!found) draft_->save(options_.out / "draft-untrained");
+    if (!found && ranks_.first()) draft_->save(options_.out / "draft-untrained");
     saved_step_ = found ? state_.mark.step : -1;
   }
 
@@ -262,34 +273,55 @@ class TrainRun {
         throw Conflict(fmt::format("the checkpoint in {} is of ledger {}, not of {} ({}): use its ledger or another folder",
                                    options_.out.string(), resume_->ledger_id, options_.ledger.string(), ledger_->id()));
       }
-      source_ = make_offline_source(
-          *fetch_ledger_,
-          {.window = options_.window, .epochs = options_.epochs, .seed = options_.seed, .position = state_.windows});
+      source_ = make_offline_source(*fetch_ledger_, {.window = options_.window,
+                                                     .epochs = options_.epochs,
+                                                     .seed = options_.seed,
+                                                     .position = state_.windows,
+                                                     .share = share()});
       return;
     }
     ledger_->declare_group(
         {.group = group_, .window = options_.window, .resumable_checkpoints = options_.resumable_checkpoints});
-    const TimelineInfo timeline =
-        ledger_->open_timeline({.group = group_, .resume = resume_, .accept_loss = options_.accept_loss});
+    const TimelineInfo timeline = ledger_->open_timeline({.group = group_,
+                                                          .resume = resume_,
+                                                          .width = options_.ranks,
+                                                          .rank = options_.rank,
+                                                          .launch = options_.launch,
+                                                          .accept_loss = options_.accept_loss});
     progress_.lost = timeline.lost;
     state_.mark.timeline = timeline.number;
-    source_ = make_stream_source(*fetch_ledger_, group_, timeline);
+    source_ = make_stream_source(*fetch_ledger_, group_, timeline, share());
     free_bytes();  // what a trainer that died had made durable and not yet freed
   }
 
-  // True at the end of the data, false if stop was set.
+  WindowShare share() const { return {.rank = options_.rank, .width = options_.ranks}; }
+
+  // What the ranks do next, once all of them say what they have: a rank may wait for data that another has already.
+  enum class Next { kTrain, kWait, kEnd, kStop };
+  Next agree(WindowState mine) {
+    std::array<double, 3> counts{stop_.load() ? 1.0 : 0.0, mine == WindowState::kWindow ? 1.0 : 0.0,
+                                 mine == WindowState::kEndOfStream ? 1.0 : 0.0};
+    ranks_.sum(counts);
+    if (counts[0] > 0) return Next::kStop;
+    if (counts[1] == ranks_.width()) return Next::kTrain;
+    return counts[2] == ranks_.width() ? Next::kEnd : Next::kWait;
+  }
+
+  // True at the end of the data, false if stop was set, in any rank.
   bool train(Prefetcher& prefetcher) {
     double waited = 0;
     progress_.resumed = resume_.has_value();
     for (;;) {
       const auto start = Clock::now();
       LoadedAnswer answer = prefetcher.next(stop_, kStarvedMs);
-      while (answer.state == WindowState::kWaiting && !stop_.load()) {
+      Next next = agree(answer.state);
+      while (next == Next::kWait) {
         checkpoint();
-        answer = prefetcher.next(stop_, kStarvedMs);
+        if (answer.state == WindowState::kWaiting) answer = prefetcher.next(stop_, kStarvedMs);
+        next = agree(answer.state);
       }
-      if (stop_.load()) return false;
-      if (answer.state == WindowState::kEndOfStream) return true;
+      if (next == Next::kStop) return false;
+      if (next == Next::kEnd) return true;
       progress_.wait_seconds = prefetcher.wait_seconds() - waited;
       waited = prefetcher.wait_seconds();
       train_one(*answer.window);
@@ -310,22 +342,27 @@ class TrainRun {
     for (const LoadedSample& sample : window.samples) {
       if (sample.failure) failed.push_back({sample.ref.sample_id, *sample.failure});
     }
+    if (!offline_ && !failed.empty()) ledger_->report_failed(group_, state_.mark.timeline, window.number, failed);
     const UnrollOptions unroll{.steps = options_.ttt_length,
                                .decay = options_.loss_decay,
                                .loss = loss_kind_from_name(options_.loss),
                                .kl_scale = options_.kl_scale,
                                .kl_decay = options_.kl_decay};
-    const WindowResult result =
-        train_window(*draft_, *optimizer_, target_.head, batches, unroll,
-                     loss_normalization_from_name(options_.loss_normalization), fmt::format("window {}", window.number));
+    const WindowResult result = train_window(*draft_, *optimizer_, target_.head, batches, unroll,
+                                             loss_normalization_from_name(options_.loss_normalization),
+                                             fmt::format("window {}", window.number), &ranks_);
     ++state_.mark.step;
     ++state_.windows;
-    state_.failed += static_cast<std::int64_t>(failed.size());
+    std::array<double, 3> counts{static_cast<double>(failed.size()), 0, 0};
     for (const Eagle3Batch& batch : batches) {
-      state_.samples += batch.samples;
-      state_.tokens += batch.tokens;
+      counts[1] += static_cast<double>(batch.samples);
+      counts[2] += static_cast<double>(batch.tokens);
     }
-    if (!offline_) ledger_->trained(group_, state_.mark.timeline, window.number, state_.mark.step, failed);
+    ranks_.sum(counts);
+    state_.failed += static_cast<std::int64_t>(counts[0]);
+    state_.samples += static_cast<std::int64_t>(counts[1]);
+    state_.tokens += static_cast<std::int64_t>(counts[2]);
+    if (!offline_) ledger_->trained(group_, state_.mark.timeline, window.number, state_.mark.step, {});
     fill(result);
   }
 
@@ -360,6 +397,10 @@ class TrainRun {
   // The order that makes exactly-once hold: the file is down, then the ledger hears of it, then bytes go.
   void checkpoint() {
     if (saved_step_ == state_.mark.step) return;
+    if (!ranks_.first()) {
+      saved_step_ = state_.mark.step;
+      return;
+    }
     checkpoints_.save(state_, *draft_, *optimizer_);
     saved_step_ = state_.mark.step;
     if (!offline_) ledger_->checkpointed(group_, state_.mark.timeline, state_.mark.step);
@@ -368,7 +409,7 @@ class TrainRun {
   }
 
   void free_bytes() {
-    if (offline_) return;
+    if (offline_ || !ranks_.first()) return;
     for (;;) {
       const std::vector<SampleRef> refs = ledger_->freeable(256);
       if (refs.empty()) return;
@@ -386,6 +427,7 @@ class TrainRun {
   const std::atomic<bool>& stop_;
   const GroupId group_;
   const c10::ScalarType dtype_;
+  Ranks ranks_;
   const UniqueFd lock_;
   const std::unique_ptr<Ledger> ledger_, fetch_ledger_;  // fetch_ledger_ belongs to the prefetcher's thread
   const bool offline_;

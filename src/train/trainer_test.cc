@@ -177,6 +177,95 @@ TEST(Trainer, AnOlderCheckpointIsRefusedUnlessTheLossIsAccepted) {
   EXPECT_EQ(group.durable, 12);
 }
 
+// Runs all ranks of a launch, each on a thread.
+std::vector<TrainProgress> train_ranks(const TestRun& run, TrainOptions options, int ranks, const std::string& launch) {
+  std::vector<TrainProgress> ends(static_cast<std::size_t>(ranks));
+  std::vector<std::thread> threads;
+  options.ranks = ranks;
+  options.launch = launch;
+  options.rendezvous = "file://" + (run.path() / ("meet-" + launch)).string();
+  for (int rank = 0; rank < ranks; ++rank) {
+    options.rank = rank;
+    threads.emplace_back([&ends, options, rank] {
+      const std::atomic<bool> stop = false;
+      try {
+        ends[static_cast<std::size_t>(rank)] = run_train(options, {}, stop);
+      } catch (const std::exception& error) {
+        ADD_FAILURE() << "rank " << rank << ": " << error.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return ends;
+}
+
+double greatest_difference(const std::filesystem::path& a, const std::filesystem::path& b) {
+  const TensorMap one = read_safetensors(a), two = read_safetensors(b);
+  double greatest = 0;
+  for (const auto& [name, tensor] : one) {
+    const at::Tensor other = to_torch(*find_tensor(two, name));
+    const at::Tensor difference = (to_torch(tensor).to(at::kDouble) - other.to(at::kDouble)).abs();
+    if (difference.numel() > 0) greatest = std::max(greatest, difference.max().item<double>());
+  }
+  return greatest;
+}
+
+TEST(Trainer, RanksTrainToTheNumbersOfOneProcess) {
+  for (const char* const loss : {"kl", "lambda"}) {
+    SCOPED_TRACE(loss);
+    TestRun alone, together;
+    const auto prepare = [&](TestRun& run) {
+      run.fill_stream(/*poisoned=*/5);
+      TrainOptions options = run.options();
+      options.dtype = "float64";
+      options.loss = loss;
+      options.batch = 1;
+      return options;
+    };
+    const TrainProgress end = alone.train(prepare(alone));
+    const auto ends = train_ranks(together, prepare(together), 2, "a");
+    for (const TrainProgress& rank : ends) {
+      EXPECT_EQ(rank.step, end.step);
+      EXPECT_EQ(rank.samples, end.samples);
+      EXPECT_EQ(rank.tokens, end.tokens);
+      EXPECT_EQ(rank.failed, 1);
+      EXPECT_NEAR(rank.loss_total, end.loss_total, 1e-9);
+      EXPECT_NEAR(rank.grad_norm, end.grad_norm, 1e-9);
+    }
+    EXPECT_LT(
+        greatest_difference(alone.path() / "train/draft/model.safetensors", together.path() / "train/draft/model.safetensors"),
+        1e-9);
+    const GroupStatus group = open_sqlite_ledger(together.options().ledger)->status().of(GroupId("train"));
+    EXPECT_EQ(group.width, 2);
+    EXPECT_EQ(group.failed, 1) << "reported by the rank that met it, whoever acknowledged";
+    EXPECT_EQ(group.durable, 23);
+    EXPECT_EQ(open_sqlite_ledger(together.options().ledger)->trained_ids(GroupId("train")),
+              open_sqlite_ledger(alone.options().ledger)->trained_ids(GroupId("train")));
+    EXPECT_EQ(together.open_store()->health().resident_samples, 0u);
+  }
+}
+
+// Two, then one, then four ranks in one stream; what was trained is the same.
+TEST(Trainer, TheNumberOfRanksChangesWithinARun) {
+  TestRun alone, changing;
+  const auto prepare = [&](TestRun& run) {
+    run.fill_stream();
+    TrainOptions options = run.options();
+    options.dtype = "float64";
+    options.batch = 1;
+    return options;
+  };
+  alone.train(prepare(alone));
+  TrainOptions options = prepare(changing);
+  changing.train(options, 2);
+  EXPECT_EQ(train_ranks(changing, options, 4, "wide").at(3).step, 6);
+  EXPECT_LT(
+      greatest_difference(alone.path() / "train/draft/model.safetensors", changing.path() / "train/draft/model.safetensors"),
+      1e-9);
+  EXPECT_EQ(open_sqlite_ledger(changing.options().ledger)->trained_ids(GroupId("train")),
+            open_sqlite_ledger(alone.options().ledger)->trained_ids(GroupId("train")));
+}
+
 TEST(Trainer, OtherOptionsAndOtherLedgersAreRefused) {
   TestRun run;
   run.fill_stream();
@@ -253,6 +342,9 @@ TEST(Trainer, RefusesWhatCannotTrain) {
     EXPECT_THROW(run.train(options), InvalidArgument);
   };
   refused([](TrainOptions& o) { o.window = 5; });   // batch 2 does not divide it
+  refused([](TrainOptions& o) { o.ranks = 4; });    // nor do 4 ranks with batch 2
+  refused([](TrainOptions& o) { o.rank = 1; });     // of one
+  refused([](TrainOptions& o) { o.ranks = 2; });    // nowhere to meet
   refused([](TrainOptions& o) { o.window = 28; });  // more than there are samples
   refused([](TrainOptions& o) { o.learning_rate = 0; });
   refused([](TrainOptions& o) { o.dtype = "float16"; });

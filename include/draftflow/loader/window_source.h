@@ -29,6 +29,7 @@ struct OfflinePlan {
   int epochs = 1;
   std::uint64_t seed = 0;
   std::int64_t position = 0;  // windows already trained
+  WindowShare share;          // of each window
 };
 
 // Windows an epoch has: the refs divided by W, the tail dropped (another order drops others). InvalidArgument if none.

@@ -5,7 +5,8 @@
 // checkpoint to the same numbers. This header needs no libtorch. One call per process at a time.
 //
 // Layout of `out`: checkpoints/step-0000000010/ (draft/, optimizer.safetensors, state.json; docs/formats/checkpoint.md),
-// draft-untrained/ and, at the end, draft/ (Hugging Face layout, docs/formats/draft.md).
+// draft-untrained/ and, at the end, draft/ (Hugging Face layout, docs/formats/draft.md). Of several ranks, which see the same
+// folder, rank 0 writes it. If one dies the others end with Unavailable, and all start again as another launch.
 #pragma once
 
 #include <atomic>
@@ -53,6 +54,10 @@ struct TrainOptions {
   int prefetch = 2;                // windows fetched ahead
   std::int64_t ahead_samples = 0;  // wait for this many committed samples before the first step
   int threads = 1;
+  // Data parallel: this process is rank `rank` of `ranks`, which divide the window evenly and hold the whole draft each.
+  int ranks = 1, rank = 0;
+  std::string launch;      // the same for the ranks of one launch, never used again
+  std::string rendezvous;  // where they meet: file:///path (one host, a new file) or tcp://host:port (of rank 0)
 };
 
 struct TrainProgress {

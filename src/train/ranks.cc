@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/ranks.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
+
+#include <charconv>
+#include <chrono>
+#include <system_error>
+#include <torch/csrc/distributed/c10d/FileStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <vector>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/text.h"
+
+namespace draftflow {
+namespace {
+
+constexpr std::string_view kFile = "file://", kTcp = "tcp://";
+
+struct Address {
+  std::string host;
+  std::uint16_t port = 0;
+};
+
+Address parse_address(const std::string& rendezvous) {
+  const std::string rest = rendezvous.substr(kTcp.size());
+  const std::size_t colon = rest.rfind(':');
+  std::uint32_t port = 0;
+  const char* const end = rest.data() + rest.size();
+  const char* const digits = colon == std::string::npos ? end : rest.data() + colon + 1;
+  const auto parsed = std::from_chars(digits, end, port);
+  if (digits == end || parsed.ec != std::errc() || parsed.ptr != end || port < 1 || port > 65535 || colon == 0) {
+    throw InvalidArgument(
+        fmt::format("rendezvous is '{}': tcp://host:port is needed, with a port of 1 to 65535", printable(rendezvous)));
+  }
+  return {rest.substr(0, colon), static_cast<std::uint16_t>(port)};
+}
+
+}  // namespace
+
+struct Ranks::Group {
+  c10::intrusive_ptr<c10d::Store> store;
+  std::unique_ptr<c10d::ProcessGroupGloo> gloo;
+};
+
+Ranks::Ranks() = default;
+
+Ranks::Ranks(const RanksOptions& options) : rank_(options.rank), width_(options.width) {
+  if (width_ < 1 || rank_ < 0 || rank_ >= width_) {
+    throw InvalidArgument(fmt::format("rank {} of {} ranks: 0 to {} are allowed", rank_, width_, width_ - 1));
+  }
+  if (width_ == 1) return;
+  const bool file = options.rendezvous.starts_with(kFile), tcp = options.rendezvous.starts_with(kTcp);
+  if (!file && !tcp) {
+    throw InvalidArgument(fmt::format("rendezvous is '{}': {} ranks need a place to meet, file:///path or tcp://host:port",
+                                      printable(options.rendezvous), width_));
+  }
+  const std::chrono::milliseconds timeout(options.timeout_ms);
+  group_ = std::make_unique<Group>();
+  auto gloo = c10d::ProcessGroupGloo::Options::create(timeout);
+  gloo->threads = 1;
+  try {
+    if (file) {
+      group_->store = c10::make_intrusive<c10d::FileStore>(options.rendezvous.substr(kFile.size()), width_);
+      gloo->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1"));
+    } else {
+      const Address address = parse_address(options.rendezvous);
+      c10d::TCPStoreOptions where;
+      where.port = address.port;
+      where.isServer = rank_ == 0;
+      where.numWorkers = width_;
+      where.timeout = timeout;
+      group_->store = c10::make_intrusive<c10d::TCPStore>(address.host, where);
+      gloo->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+    }
+    group_->store->setTimeout(timeout);
+    group_->gloo = std::make_unique<c10d::ProcessGroupGloo>(group_->store, rank_, width_, gloo);
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw Unavailable(fmt::format("rank {} did not find the other {} ranks at {}: {}; see the log of the rank that is missing",
+                                  rank_, width_ - 1, printable(options.rendezvous), printable(error.what(), 300)));
+  }
+}
+
+Ranks::~Ranks() = default;
+
+namespace {
+
+template <class Call>
+void together(int rank, int width, Call&& call) {
+  try {
+    call();
+  } catch (const std::exception& error) {
+    throw Unavailable(
+        fmt::format("rank {} of {} lost the others: {}; a rank has ended or hangs (see its log), and all must start "
+                    "again",
+                    rank, width, printable(error.what(), 300)));
+  }
+}
+
+}  // namespace
+
+void Ranks::sum(std::span<double> values) {
+  if (!group_ || values.empty()) return;
+  at::Tensor tensor = at::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, at::kDouble);
+  std::vector<at::Tensor> tensors{tensor};
+  together(rank_, width_, [&] { group_->gloo->allreduce(tensors)->wait(); });
+}
+
+void Ranks::sum_gradients(const NamedTensors& parameters) {
+  if (!group_) return;
+  const at::NoGradGuard no_grad;
+  const bool precise = !parameters.empty() && parameters[0].second.scalar_type() == at::kDouble;
+  const auto dtype = precise ? at::kDouble : at::kFloat;
+  std::vector<at::Tensor> parts;
+  for (const auto& [name, parameter] : parameters) {
+    parts.push_back(parameter.grad().defined() ? parameter.grad().to(dtype).reshape({-1})
+                                               : at::zeros({parameter.numel()}, at::TensorOptions(dtype)));
+  }
+  std::vector<at::Tensor> flat{at::cat(parts)};
+  together(rank_, width_, [&] { group_->gloo->allreduce(flat)->wait(); });
+  std::int64_t at_element = 0;
+  for (const auto& [name, parameter] : parameters) {
+    const at::Tensor part = flat[0].narrow(0, at_element, parameter.numel()).view(parameter.sizes());
+    parameter.mutable_grad() = part.to(parameter.scalar_type()).clone();
+    at_element += parameter.numel();
+  }
+}
+
+void Ranks::barrier() {
+  if (!group_) return;
+  together(rank_, width_, [&] { group_->gloo->barrier()->wait(); });
+}
+
+}  // namespace draftflow
