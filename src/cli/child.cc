@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
@@ -85,8 +86,9 @@ pid_t Children::start(const ChildSpec& spec) {
   return pid;
 }
 
-std::optional<ChildExit> Children::reap() {
+std::optional<ChildExit> Children::reap(const std::string& unit) {
   for (auto child = running_.begin(); child != running_.end(); ++child) {
+    if (!unit.empty() && child->spec.unit != unit) continue;
     int status = 0;
     const pid_t got = ::waitpid(child->pid, &status, WNOHANG);
     if (got == 0 || (got < 0 && errno == EINTR)) continue;
@@ -118,8 +120,28 @@ void Children::stop(double grace_seconds) {
   }
 }
 
-void Children::signal_all(int signal) {
-  for (const Running& child : running_) ::kill(child.pid, signal);
+std::vector<ChildExit> Children::stop_unit(const std::string& unit, double grace_seconds) {
+  std::vector<ChildExit> exits;
+  signal_all(SIGTERM, unit);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(grace_seconds);
+  const auto is_running = [&] {
+    return std::any_of(running_.begin(), running_.end(), [&](const Running& child) { return child.spec.unit == unit; });
+  };
+  while (is_running()) {
+    if (auto exit = reap(unit)) {
+      exits.push_back(std::move(*exit));
+      continue;
+    }
+    if (std::chrono::steady_clock::now() >= until) signal_all(SIGKILL, unit);
+    pause_a_little();
+  }
+  return exits;
+}
+
+void Children::signal_all(int signal, const std::string& unit) {
+  for (const Running& child : running_) {
+    if (unit.empty() || child.spec.unit == unit) ::kill(child.pid, signal);
+  }
 }
 
 std::string tail_of(const std::filesystem::path& log, int lines) {

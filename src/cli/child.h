@@ -23,6 +23,7 @@ struct ChildSpec {
   std::vector<std::string> arguments;  // after the program's name
   std::filesystem::path log;           // standard output and error are appended here ...
   std::filesystem::path output;        // ... but standard output goes here, from the start, if this is not empty
+  std::string unit;                    // what lives and dies together, such as the ranks of one launch; empty: it alone
 };
 
 struct ChildExit {
@@ -42,15 +43,16 @@ class Children {
 
   pid_t start(const ChildSpec& spec);
   bool empty() const { return running_.empty(); }
-  std::optional<ChildExit> reap();  // one that has ended, without waiting
-  void stop(double grace_seconds);  // SIGTERM, then SIGKILL after the grace; reaps all
+  std::optional<ChildExit> reap(const std::string& unit = "");  // one that has ended, of any or this unit, without waiting
+  void stop(double grace_seconds);                              // SIGTERM, then SIGKILL after the grace; reaps all
+  std::vector<ChildExit> stop_unit(const std::string& unit, double grace_seconds);  // the same for the rest of a unit
 
  private:
   struct Running {
     ChildSpec spec;
     pid_t pid;
   };
-  void signal_all(int signal);
+  void signal_all(int signal, const std::string& unit = "");
 
   std::filesystem::path executable_;
   int inherited_fd_;

@@ -24,8 +24,9 @@ struct Section {
 };
 
 Fields top_fields(RunConfig& c) {
-  return {{"run", &c.run, ""},         {"target", &c.target, ""},     {"tokenizer", &c.tokenizer, ""},
-          {"prompts", &c.prompts, ""}, {"held_out", &c.held_out, ""}, {"out", &c.out, ""}};
+  return {
+      {"run", &c.run, ""},           {"target", &c.target, ""}, {"tokenizer", &c.tokenizer, ""}, {"prompts", &c.prompts, ""},
+      {"held_out", &c.held_out, ""}, {"out", &c.out, ""},       {"restarts", &c.restarts, "", 0}};
 }
 
 // The sections and keys of a run's configuration, bound to `c`.
@@ -40,7 +41,8 @@ std::vector<Section> sections_of(RunConfig& c) {
   }
   return {{"", top_fields(c)},
           {"capture", capture},
-          {"train", select_fields(train, {"window",
+          {"train", select_fields(train, {"ranks",
+                                          "window",
                                           "batch",
                                           "ttt_length",
                                           "max_length",
@@ -236,9 +238,11 @@ void check_run_config(const RunConfig& config) {
   must_exist("held_out", config.held_out);
   must_exist("train.init_draft", config.train.init_draft);
   if (config.workers > 64) throw InvalidArgument(fmt::format("capture.workers is {}: at most 64 are allowed", config.workers));
-  if (config.train.window % config.train.batch != 0) {
-    throw InvalidArgument(fmt::format("train.batch {} does not divide train.window {}: choose one that does",
-                                      config.train.batch, config.train.window));
+  if (config.train.ranks > 64)
+    throw InvalidArgument(fmt::format("train.ranks is {}: at most 64 are allowed", config.train.ranks));
+  if (config.train.window % (config.train.ranks * config.train.batch) != 0) {
+    throw InvalidArgument(fmt::format("train.ranks {} x train.batch {} does not divide train.window {}: choose ones that do",
+                                      config.train.ranks, config.train.batch, config.train.window));
   }
   check_memory(config);
 }
@@ -284,7 +288,8 @@ std::string differences(const RunConfig& there, const RunConfig& here) {
   std::string text;
   for (const auto& [key, value] : flatten(here)) {
     const std::string& before = old_values.at(key);
-    if (key == "out" || before == value) continue;
+    // How many processes do the work, and how often they are started, changes no sample.
+    if (key == "out" || key == "restarts" || key == "train.ranks" || before == value) continue;
     text += fmt::format("{}{} is '{}' there and '{}' here", text.empty() ? "" : "; ", key, before, value);
   }
   return text;

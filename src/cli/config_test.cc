@@ -59,8 +59,8 @@ TEST(RunConfig, ReadsSectionsAndResolvesPathsAgainstTheFile) {
 }
 
 TEST(RunConfig, RefusalsNameLineKeyAndWhatIsAllowed) {
-  EXPECT_EQ(refusal(replaced(kGood, "window: 8", "windw: 8")).substr(0, 84),
-            "/c/run.yaml line 13: train.windw: unknown key; allowed are window, batch, ttt_length");
+  EXPECT_EQ(refusal(replaced(kGood, "window: 8", "windw: 8")).substr(0, 91),
+            "/c/run.yaml line 13: train.windw: unknown key; allowed are ranks, window, batch, ttt_length");
   EXPECT_THAT(refusal(replaced(kGood, "run: demo", "rum: demo")),
               HasSubstr("line 1: rum: unknown key; allowed are run, target"));
   EXPECT_EQ(refusal(replaced(kGood, "workers: 2", "workers: many")),

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/random.h"
 #include "draftflow/base/text.h"
 
 namespace draftflow::cli {
@@ -22,7 +23,8 @@ namespace {
 const std::vector<std::string> kOwnFiles{"summary.json",        "report.html",        "state.json",
                                          "ledger.sqlite3-wal",  "ledger.sqlite3-shm", "ledger.sqlite3-journal",
                                          "ledger.sqlite3.lock", "ledger.sqlite3"};
-const std::vector<std::string> kOwnFolders{"store/features", "train/checkpoints", "train/draft", "train/draft-untrained"};
+const std::vector<std::string> kOwnFolders{"store/features", "train/checkpoints", "train/draft", "train/draft-untrained",
+                                           "train/ranks"};
 const std::vector<std::pair<std::string, std::string>> kOwnEndings{{"logs", ".log"}, {"metrics", ".jsonl"}, {"eval", ".json"}};
 const std::vector<std::string> kParents{"store", "train", "logs", "metrics", "eval"};
 
@@ -114,6 +116,13 @@ void RunFolder::adopt(const RunConfig& config) {
     }
   }
   replace_file(record, to_yaml(config));
+}
+
+std::string RunFolder::new_launch() const {
+  const std::filesystem::path folder = rendezvous("");
+  remove_tree(folder);  // of launches that are over
+  make_folders(folder);
+  return random_hex128().substr(0, 12);
 }
 
 void RunFolder::remove_own_files() {

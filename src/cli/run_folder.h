@@ -48,6 +48,9 @@ class RunFolder {
   std::filesystem::path eval(const std::string& name) const { return path_ / "eval" / (name + ".json"); }
   std::filesystem::path summary() const { return path_ / "summary.json"; }
   std::filesystem::path report() const { return path_ / "report.html"; }
+  // A name for the trainer's ranks that no earlier ones had, and the file at which they meet.
+  std::string new_launch() const;
+  std::filesystem::path rendezvous(const std::string& launch) const { return path_ / "train" / "ranks" / launch; }
   int children_lock() const { return children_lock_.get(); }  // children inherit it: it is free once all have ended
 
  private:

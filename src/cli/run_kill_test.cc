@@ -52,13 +52,14 @@ class RunKill : public ::testing::Test {
     replace_file(folder_.path() / "held_out.jsonl", prompts.substr(0, prompts.find('\n') + 1));
   }
 
-  std::filesystem::path write_config(const std::string& out, int ahead) {
+  std::filesystem::path write_config(const std::string& out, int ahead, int restarts = 0, int ranks = 1) {
     const auto file = folder_.path() / (out + ".yaml");
-    replace_file(file, fmt::format("run: kill\ntarget: target\nprompts: prompts.jsonl\nheld_out: held_out.jsonl\nout: {}\n"
-                                   "capture: {{workers: 2, ahead_samples: {}, lease_ms: 700, lease_tasks: 3}}\n"
-                                   "train: {{window: {}, batch: 2, ttt_length: 3, learning_rate: 1e-3, checkpoint_every: 3, "
-                                   "draft_vocab: 24}}\neval: {{new_tokens: 8, depth: 2}}\n",
-                                   out, ahead, kWindow));
+    replace_file(
+        file, fmt::format("run: kill\ntarget: target\nprompts: prompts.jsonl\nheld_out: held_out.jsonl\nout: {}\n"
+                          "restarts: {}\ncapture: {{workers: 2, ahead_samples: {}, lease_ms: 700, lease_tasks: 3}}\n"
+                          "train: {{ranks: {}, window: {}, batch: 2, ttt_length: 3, learning_rate: 1e-3, checkpoint_every: 3, "
+                          "draft_vocab: 24}}\neval: {{new_tokens: 8, depth: 2}}\n",
+                          out, restarts, ahead, ranks, kWindow));
     return file;
   }
 
@@ -142,7 +143,8 @@ TEST_F(RunKill, AnyProcessAtAnyTimeEndsWithTheSameSamples) {
   int kills = 0, round = 0;
   for (const std::string victim : {"capture", "train", "run", "train", "capture", "run", "train"}) {
     SCOPED_TRACE(fmt::format("round {}: {}", round, victim));
-    const auto config = write_config(fmt::format("out{}", round++), 8);
+    const auto config = write_config(fmt::format("out{}", round), 8, /*restarts=*/0, /*ranks=*/1 + round % 2);
+    ++round;
     const auto at = static_cast<std::int64_t>(random.below(kPrompts));
     const bool by_step = victim != "capture";
     kills += run_with_kill(config, victim, [&](const LedgerStatus& status) {
@@ -153,6 +155,34 @@ TEST_F(RunKill, AnyProcessAtAnyTimeEndsWithTheSameSamples) {
     if (HasFailure()) return;
   }
   EXPECT_GE(kills, 5) << "too few rounds were killed in time to prove anything";
+}
+
+// One command, and nobody looks on: workers and ranks are killed again and again.
+TEST_F(RunKill, ARunMendsItself) {
+  Random random(test_seed());
+  const auto config = write_config("mends", 8, /*restarts=*/20, /*ranks=*/2);
+  const pid_t pid = start(config);
+  const auto ledger_file = folder_.path() / "mends" / "ledger.sqlite3";
+  int kills = 0;
+  std::int64_t next = 6;
+  int status = 0;
+  while (::waitpid(pid, &status, WNOHANG) == 0) {
+    std::this_thread::sleep_for(kTick);
+    try {
+      if (!std::filesystem::exists(ledger_file) || kills >= 6) continue;
+      const LedgerStatus now = open_sqlite_ledger_read_only(ledger_file)->status();
+      if (now.committed + now.of(GroupId("train")).trained_step * kWindow < next) continue;
+    } catch (const Error&) {
+      continue;  // it is just being made
+    }
+    const pid_t target = find(pid, random.below(3) == 0 ? "capture" : "train");
+    if (target == 0 || ::kill(target, SIGKILL) != 0) continue;
+    ++kills;
+    next += 4 + static_cast<std::int64_t>(random.below(20));
+  }
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << read_text_file(folder_.path() / "run.log");
+  EXPECT_GE(kills, 3) << "too few kills to prove anything";
+  expect_all_trained_once("mends");
 }
 
 // With everything captured before the first step the order is fixed, so even the weights come out the same to the byte.
@@ -169,7 +199,8 @@ TEST_F(RunKill, AKilledTrainerGoesOnToTheSameWeights) {
     std::string text = read_text_file(straight);
     text.replace(text.find("out: straight"), 13, fmt::format("out: {}_killed", victim));
     replace_file(config, text);
-    EXPECT_TRUE(run_with_kill(config, victim, [](const LedgerStatus& status) { return status.of(GroupId("train")).trained_step >= 5; }));
+    EXPECT_TRUE(run_with_kill(config, victim,
+                              [](const LedgerStatus& status) { return status.of(GroupId("train")).trained_step >= 5; }));
     finish(config);
     expect_all_trained_once(config.stem());
     EXPECT_EQ(weights(config.stem()), weights("straight"));

@@ -33,20 +33,30 @@ std::vector<ChildSpec> ingest_children(const RunConfig& config, const RunFolder&
   return {spec_of("capture", "ingest", capture_fields(options), folder)};
 }
 
-std::vector<ChildSpec> train_children(const RunConfig& config, const RunFolder& folder) {
+std::vector<ChildSpec> train_children(const RunConfig& config, const RunFolder& folder, const std::string& launch) {
   std::vector<ChildSpec> specs;
   CaptureOptions capture = capture_options(config, folder);
   capture.prompts.clear();  // they are on the books
   for (int worker = 1; worker <= config.workers; ++worker) {
     specs.push_back(spec_of("capture", fmt::format("capture-{}", worker), capture_fields(capture), folder));
+    specs.back().unit = specs.back().name;
+    add_metrics(specs.back(), folder);
   }
   TrainOptions train = config.train;
   train.ledger = folder.ledger();
   train.store = folder.store();
   train.secret_file = capture.secret_file;
   train.out = folder.train();
-  specs.push_back(spec_of("train", "train", train_fields(train), folder));
-  for (ChildSpec& spec : specs) add_metrics(spec, folder);
+  for (int rank = 0; rank < train.ranks; ++rank) {
+    specs.push_back(spec_of("train", rank == 0 ? "train" : fmt::format("train-{}", rank), train_fields(train), folder));
+    ChildSpec& spec = specs.back();
+    spec.unit = kTrainUnit;
+    if (rank == 0) add_metrics(spec, folder);
+    if (train.ranks == 1) continue;
+    spec.arguments.push_back(fmt::format("--rank={}", rank));
+    spec.arguments.push_back("--launch=" + launch);
+    spec.arguments.push_back("--rendezvous=file://" + std::filesystem::absolute(folder.rendezvous(launch)).string());
+  }
   return specs;
 }
 

@@ -15,9 +15,11 @@ inline constexpr const char* kIngestStage = "ingest";
 inline constexpr const char* kTrainStage = "capture and train";
 inline constexpr const char* kEvalStage = "eval";
 inline constexpr const char* kReportStage = "report";
+inline constexpr const char* kTrainUnit = "train";
 
 std::vector<ChildSpec> ingest_children(const RunConfig& config, const RunFolder& folder);
-std::vector<ChildSpec> train_children(const RunConfig& config, const RunFolder& folder);  // N workers and the trainer
-std::vector<ChildSpec> eval_children(const RunConfig& config, const RunFolder& folder);   // those whose result is missing
+// N workers, each a unit, and the trainer's ranks, the unit "train"; `launch`: a name that no earlier ranks had.
+std::vector<ChildSpec> train_children(const RunConfig& config, const RunFolder& folder, const std::string& launch);
+std::vector<ChildSpec> eval_children(const RunConfig& config, const RunFolder& folder);  // those whose result is missing
 
 }  // namespace draftflow::cli

@@ -2,8 +2,8 @@
 //
 // For tests only: plays the commands that a supervisor starts, without a model. What each does is told by the file named in
 // STAND_IN_SCRIPT, a JSON object from command ("ingest", "capture", "train", "eval") to "ok", "exit:N", "hang" (until
-// SIGTERM, then 130) or "stuck" (SIGTERM ignored); "kill" ends it by SIGKILL. Every start appends a line to the file
-// STAND_IN_STARTS.
+// SIGTERM, then 130) or "stuck" (SIGTERM ignored); "kill" ends it by SIGKILL, "kill:N" the first N that start. Every start
+// appends a line to the file STAND_IN_STARTS: command, pid, launch.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -12,6 +12,7 @@
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 
 #include "cli/metrics.h"
@@ -34,11 +35,11 @@ Flags parse_flags(int argc, char** argv) {
   return flags;
 }
 
-void note_start(const std::string& command) {
+void note_start(const std::string& command, const std::string& launch) {
   const char* path = std::getenv("STAND_IN_STARTS");
   if (path == nullptr) return;
   const UniqueFd fd = open_file(path, O_WRONLY | O_CREAT | O_APPEND);
-  const std::string line = command + " " + std::to_string(::getpid()) + "\n";
+  const std::string line = command + " " + std::to_string(::getpid()) + (launch.empty() ? "" : " " + launch) + "\n";
   write_all(fd.get(), std::as_bytes(std::span(line)), path);
 }
 
@@ -56,6 +57,7 @@ int play_ingest(const Flags& flags) {
 }
 
 int play_train(const Flags& flags) {
+  if (!flags.contains("--metrics")) return 0;  // a rank that is not the first
   MetricsWriter metrics(flags.at("--metrics"));
   for (int step = 1; step <= 3; ++step) {
     TrainProgress progress;
@@ -88,8 +90,17 @@ int play(const std::string& command, const Flags& flags) {
   return 0;
 }
 
+// How many of the command have started, this one included.
+int count_starts(const std::string& command) {
+  std::istringstream lines(read_text_file(std::getenv("STAND_IN_STARTS")));
+  int count = 0;
+  for (std::string line; std::getline(lines, line);) count += line.starts_with(command + " ") ? 1 : 0;
+  return count;
+}
+
 int behave(const std::string& command, const Flags& flags) {
-  const std::string behaviour = behaviour_of(command);
+  std::string behaviour = behaviour_of(command);
+  if (behaviour.starts_with("kill:")) behaviour = count_starts(command) <= std::stoi(behaviour.substr(5)) ? "kill" : "ok";
   if (behaviour == "ok") return play(command, flags);
   std::cerr << command << " says: " << behaviour << std::endl;
   if (behaviour.starts_with("exit:")) return std::stoi(behaviour.substr(5));
@@ -109,6 +120,6 @@ int main(int argc, char** argv) {
   const Flags flags = parse_flags(argc, argv);
   std::string command = argv[1];
   if (flags.contains("--ingest-only")) command = "ingest";
-  note_start(command);
+  note_start(command, flags.contains("--launch") ? flags.at("--launch") : "");
   return behave(command, flags);
 }

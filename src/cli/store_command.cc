@@ -36,7 +36,8 @@ constexpr const char* kRemoveExample =
     "Example:\n"
     "  draftflow store rm out/store sample-0\n"
     "  draftflow store rm out/store sample-0 --generation 268435457 --json\n"
-    "Takes every generation of the sample away, or the one named; bytes that a live reader leases go with its lease. A ledger that "
+    "Takes every generation of the sample away, or the one named; bytes that a live reader leases go with its lease. A ledger "
+    "that "
     "lists the\nsample is not told: who trains on it will find it missing, by name.";
 
 constexpr const char* kRotateExample =
@@ -170,10 +171,10 @@ int run_create(CreateArguments arguments, const Console& console) {
   const bool there = is_there(name, arguments.options.secret);
   const StoreHealth health = create_shared_dir_store(name.root, name.id, arguments.options)->health();
   if (health.durability < arguments.options.durability) {
-    throw InvalidArgument(fmt::format("the store at {} was made with durability '{}', but '{}' is asked for: make a new store, or "
-                                      "ask for more at each attach ('draftflow capture --durable')",
-                                      printable(arguments.store.path.string(), 4096), durability_text(health.durability),
-                                      arguments.durability));
+    throw InvalidArgument(
+        fmt::format("the store at {} was made with durability '{}', but '{}' is asked for: make a new store, or "
+                    "ask for more at each attach ('draftflow capture --durable')",
+                    printable(arguments.store.path.string(), 4096), durability_text(health.durability), arguments.durability));
   }
   if (arguments.json) {
     console.out << json_line({{"store_id", health.store_id},
@@ -369,8 +370,9 @@ OpenedStore open_store(const StorePath& store) {
     throw NotFound(error.what() + other_name_hint(folder, name));
   } catch (const InvalidArgument& error) {
     const bool from_environment = secret != nullptr && store.secret_file.empty();
-    throw InvalidArgument(error.what() + other_name_hint(folder, name) +
-                          (from_environment ? fmt::format("; the secret came from the environment's {}", kSecretVariable) : ""));
+    throw InvalidArgument(
+        error.what() + other_name_hint(folder, name) +
+        (from_environment ? fmt::format("; the secret came from the environment's {}", kSecretVariable) : ""));
   }
 }
 

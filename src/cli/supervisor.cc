@@ -66,9 +66,10 @@ int Supervisor::run_stages() {
     if (const int code = run_stage(kIngestStage, ingest_children(config_, *folder_)); code != 0) return code;
   }
   if (!state_.done.contains(kTrainStage)) {
-    board_->say(fmt::format("capturing with {} and training with 1 process; logs in {}", config_.workers,
-                            (folder_->path() / "logs").string()));
-    if (const int code = run_stage(kTrainStage, train_children(config_, *folder_)); code != 0) return code;
+    board_->say(fmt::format("capturing with {} and training with {} process{}; logs in {}", config_.workers,
+                            config_.train.ranks, config_.train.ranks == 1 ? "" : "es", (folder_->path() / "logs").string()));
+    launch_ = folder_->new_launch();
+    if (const int code = run_stage(kTrainStage, train_children(config_, *folder_, launch_)); code != 0) return code;
   }
   if (const auto specs = eval_children(config_, *folder_); !specs.empty()) {
     make_folders(folder_->eval("x").parent_path());
@@ -114,7 +115,7 @@ int Supervisor::watch(Children& children) {
 
 int Supervisor::finish_child(const ChildExit& exit, Children& children) {
   if (stop_flag() && exit.code == kInterruptedExitCode) return interrupted(children);
-  if (exit.code != 0 || exit.signal != 0) return fail(exit, children);
+  if (exit.code != 0 || exit.signal != 0) return start_again(exit, children);
   if (exit.spec.output.empty()) return 0;
   std::filesystem::path result = exit.spec.output;  // eval/trained.partial.json -> eval/trained.json
   result.replace_filename(result.stem().stem().string() + ".json");
@@ -123,6 +124,42 @@ int Supervisor::finish_child(const ChildExit& exit, Children& children) {
   if (load_eval(result).is_null()) {
     throw Corrupt(
         fmt::format("{} wrote {}, which is no evaluation; see {}", exit.spec.name, result.string(), exit.spec.log.string()));
+  }
+  return 0;
+}
+
+// Starts a unit again that was killed or met a passing failure, unless that has happened too often without progress: then the
+// run fails, and this is its exit code. The ranks of a launch end and start together: what one missed the others cannot give
+// it.
+int Supervisor::start_again(const ChildExit& exit, Children& children) {
+  const auto may_pass = [](const ChildExit& one) {
+    return one.signal != 0 || one.code == exit_code(ErrorKind::kUnavailable) || one.code == exit_code(ErrorKind::kInDoubt);
+  };
+  if (stage_ != kTrainStage || stop_flag() || config_.restarts == 0 || !may_pass(exit)) return fail(exit, children);
+  std::vector<ChildExit> exits = children.stop_unit(exit.spec.unit, options_.grace_seconds);
+  const ChildExit* cause = &exit;
+  for (const ChildExit& other : exits) {
+    const bool ended_well = other.signal == 0 && (other.code == 0 || other.code == kInterruptedExitCode);
+    if (!ended_well && !may_pass(other)) return fail(other, children);  // the others only lost this one
+    if (cause->signal == 0 && other.signal != 0) cause = &other;
+  }
+  const LedgerStatus status = open_sqlite_ledger_read_only(folder_->ledger())->status();
+  const std::int64_t progress = exit.spec.unit == kTrainUnit ? status.of(GroupId(config_.train.group)).durable_step
+                                                             : status.prompts_done + status.prompts_failed;
+  Restarts& restarts = restarts_[exit.spec.unit];
+  restarts.count = progress > restarts.progress ? 1 : restarts.count + 1;
+  restarts.progress = progress;
+  if (restarts.count > config_.restarts) {
+    board_->say(fmt::format("'{}' was started again {} times without progress", exit.spec.unit, config_.restarts));
+    return fail(*cause, children);
+  }
+  board_->say(fmt::format("{} {}: starting {} again ({} of {} without progress); its log: {}", cause->spec.name,
+                          how_it_ended(*cause), exit.spec.unit, restarts.count, config_.restarts, cause->spec.log.string()));
+  if (exit.spec.unit == kTrainUnit) launch_ = folder_->new_launch();
+  for (const ChildSpec& spec : train_children(config_, *folder_, launch_)) {
+    if (spec.unit != exit.spec.unit) continue;
+    const pid_t pid = children.start(spec);
+    process_metrics_->append({{"name", spec.name}, {"pid", pid}});
   }
   return 0;
 }
@@ -172,10 +209,10 @@ std::vector<ProgressLine> Supervisor::train_lines(const LedgerStatus& status) {
   if (status.prompts_failed > 0) capture_note += fmt::format(", {} failed", status.prompts_failed);
   std::string train_note = trained_step == 0 ? "waiting for samples" : "";
   if (last_train_.contains("loss_total")) train_note = fmt::format("loss {:.3f}", number_or(last_train_, "loss_total", 0));
-  return {{"capture", captured, status.prompts, "prompts", capture_meter_.rate(), capture_meter_.seconds_left(status.prompts),
-           capture_note},
-          {"train", trained_step, total_steps, "steps", train_meter_.rate(), train_meter_.seconds_left(total_steps),
-           train_note}};
+  return {
+      {"capture", captured, status.prompts, "prompts", capture_meter_.rate(), capture_meter_.seconds_left(status.prompts),
+       capture_note},
+      {"train", trained_step, total_steps, "steps", train_meter_.rate(), train_meter_.seconds_left(total_steps), train_note}};
 }
 
 std::vector<ProgressLine> Supervisor::eval_lines() {

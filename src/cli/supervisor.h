@@ -9,7 +9,9 @@
 
 #include <chrono>
 #include <filesystem>
+#include <map>
 #include <memory>
+#include <string>
 
 #include "cli/app.h"
 #include "cli/child.h"
@@ -39,6 +41,7 @@ class Supervisor {
   int run_stage(const std::string& name, const std::vector<ChildSpec>& specs);
   int watch(Children& children);
   int finish_child(const ChildExit& exit, Children& children);
+  int start_again(const ChildExit& exit, Children& children);
   int fail(const ChildExit& exit, Children& children);
   int interrupted(Children& children);
   void sample();
@@ -59,6 +62,12 @@ class Supervisor {
   RateMeter capture_meter_, train_meter_, eval_meters_[2];
   std::unique_ptr<ProgressBoard> board_;
   std::string stage_;
+  struct Restarts {
+    int count = 0;               // without progress
+    std::int64_t progress = -1;  // what was done when it was started last
+  };
+  std::map<std::string, Restarts> restarts_;  // by unit
+  std::string launch_;
 };
 
 }  // namespace draftflow::cli

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/supervisor.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -30,7 +31,8 @@ class SupervisorTest : public testing::Test {
     replace_file(folder_.path() / "prompts.jsonl", "{}\n");
     replace_file(folder_.path() / "held.jsonl", "{}\n");
     config_ = parse_run_config(
-        "run: t\ntarget: target\nprompts: prompts.jsonl\nheld_out: held.jsonl\nout: out\ncapture: {workers: 2}\n",
+        "run: t\ntarget: target\nprompts: prompts.jsonl\nheld_out: held.jsonl\nout: out\nrestarts: 0\n"
+        "capture: {workers: 2}\n",
         folder_.path() / "run.yaml");
     script({});
     ::setenv("STAND_IN_SCRIPT", (folder_.path() / "script.json").c_str(), 1);
@@ -71,7 +73,10 @@ class SupervisorTest : public testing::Test {
   // No process that was started is left.
   void expect_no_process_left() const {
     std::istringstream lines(read_text_file(starts()));
-    for (std::string command, pid; lines >> command >> pid;) EXPECT_NE(::kill(std::stoi(pid), 0), 0) << command << " " << pid;
+    for (std::string line, command, pid; std::getline(lines, line);) {
+      std::istringstream(line) >> command >> pid;
+      EXPECT_NE(::kill(std::stoi(pid), 0), 0) << command << " " << pid;
+    }
   }
 
   testing_support::TempFolder folder_;
@@ -139,6 +144,59 @@ TEST_F(SupervisorTest, AKilledProcessIsNamedWithItsSignal) {
   script({{"train", "kill"}});
   EXPECT_EQ(run(), exit_code(ErrorKind::kUnavailable));
   EXPECT_THAT(err_.str(), HasSubstr("was killed by signal 9"));
+}
+
+TEST_F(SupervisorTest, AWorkerThatIsKilledIsStartedAgainAlone) {
+  config_.restarts = 1;
+  script({{"capture", "kill:1"}});
+  EXPECT_EQ(run(), 0) << err_.str();
+  const Counts counts = count_starts();
+  EXPECT_EQ(counts.at("capture"), 3);
+  EXPECT_EQ(counts.at("train"), 1);
+  EXPECT_THAT(err_.str(), HasSubstr("was killed by signal 9 (Killed): starting capture-"));
+}
+
+TEST_F(SupervisorTest, TheRanksOfALaunchEndAndStartTogether) {
+  config_.restarts = 1;
+  config_.train.ranks = 2;
+  script({{"train", "kill:1"}});
+  EXPECT_EQ(run(), 0) << err_.str();
+  std::istringstream lines(read_text_file(starts()));
+  std::map<std::string, int> launches;
+  for (std::string line, command, pid, launch; std::getline(lines, line);) {
+    std::istringstream(line) >> command >> pid >> launch;
+    if (command == "train") ++launches[launch];
+  }
+  ASSERT_EQ(launches.size(), 2u) << "another launch has another name";
+  for (const auto& [launch, ranks] : launches) EXPECT_EQ(ranks, 2) << launch;
+}
+
+TEST_F(SupervisorTest, StartingAgainHasABound) {
+  config_.restarts = 2;
+  script({{"capture", "hang"}, {"train", "kill"}});
+  EXPECT_EQ(run(), exit_code(ErrorKind::kUnavailable));
+  EXPECT_EQ(count_starts().at("train"), 3);
+  EXPECT_THAT(err_.str(), HasSubstr("'train' was started again 2 times without progress"));
+  EXPECT_THAT(err_.str(), HasSubstr("again to go on"));
+  expect_no_process_left();
+}
+
+TEST_F(SupervisorTest, WhatWouldFailAgainIsNotStartedAgain) {
+  config_.restarts = 3;
+  for (const int code : {1, 2, 6, 7}) {
+    script({{"capture", "hang"}, {"train", fmt::format("exit:{}", code)}});
+    EXPECT_EQ(run(), code);
+  }
+  EXPECT_EQ(count_starts().at("train"), 4);
+}
+
+TEST_F(SupervisorTest, AnotherNumberOfRanksIsTheSameRun) {
+  script({{"train", "exit:7"}});
+  EXPECT_EQ(run(), 7);
+  config_.train.ranks = 4;
+  config_.restarts = 5;
+  script({});
+  EXPECT_EQ(run(), 0) << err_.str();
 }
 
 TEST_F(SupervisorTest, AStopEndsEverythingCleanly) {
