@@ -114,7 +114,7 @@ class Worker {
         config_(parse_llama_config(folder_.config_json(), (options.target / "config.json").string())),
         layers_(chosen_layers(options.layers, static_cast<int>(config_.num_hidden_layers))),
         target_(options.ingest_only ? std::nullopt : std::optional(Llama::load(folder_, at::kFloat))),
-        ledger_(open_sqlite_ledger(options.ledger)) {
+        ledger_(open_ledger(options.ledger.string())) {
     ledger_->declare("kind", "stream");
     ledger_->declare("capture_layers", Json(layers_).dump());
   }

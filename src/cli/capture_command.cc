@@ -67,7 +67,7 @@ int run(CaptureArguments arguments, const Console& console) {
 
 void show_failed_prompts(const std::filesystem::path& ledger, const Console& console) {
   constexpr int kShown = 5;
-  const auto opened = open_sqlite_ledger_read_only(ledger);
+  const auto opened = open_ledger_read_only(ledger.string());
   const auto failed = opened->failed_prompts(kShown);
   for (const auto& [task, reason] : failed) console.err << fmt::format("failed: {}\n", printable(reason, 400));
   const std::int64_t more = opened->status().prompts_failed - static_cast<std::int64_t>(failed.size());

@@ -12,6 +12,7 @@
 #include "draftflow/base/file.h"
 #include "draftflow/base/text.h"
 #include "draftflow/flow/backpressure.h"
+#include "draftflow/ledger/ledger.h"
 
 namespace draftflow::cli {
 namespace {
@@ -24,9 +25,9 @@ struct Section {
 };
 
 Fields top_fields(RunConfig& c) {
-  return {
-      {"run", &c.run, ""},           {"target", &c.target, ""}, {"tokenizer", &c.tokenizer, ""}, {"prompts", &c.prompts, ""},
-      {"held_out", &c.held_out, ""}, {"out", &c.out, ""},       {"restarts", &c.restarts, "", 0}};
+  return {{"run", &c.run, ""},         {"target", &c.target, ""},       {"tokenizer", &c.tokenizer, ""},
+          {"prompts", &c.prompts, ""}, {"held_out", &c.held_out, ""},   {"out", &c.out, ""},
+          {"ledger", &c.ledger, ""},   {"restarts", &c.restarts, "", 0}};
 }
 
 // The sections and keys of a run's configuration, bound to `c`.
@@ -237,6 +238,12 @@ void check_run_config(const RunConfig& config) {
   must_exist("prompts", config.prompts);
   must_exist("held_out", config.held_out);
   must_exist("train.init_draft", config.train.init_draft);
+  if (!config.ledger.empty() && !is_ledger_url(config.ledger)) {
+    throw InvalidArgument(
+        fmt::format("ledger is '{}': postgresql://host/database is needed, or no ledger for a file in the run's "
+                    "folder",
+                    printable(config.ledger)));
+  }
   if (config.workers > 64) throw InvalidArgument(fmt::format("capture.workers is {}: at most 64 are allowed", config.workers));
   if (config.train.ranks > 64)
     throw InvalidArgument(fmt::format("train.ranks is {}: at most 64 are allowed", config.train.ranks));

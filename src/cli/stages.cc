@@ -20,12 +20,16 @@ void add_metrics(ChildSpec& spec, const RunFolder& folder) {
 
 CaptureOptions capture_options(const RunConfig& config, const RunFolder& folder) {
   CaptureOptions options = config.capture;
-  options.ledger = folder.ledger();
+  options.ledger = ledger_of(config, folder);
   options.store = folder.store();
   return options;
 }
 
 }  // namespace
+
+std::string ledger_of(const RunConfig& config, const RunFolder& folder) {
+  return config.ledger.empty() ? folder.ledger().string() : config.ledger;
+}
 
 std::vector<ChildSpec> ingest_children(const RunConfig& config, const RunFolder& folder) {
   CaptureOptions options = capture_options(config, folder);
@@ -43,7 +47,7 @@ std::vector<ChildSpec> train_children(const RunConfig& config, const RunFolder& 
     add_metrics(specs.back(), folder);
   }
   TrainOptions train = config.train;
-  train.ledger = folder.ledger();
+  train.ledger = ledger_of(config, folder);
   train.store = folder.store();
   train.secret_file = capture.secret_file;
   train.out = folder.train();

@@ -17,6 +17,8 @@ inline constexpr const char* kEvalStage = "eval";
 inline constexpr const char* kReportStage = "report";
 inline constexpr const char* kTrainUnit = "train";
 
+std::string ledger_of(const RunConfig& config, const RunFolder& folder);  // what open_ledger takes
+
 std::vector<ChildSpec> ingest_children(const RunConfig& config, const RunFolder& folder);
 // N workers, each a unit, and the trainer's ranks, the unit "train"; `launch`: a name that no earlier ranks had.
 std::vector<ChildSpec> train_children(const RunConfig& config, const RunFolder& folder, const std::string& launch);

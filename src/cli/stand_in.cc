@@ -90,17 +90,21 @@ int play(const std::string& command, const Flags& flags) {
   return 0;
 }
 
-// How many of the command have started, this one included.
-int count_starts(const std::string& command) {
+// Which of the command's starts this one is, from 1.
+int start_number(const std::string& command) {
   std::istringstream lines(read_text_file(std::getenv("STAND_IN_STARTS")));
-  int count = 0;
-  for (std::string line; std::getline(lines, line);) count += line.starts_with(command + " ") ? 1 : 0;
-  return count;
+  const std::string mine = command + " " + std::to_string(::getpid());
+  int number = 0;
+  for (std::string line; std::getline(lines, line);) {
+    number += line.starts_with(command + " ") ? 1 : 0;
+    if (line == mine || line.starts_with(mine + " ")) break;
+  }
+  return number;
 }
 
 int behave(const std::string& command, const Flags& flags) {
   std::string behaviour = behaviour_of(command);
-  if (behaviour.starts_with("kill:")) behaviour = count_starts(command) <= std::stoi(behaviour.substr(5)) ? "kill" : "ok";
+  if (behaviour.starts_with("kill:")) behaviour = start_number(command) <= std::stoi(behaviour.substr(5)) ? "kill" : "ok";
   if (behaviour == "ok") return play(command, flags);
   std::cerr << command << " says: " << behaviour << std::endl;
   if (behaviour.starts_with("exit:")) return std::stoi(behaviour.substr(5));

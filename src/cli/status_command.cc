@@ -22,7 +22,7 @@ constexpr const char* kExample =
     "  draftflow status --ledger out/demo/ledger.sqlite3 --json";
 
 int run(const std::filesystem::path& where, bool json, const Console& console) {
-  const LedgerStatus status = open_sqlite_ledger_read_only(ledger_path(where))->status();
+  const LedgerStatus status = open_ledger_read_only(ledger_path(where).string())->status();
   console.out << (json ? to_json(status).dump() + "\n" : status_text(status));
   if (!json && status.prompts_failed > 0) show_failed_prompts(ledger_path(where), console);
   return 0;

@@ -143,7 +143,7 @@ int Supervisor::start_again(const ChildExit& exit, Children& children) {
     if (!ended_well && !may_pass(other)) return fail(other, children);  // the others only lost this one
     if (cause->signal == 0 && other.signal != 0) cause = &other;
   }
-  const LedgerStatus status = open_sqlite_ledger_read_only(folder_->ledger())->status();
+  const LedgerStatus status = open_ledger_read_only(ledger_of(config_, *folder_))->status();
   const std::int64_t progress = exit.spec.unit == kTrainUnit ? status.of(GroupId(config_.train.group)).durable_step
                                                              : status.prompts_done + status.prompts_failed;
   Restarts& restarts = restarts_[exit.spec.unit];
@@ -189,7 +189,7 @@ void Supervisor::sample() {
   if (stage_ == kEvalStage) return board_->show(eval_lines());
   if (stage_ != kTrainStage) return;
   try {
-    if (!ledger_) ledger_ = open_sqlite_ledger_read_only(folder_->ledger());
+    if (!ledger_) ledger_ = open_ledger_read_only(ledger_of(config_, *folder_));
     const LedgerStatus status = ledger_->status();
     ledger_metrics_->append(to_json(status));
     board_->show(train_lines(status));
@@ -229,7 +229,7 @@ std::vector<ProgressLine> Supervisor::eval_lines() {
 }
 
 void Supervisor::write_results() {
-  const auto ledger = open_sqlite_ledger_read_only(folder_->ledger());
+  const auto ledger = open_ledger_read_only(ledger_of(config_, *folder_));
   const LedgerStatus status = ledger->status();
   const RunRecords records = load_run_records(*folder_);
   const auto samples = static_cast<std::int64_t>(ledger->trained_ids(GroupId(config_.train.group)).size());

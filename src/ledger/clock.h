@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "draftflow/ledger/ledger.h"
@@ -23,5 +24,6 @@ struct LedgerClock {
 LedgerClock boot_clock();
 
 std::unique_ptr<Ledger> open_sqlite_ledger(const std::filesystem::path& path, LedgerClock clock);
+std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url, std::optional<std::function<std::int64_t()>> test_clock);
 
 }  // namespace draftflow

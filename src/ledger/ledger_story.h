@@ -19,6 +19,9 @@
 #include "draftflow/ledger/ledger.h"
 #include "ledger/clock.h"
 #include "testing/temp_folder.h"
+#ifdef DRAFTFLOW_STORY_POSTGRES
+#include "ledger/postgres/testing_server.h"
+#endif
 
 namespace draftflow::testing_support {
 
@@ -53,6 +56,7 @@ void expect_error(Call&& call, const std::string& part) {
 struct Backend {
   std::string name;
   std::unique_ptr<Ledger> (*open)(const std::filesystem::path& folder, LedgerClock clock);
+  bool server_time = false;  // which no boot of this host ends
 };
 
 inline std::unique_ptr<Ledger> open_sqlite_in(const std::filesystem::path& folder, LedgerClock clock) {
@@ -64,6 +68,13 @@ class LedgerStory : public ::testing::TestWithParam<Backend> {
   // Another process, as far as the ledger can tell.
   std::unique_ptr<Ledger> open() {
     return GetParam().open(folder_.path(), {.boot_id = boot_, .now_ms = [this] { return now_ms_; }});
+  }
+
+  void SetUp() override {
+#ifdef DRAFTFLOW_STORY_POSTGRES
+    if (TestingServer::shared().why_not()) GTEST_SKIP() << *TestingServer::shared().why_not();
+#endif
+    ledger_ = open();
   }
 
   void ingest(const std::vector<std::string>& ids) {
@@ -91,7 +102,9 @@ class LedgerStory : public ::testing::TestWithParam<Backend> {
     ledger_->declare_group({.group = group_, .window = window, .resumable_checkpoints = resumable});
   }
 
-  std::int64_t open_timeline(Ledger& ledger) { return ledger.open_timeline({.group = group_}).number; }
+  std::int64_t open_timeline(Ledger& ledger) {
+    return ledger.open_timeline({.group = group_}).number;
+  }
 
   // As a trainer asks: the first untrained window, then the one after, whichever object it asks.
   WindowAnswer next_window(Ledger& ledger, std::int64_t timeline) {
@@ -104,7 +117,9 @@ class LedgerStory : public ::testing::TestWithParam<Backend> {
     return answer;
   }
 
-  GroupStatus group_status() { return ledger_->status().of(group_); }
+  GroupStatus group_status() {
+    return ledger_->status().of(group_);
+  }
 
   CheckpointMark mark(std::int64_t timeline, std::int64_t step) {
     return {.ledger_id = ledger_->id(), .group = group_, .timeline = timeline, .step = step};
@@ -139,14 +154,26 @@ class LedgerStory : public ::testing::TestWithParam<Backend> {
   const HolderId worker_{"worker"};
   std::int64_t now_ms_ = 5000;
   std::string boot_ = "boot-1";
-  std::unique_ptr<Ledger> ledger_ = open();
+  std::unique_ptr<Ledger> ledger_;
   std::map<std::pair<Ledger*, std::int64_t>, std::int64_t> next_;
 };
 
-#define INSTANTIATE_LEDGER_STORY(fixture)                                                                               \
-  INSTANTIATE_TEST_SUITE_P(                                                                                             \
-      Backends, fixture,                                                                                                \
-      ::testing::Values(::draftflow::testing_support::Backend{"Sqlite", ::draftflow::testing_support::open_sqlite_in}), \
-      [](const auto& backend) { return backend.param.name; })
+#ifdef DRAFTFLOW_STORY_POSTGRES
+// A schema for each story, however often it opens its ledger.
+inline std::unique_ptr<Ledger> open_postgres_in(const std::filesystem::path& folder, LedgerClock clock) {
+  static std::map<std::filesystem::path, std::string> schemas;
+  std::string& url = schemas[folder];
+  if (url.empty()) url = TestingServer::shared().fresh_schema();
+  return open_postgres_ledger(url, std::move(clock.now_ms));
+}
+#define DRAFTFLOW_STORY_BACKENDS \
+  ::testing::Values(::draftflow::testing_support::Backend{"Postgres", ::draftflow::testing_support::open_postgres_in, true})
+#else
+#define DRAFTFLOW_STORY_BACKENDS \
+  ::testing::Values(::draftflow::testing_support::Backend{"Sqlite", ::draftflow::testing_support::open_sqlite_in})
+#endif
+
+#define INSTANTIATE_LEDGER_STORY(fixture) \
+  INSTANTIATE_TEST_SUITE_P(Backends, fixture, DRAFTFLOW_STORY_BACKENDS, [](const auto& backend) { return backend.param.name; })
 
 }  // namespace draftflow::testing_support

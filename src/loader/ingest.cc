@@ -102,7 +102,7 @@ CheckedFile check_file(const TensorMap& tensors) {
 class Ingest {
  public:
   Ingest(const IngestOptions& options, IngestReport& report)
-      : options_(options), report_(report), ledger_(open_sqlite_ledger(options.ledger)) {
+      : options_(options), report_(report), ledger_(open_ledger(options.ledger.string())) {
     ledger_->declare("kind", "offline");
     const std::string width = ledger_->declared(kWidthFact).value_or("0");
     std::from_chars(width.data(), width.data() + width.size(), width_);

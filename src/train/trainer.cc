@@ -168,8 +168,8 @@ class TrainRun {
         dtype_(compute_dtype(options.dtype)),
         ranks_({.rank = options.rank, .width = options.ranks, .rendezvous = options.rendezvous}),
         lock_(ranks_.first() ? take_folder(options.out) : UniqueFd()),
-        ledger_(open_sqlite_ledger(options.ledger)),
-        fetch_ledger_(open_sqlite_ledger(options.ledger)),
+        ledger_(open_ledger(options.ledger.string())),
+        fetch_ledger_(open_ledger(options.ledger.string())),
         offline_(ledger_->declared("kind") == "offline"),
         checkpoints_(options.out / "checkpoints"),
         target_(load_target_head(options.target, dtype_)) {}

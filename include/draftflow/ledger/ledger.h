@@ -222,4 +222,16 @@ std::unique_ptr<Ledger> open_sqlite_ledger(const std::filesystem::path& path);
 // As above, but NotFound if the file is not there, and never changes it (for status and inspect).
 std::unique_ptr<Ledger> open_sqlite_ledger_read_only(const std::filesystem::path& path);
 
+// A ledger in a schema of a PostgreSQL database, for processes of many hosts; its tables are made if they are not there. Time is
+// the server's. A call that meets a lost connection, or a server that restarts, is made again for 30 s. NotFound for an absent
+// database or schema, PermissionDenied for a role or password that the server refuses, InvalidArgument for tables of another
+// program or version. "postgresql://trainer@host/runs?options=-csearch_path%3Drun_7"; what is left out comes from PGHOST,
+// PGPASSWORD ... and ~/.pgpass.
+std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url);
+
+// By its name: a URL of PostgreSQL, or a SQLite file.
+bool is_ledger_url(const std::string& where);
+std::unique_ptr<Ledger> open_ledger(const std::string& where);
+std::unique_ptr<Ledger> open_ledger_read_only(const std::string& where);
+
 }  // namespace draftflow

@@ -187,7 +187,7 @@ std::vector<SampleRef> SqlLedger::freeable(int limit) {
   if (limit < 1) return {};
   std::vector<std::int64_t> rows, fresh;
   {
-    sql::Query going = db_->query("SELECT row FROM sample WHERE state = 2 LIMIT ?1", limit);
+    sql::Query going = db_->query("SELECT row FROM sample WHERE state = 2 ORDER BY row LIMIT ?1", limit);
     while (going.step()) rows.push_back(going.integer(0));
   }
   const auto room = limit - static_cast<std::int64_t>(rows.size());
@@ -195,7 +195,7 @@ std::vector<SampleRef> SqlLedger::freeable(int limit) {
     // Written down before the sweeper removes the first byte: a later rewind must know what may be gone.
     sql::Transaction transaction(*db_);
     {
-      sql::Query may_go = db_->query("SELECT row FROM sample WHERE state = 1 LIMIT ?1", room);
+      sql::Query may_go = db_->query("SELECT row FROM sample WHERE state = 1 ORDER BY row LIMIT ?1", room);
       while (may_go.step()) fresh.push_back(may_go.integer(0));
     }
     for (const std::int64_t row : fresh) {

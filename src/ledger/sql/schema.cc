@@ -29,18 +29,18 @@ CREATE TABLE prompt(
   row INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, state INTEGER NOT NULL DEFAULT 0,
   attempts INTEGER NOT NULL DEFAULT 0, expiries INTEGER NOT NULL DEFAULT 0,
   holder TEXT, token TEXT, expires_ms INTEGER, ended_token TEXT, reason TEXT) STRICT;
-CREATE INDEX prompt_pending ON prompt(state) WHERE state = 0;
+CREATE INDEX prompt_pending ON prompt(row) WHERE state = 0;
 CREATE INDEX prompt_expiry ON prompt(expires_ms) WHERE state = 1;
 CREATE INDEX prompt_holder ON prompt(holder) WHERE state = 1;
-CREATE INDEX prompt_failed ON prompt(state) WHERE state = 3;
+CREATE INDEX prompt_failed ON prompt(row) WHERE state = 3;
 CREATE TABLE prompt_task(row INTEGER PRIMARY KEY, json TEXT NOT NULL) STRICT;
 
 CREATE TABLE sample(
   row INTEGER PRIMARY KEY, sample_id TEXT NOT NULL UNIQUE, generation INTEGER NOT NULL, incarnation TEXT NOT NULL,
   bytes INTEGER NOT NULL, tokens INTEGER NOT NULL, in_place INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0,
   claims INTEGER NOT NULL DEFAULT 0) STRICT;
-CREATE INDEX sample_may_go ON sample(state) WHERE state = 1;
-CREATE INDEX sample_going ON sample(state) WHERE state = 2;
+CREATE INDEX sample_may_go ON sample(row) WHERE state = 1;
+CREATE INDEX sample_going ON sample(row) WHERE state = 2;
 CREATE TABLE sample_ref(row INTEGER PRIMARY KEY, json TEXT NOT NULL) STRICT;
 
 CREATE TABLE consumer(
@@ -88,9 +88,12 @@ ALTER TABLE window_ref RENAME TO old_window_ref;
 ALTER TABLE dropped RENAME TO old_dropped;
 ALTER TABLE sample RENAME TO old_sample;
 DROP INDEX checkpoint_line; DROP INDEX window_step; DROP INDEX window_ref_row; DROP INDEX sample_may_go; DROP INDEX sample_going;
+DROP INDEX prompt_pending; DROP INDEX prompt_failed;
 )sql";
 
 constexpr const char* kOutOfVersion1 = R"sql(
+CREATE INDEX prompt_pending ON prompt(row) WHERE state = 0;
+CREATE INDEX prompt_failed ON prompt(row) WHERE state = 3;
 INSERT INTO sample(row, sample_id, generation, incarnation, bytes, tokens, in_place, state, claims)
   SELECT row, sample_id, generation, incarnation, bytes, tokens, in_place, state,
          CASE WHEN state = 0 THEN (SELECT COUNT(*) FROM old_consumer) ELSE 0 END FROM old_sample;
@@ -133,8 +136,8 @@ void make_tables(Database& database, Dialect dialect, const std::string& boot_id
   database.run("INSERT INTO run(id, ledger_id, boot_id) VALUES (1, ?1, ?2)", random_hex128(), boot_id);
 }
 
-void migrate(Database& database, int version) {
-  if (version != 1) throw_other_version(database, version);
+void migrate(Database& database, Dialect dialect, int version) {
+  if (version != 1 || dialect != Dialect::kSqlite) throw_other_version(database, version);  // only files are so old
   database.script(kToVersion2);
   std::string tables = tables_from("CREATE TABLE sample(", Dialect::kSqlite);
   const std::size_t refs = tables.find("CREATE TABLE sample_ref"), after = tables.find("CREATE TABLE consumer");

@@ -18,7 +18,7 @@ enum class Dialect { kSqlite, kPostgres };
 void make_tables(Database& database, Dialect dialect, const std::string& boot_id);
 
 // Within a transaction: from an older version, which this program knows, to kSchemaVersion.
-void migrate(Database& database, int version);
+void migrate(Database& database, Dialect dialect, int version);
 
 // "ledger NAME has format version 9: this program knows versions 1 to 2; ...", as InvalidArgument.
 [[noreturn]] void throw_other_version(const Database& database, long long version);

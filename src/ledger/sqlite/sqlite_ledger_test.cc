@@ -223,7 +223,10 @@ TEST(SqlLedger, NoStatementOfARunReadsAWholeTable) {
     sql::Query plan = db.query(explain.c_str());
     while (plan.step()) {
       const std::string step = plan.text(3);
-      if (step.starts_with("SCAN consumer") ||
+      // These indexes hold nothing but the rows that are asked for.
+      const bool partial = testing::Matches(testing::MatchesRegex(
+          "SCAN [a-z]+ USING (COVERING )?INDEX (prompt_pending|prompt_failed|sample_may_go|sample_going)"))(step);
+      if (partial || step.starts_with("SCAN consumer") ||
           (deals && (step.starts_with("SCAN (subquery") || step == "SCAN next" || step == "USE TEMP B-TREE FOR ORDER BY"))) {
         continue;
       }

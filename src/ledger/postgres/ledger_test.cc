@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a ledger on a real PostgreSQL server has to stand: many processes' objects, a server that restarts, lost replies,
+// another program's tables. The stories of every backend run over it too.
+#include <gtest/gtest.h>
+
+#include <future>
+#include <set>
+#include <thread>
+
+#include "ledger/ledger_story.h"
+#include "ledger/patient_ledger.h"
+#include "ledger/postgres/database.h"
+#include "ledger/sql/recount.h"
+
+namespace draftflow::postgres {
+namespace {
+
+using testing_support::CommitLoser;
+using testing_support::expect_error;
+using testing_support::make_ref;
+using testing_support::make_task;
+using testing_support::TestingServer;
+
+std::unique_ptr<Ledger> open_plain(const std::string& url) {
+  return open_postgres_ledger(url, std::nullopt);
+}
+
+TEST(PostgresLedger, ObjectsThatRaceToMakeItShareOneLedger) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  std::vector<std::string> ids(6);
+  std::vector<std::thread> threads;
+  for (std::string& id : ids) threads.emplace_back([&id, &url] { id = open_plain(url)->id(); });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(std::set<std::string>(ids.begin(), ids.end()).size(), 1u);
+  EXPECT_EQ(open_ledger(url)->id(), ids[0]);
+}
+
+// Producers and a trainer, each with a connection of its own, all at once.
+TEST(PostgresLedger, ManyClientsLoseNothingAndBalance) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  constexpr int kSamples = 160, kWindow = 4;
+  const GroupId group("train");
+  const auto ledger = open_plain(url);
+  std::vector<PromptTask> tasks;
+  for (int i = 0; i < kSamples; ++i) tasks.push_back(make_task(fmt::format("p{:03}", i)));
+  ledger->ingest_prompts(tasks, {});
+  ledger->close_prompts();
+  ledger->declare_group({.group = group, .window = kWindow});
+  std::vector<std::thread> producers;
+  for (int worker = 0; worker < 3; ++worker) {
+    producers.emplace_back([&, worker] {
+      const auto mine = open_plain(url);
+      for (;;) {
+        const PromptAnswer answer = mine->lease_prompts(HolderId(fmt::format("w{}", worker)), 3, 60'000);
+        if (answer.finished) return;
+        for (const PromptLease& lease : answer.leases) mine->commit_sample(make_ref(lease.task.task_id.str()), lease);
+      }
+    });
+  }
+  const TimelineInfo timeline = ledger->open_timeline({.group = group, .width = 2});
+  std::int64_t next = timeline.first_window;
+  for (;;) {
+    const WindowAnswer answer = ledger->read_window(group, timeline.number, next, {.rank = 1, .width = 2});
+    if (answer.state == WindowState::kEndOfStream) break;
+    if (!answer.window) continue;
+    ledger->trained(group, timeline.number, next, next + 1, {});
+    ++next;
+  }
+  for (std::thread& thread : producers) thread.join();
+  ledger->checkpointed(group, timeline.number, next);
+  const auto ids = ledger->trained_ids(group);
+  EXPECT_EQ(ids.size(), static_cast<std::size_t>(kSamples));
+  EXPECT_EQ(std::set<std::string>(ids.begin(), ids.end()).size(), ids.size());
+  testing_support::expect_books_balance(*testing_support::as_sql(open_plain(url)));
+}
+
+// A lost reply, each way: the call is made again and finds what the first one did.
+TEST(PostgresLedger, ACommitWhoseReplyIsLostIsSettledByAskingAgain) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  CommitLoser proxy(server);
+  PatientLedger ledger(open_plain(proxy.through(url)), 20'000);
+  ledger.declare_group({.group = GroupId("train"), .window = 1});
+  const TimelineInfo timeline = ledger.open_timeline({});
+  std::int64_t step = 0;
+  for (const auto loses : {CommitLoser::Loses::kReply, CommitLoser::Loses::kCommit}) {
+    const std::string id = fmt::format("a{}", step);
+    proxy.lose_next(loses);
+    EXPECT_EQ(ledger.ingest_prompts({make_task(id)}, {}), loses == CommitLoser::Loses::kCommit ? 1 : 0);
+    const auto lease = ledger.lease_prompts(HolderId("w"), 1, 60'000).leases.at(0);
+    proxy.lose_next(loses);
+    ledger.commit_sample(make_ref(id), lease);
+    ledger.read_window(GroupId("train"), timeline.number, step, {});
+    proxy.lose_next(loses);
+    ledger.trained(GroupId("train"), timeline.number, step, step + 1, {});
+    ++step;
+    proxy.lose_next(loses);
+    ledger.checkpointed(GroupId("train"), timeline.number, step);
+    EXPECT_EQ(ledger.status().committed, step);
+    EXPECT_EQ(ledger.status().of(GroupId("train")).durable, step);
+  }
+  EXPECT_EQ(proxy.lost(), 8);
+  testing_support::expect_books_balance(*testing_support::as_sql(open_plain(url)));
+}
+
+TEST(PostgresLedger, AServerThatRestartsIsWaitedFor) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  const auto ledger = open_postgres_ledger(url);
+  ledger->ingest_prompts({make_task("a"), make_task("b")}, {});
+  for (const bool crash : {false, true}) {
+    server.stop(crash);
+    auto waiting = std::async(std::launch::async, [&] { return ledger->lease_prompts(HolderId("w"), 1, 60'000).leases.at(0); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(700));
+    server.start();  // by this thread: the server ends with the one that started it
+    const PromptLease lease = waiting.get();
+    ledger->commit_sample(make_ref(lease.task.task_id.str()), lease);
+  }
+  EXPECT_EQ(ledger->status().committed, 2);
+}
+
+TEST(PostgresLedger, AServerThatStaysAwayIsUnavailableInBoundedTime) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  PatientLedger ledger(open_plain(server.fresh_schema()), 300);
+  server.stop(/*immediate=*/true);
+  EXPECT_THROW(ledger.status(), Unavailable);
+  server.start();
+  EXPECT_EQ(ledger.status().prompts, 0);
+}
+
+TEST(PostgresLedger, AnotherVersionAndAnotherProgramsTablesAreRefused) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  open_plain(url);
+  Database(url).script("UPDATE ledger_version SET version = 99");
+  expect_error<InvalidArgument>([&] { open_plain(url); }, "has format version 99: this program knows versions 1 to ");
+  const std::string theirs = server.fresh_schema();
+  Database(theirs).script("CREATE TABLE sample(x INT)");
+  expect_error<InvalidArgument>([&] { open_plain(theirs); }, "has a table 'sample' of another program; make a schema");
+}
+
+}  // namespace
+}  // namespace draftflow::postgres

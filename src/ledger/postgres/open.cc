@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Opening a ledger in a schema of a PostgreSQL database: whose tables are there, their version (table ledger_version) and the
+// way to ours.
+#include <fmt/format.h>
+
+#include "draftflow/base/error.h"
+#include "ledger/clock.h"
+#include "ledger/patient_ledger.h"
+#include "ledger/postgres/database.h"
+#include "ledger/sql/schema.h"
+#include "ledger/sql/sql_ledger.h"
+
+namespace draftflow {
+namespace {
+
+using postgres::Database;
+
+constexpr const char* kBootId = "server";  // its clock goes on over boots
+constexpr std::int64_t kPatienceMs = 30'000;
+
+bool has_table(Database& database, const std::string& name) {
+  return database.find("SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = ?1", name).has_value();
+}
+
+// The version of the tables that are there; nothing if there are none of ours.
+std::optional<int> find_version(Database& database) {
+  if (!has_table(database, "ledger_version")) {
+    for (const char* const name : {"run", "prompt", "sample", "consumer"}) {
+      if (!has_table(database, name)) continue;
+      throw InvalidArgument(
+          fmt::format("{}: schema '{}' has a table '{}' of another program; make a schema for the ledger (CREATE "
+                      "SCHEMA runs) and name it: ?options=-csearch_path%3Druns",
+                      database.name(), database.schema(), name));
+    }
+    return std::nullopt;
+  }
+  const std::int64_t version = database.find("SELECT version FROM ledger_version").value_or(0);
+  if (version < 1 || version > sql::kSchemaVersion) sql::throw_other_version(database, version);
+  return static_cast<int>(version);
+}
+
+void prepare(Database& database) {
+  if (find_version(database) == sql::kSchemaVersion) return;
+  sql::Transaction transaction(database);
+  const std::optional<int> version = find_version(database);  // another process may have been first
+  if (!version) {
+    sql::make_tables(database, sql::Dialect::kPostgres, kBootId);
+    database.script("CREATE TABLE ledger_version(version BIGINT NOT NULL)");
+    database.run("INSERT INTO ledger_version(version) VALUES (?1)", sql::kSchemaVersion);
+  } else if (*version != sql::kSchemaVersion) {
+    sql::migrate(database, sql::Dialect::kPostgres, *version);
+    database.run("UPDATE ledger_version SET version = ?1", sql::kSchemaVersion);
+  }
+  transaction.commit();
+}
+
+}  // namespace
+
+std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url, std::optional<std::function<std::int64_t()>> test_clock) {
+  auto database = std::make_unique<Database>(url, std::move(test_clock));
+  prepare(*database);
+  return std::make_unique<SqlLedger>(std::move(database));
+}
+
+std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url) {
+  return std::make_unique<PatientLedger>(open_postgres_ledger(url, std::nullopt), kPatienceMs);
+}
+
+}  // namespace draftflow
