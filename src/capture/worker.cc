@@ -17,6 +17,7 @@
 #include "draftflow/base/random.h"
 #include "draftflow/base/text.h"
 #include "draftflow/flow/backpressure.h"
+#include "draftflow/flow/cross_check.h"
 #include "draftflow/ledger/ledger.h"
 #include "draftflow/model/bridge.h"
 #include "draftflow/model/capture_layers.h"
@@ -170,6 +171,7 @@ class Worker {
 
   void capture_all() {
     const auto store = open_or_create_store();
+    declare_store(*ledger_, *store);
     store->gc();  // what writers that died left behind
     Backpressure backpressure({.high_bytes = options_.high_watermark_bytes, .low_bytes = options_.low_watermark_bytes});
     while (!stop_.load()) {

@@ -42,6 +42,8 @@ void add_run_command(CommandLine& line);
 void add_status_command(CommandLine& line);
 void add_inspect_command(CommandLine& line);
 void add_store_command(CommandLine& line);
+void add_drain_command(CommandLine& line);
+void add_doctor_command(CommandLine& line);
 void add_bench_command(CommandLine& line);
 
 // Adds a flag for every field. The fields' struct must outlive the parse.

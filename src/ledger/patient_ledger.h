@@ -70,6 +70,7 @@ class PatientLedger final : public Ledger {
   std::vector<std::string> all_committed_ids() override { return again(&Ledger::all_committed_ids); }
   std::vector<std::string> trained_ids(const GroupId& group) override { return again(&Ledger::trained_ids, group); }
   std::vector<TokenCount> token_counts() override { return again(&Ledger::token_counts); }
+  RefPage resident_refs(std::int64_t from, int limit) override { return again(&Ledger::resident_refs, from, limit); }
   void declare_group(const GroupConfig& config) override { again(&Ledger::declare_group, config); }
   void close_group(const GroupId& group) override { again(&Ledger::close_group, group); }
   TimelineInfo open_timeline(const TimelineRequest& request) override { return again(&Ledger::open_timeline, request); }

@@ -15,6 +15,7 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
+#include "draftflow/flow/cross_check.h"
 #include "draftflow/loader/prefetcher.h"
 #include "draftflow/model/compute.h"
 #include "train/checkpoint.h"
@@ -263,6 +264,7 @@ class TrainRun {
                       "ledgered store",
                       options_.store.string()));
     }
+    check_store(*ledger_, *store_);
   }
 
   void open_timeline() {

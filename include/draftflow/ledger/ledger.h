@@ -142,6 +142,11 @@ struct LedgerStatus {
   GroupStatus of(const GroupId& group) const;
 };
 
+struct RefPage {
+  std::vector<SampleRef> refs;
+  std::optional<std::int64_t> next;
+};
+
 class Ledger {
  public:
   virtual ~Ledger() = default;
@@ -179,6 +184,9 @@ class Ledger {
   virtual std::vector<std::string> all_committed_ids() = 0;                // commit order
   virtual std::vector<std::string> trained_ids(const GroupId& group) = 0;  // trained or durable, in training order
   virtual std::vector<TokenCount> token_counts() = 0;
+  // Refs whose bytes the books say are in a store, or may be: not freed, and not files in place. In commit order from `from` on,
+  // at most `limit`; `next` is where to go on, or nothing at the end.
+  virtual RefPage resident_refs(std::int64_t from, int limit) = 0;
 
   // --- training
   // Makes the group, or finds it: with another W or tail policy InvalidArgument; resumable_checkpoints becomes the new value.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "draftflow/base/error.h"
@@ -181,6 +182,21 @@ std::vector<TokenCount> SqlLedger::token_counts() {
   sql::Query query = db_->query("SELECT token, count, first_row FROM token_count ORDER BY token");
   while (query.step()) counts.push_back({query.integer(0), query.integer(1), query.integer(2)});
   return counts;
+}
+
+RefPage SqlLedger::resident_refs(std::int64_t from, int limit) {
+  RefPage page;
+  std::int64_t last = from;
+  sql::Query query = db_->query(
+      "SELECT sample.row, sample_ref.json FROM sample JOIN sample_ref ON sample_ref.row = sample.row WHERE sample.row >= ?1"
+      " AND sample.state < 3 AND sample.in_place = 0 ORDER BY sample.row LIMIT ?2",
+      from, std::max(limit, 1));
+  while (query.step()) {
+    last = query.integer(0);
+    page.refs.push_back(sample_ref_from_json(query.text(1)));
+  }
+  if (static_cast<std::int64_t>(page.refs.size()) == std::max(limit, 1)) page.next = last + 1;
+  return page;
 }
 
 std::vector<SampleRef> SqlLedger::freeable(int limit) {

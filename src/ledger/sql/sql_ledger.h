@@ -41,6 +41,7 @@ class SqlLedger final : public Ledger {
   std::vector<std::string> all_committed_ids() override;
   std::vector<std::string> trained_ids(const GroupId& group) override;
   std::vector<TokenCount> token_counts() override;
+  RefPage resident_refs(std::int64_t from, int limit) override;
 
   void declare_group(const GroupConfig& config) override;
   void close_group(const GroupId& group) override;

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "draftflow/flow/cross_check.h"
+
+#include <fmt/format.h>
+
+#include <unordered_map>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/text.h"
+
+namespace draftflow {
+namespace {
+
+constexpr int kPage = 1024;
+
+}  // namespace
+
+std::string store_fact(const StoreHealth& health) {
+  return health.store_id + "/" + health.incarnation;
+}
+
+void check_store(Ledger& ledger, FeatureStore& store) {
+  const StoreHealth health = store.health();
+  const auto declared = ledger.declared(kStoreFact);
+  if (!declared || *declared == store_fact(health)) return;
+  throw Conflict(
+      fmt::format("ledger {} has its samples in store {}, and {} is store {}: name the store that belongs to the ledger, "
+                  "or begin another run with a ledger of its own",
+                  ledger.id(), printable(*declared), printable(health.root), printable(store_fact(health))));
+}
+
+void declare_store(Ledger& ledger, FeatureStore& store) {
+  check_store(ledger, store);
+  ledger.declare(kStoreFact, store_fact(store.health()));
+}
+
+CrossCheck cross_check(Ledger& ledger, FeatureStore& store, const CrossCheckOptions& options) {
+  CrossCheck found;
+  const auto tell = [&](const std::string& what) {
+    if (static_cast<int>(found.examples.size()) < options.examples) found.examples.push_back(what);
+  };
+  std::unordered_map<std::string, std::uint64_t> there;  // the generations that are no orphans
+  std::int64_t seen = 0;
+  store.for_each(
+      [&](const ResidentSample& sample) {
+        if (options.progress) options.progress(++seen);
+        const auto ref = ledger.get_committed(sample.sample_id);
+        if (ref && ref->generation == sample.generation) {
+          there.emplace(sample.sample_id.str(), sample.generation);
+        } else if (sample.age_s >= options.settle_seconds) {
+          const bool newer = ref && ref->generation < sample.generation;
+          newer ? ++found.newer : ++found.orphans;
+          if (!newer) found.orphan_bytes += sample.bytes;
+          tell(fmt::format("sample '{}': the store has generation {}, the ledger {}", printable(sample.sample_id.str()),
+                           sample.generation, ref ? fmt::format("generation {}", ref->generation) : std::string("none")));
+        }
+        return true;
+      },
+      [&](const std::filesystem::path&, const std::string& why) { tell(printable(why, 400)); });
+  for (std::optional<std::int64_t> from = 0; from;) {
+    const RefPage page = ledger.resident_refs(*from, kPage);
+    for (const SampleRef& ref : page.refs) {
+      if (there.contains(ref.sample_id.str())) {
+        ++found.matching;
+        continue;
+      }
+      try {
+        store.resident(ref);  // committed since the walk
+        ++found.matching;
+      } catch (const NotFound&) {
+        const auto now = ledger.get_committed(ref.sample_id);
+        if (now && now->generation != ref.generation) continue;  // replaced since
+        ++found.missing;
+        tell(fmt::format("sample '{}' generation {} is committed and not in the store", printable(ref.sample_id.str()),
+                         ref.generation));
+      }
+    }
+    from = page.next;
+  }
+  return found;
+}
+
+OrphanSweep sweep_orphans(Ledger& ledger, FeatureStore& store, double orphan_age_seconds) {
+  OrphanSweep sweep;
+  std::vector<std::pair<ResidentSample, SampleRef>> old;
+  store.for_each(
+      [&](const ResidentSample& sample) {
+        if (sample.age_s < orphan_age_seconds) return true;
+        const auto ref = ledger.get_committed(sample.sample_id);
+        if (ref && ref->generation == sample.generation) return true;
+        try {
+          old.emplace_back(sample, store.find(sample.sample_id, sample.generation));
+        } catch (const NotFound&) {  // gone meanwhile
+        }
+        return true;
+      },
+      [](const std::filesystem::path&, const std::string&) {});
+  for (const auto& [sample, ref] : old) {
+    const auto committed = ledger.get_committed(sample.sample_id);  // it may have been committed since
+    if (committed && committed->generation == sample.generation) continue;
+    if (!store.remove(ref)) continue;
+    ++sweep.removed;
+    sweep.bytes += sample.bytes;
+  }
+  return sweep;
+}
+
+}  // namespace draftflow
