@@ -19,6 +19,7 @@
 #include "draftflow/base/file.h"
 #include "draftflow/base/random.h"
 #include "draftflow/ledger/ledger.h"
+#include "ledger/postgres/testing_server.h"
 #include "testing/temp_folder.h"
 #include "train/testing.h"
 
@@ -52,7 +53,8 @@ class RunKill : public ::testing::Test {
     replace_file(folder_.path() / "held_out.jsonl", prompts.substr(0, prompts.find('\n') + 1));
   }
 
-  std::filesystem::path write_config(const std::string& out, int ahead, int restarts = 0, int ranks = 1) {
+  std::filesystem::path write_config(const std::string& out, int ahead, int restarts = 0, int ranks = 1,
+                                     const std::string& ledger = "") {
     const auto file = folder_.path() / (out + ".yaml");
     replace_file(
         file, fmt::format("run: kill\ntarget: target\nprompts: prompts.jsonl\nheld_out: held_out.jsonl\nout: {}\n"
@@ -60,6 +62,7 @@ class RunKill : public ::testing::Test {
                           "train: {{ranks: {}, window: {}, batch: 2, ttt_length: 3, learning_rate: 1e-3, checkpoint_every: 3, "
                           "draft_vocab: 24}}\neval: {{new_tokens: 8, depth: 2}}\n",
                           out, restarts, ahead, ranks, kWindow));
+    if (!ledger.empty()) replace_file(file, "ledger: " + ledger + "\n" + read_text_file(file));
     return file;
   }
 
@@ -116,20 +119,45 @@ class RunKill : public ::testing::Test {
     return killed;
   }
 
+  // One command, whose workers and ranks are killed again and again.
+  void run_and_kill(const std::filesystem::path& config, const std::function<LedgerStatus()>& look) {
+    Random random(test_seed());
+    const pid_t pid = start(config);
+    int kills = 0, status = 0;
+    std::int64_t next = 6;
+    while (::waitpid(pid, &status, WNOHANG) == 0) {
+      std::this_thread::sleep_for(kTick);
+      try {
+        const LedgerStatus now = look();
+        if (kills >= 6 || now.committed + now.of(GroupId("train")).trained_step * kWindow < next) continue;
+      } catch (const Error&) {
+        continue;
+      }
+      const pid_t target = find(pid, random.below(3) == 0 ? "capture" : "train");
+      if (target == 0 || ::kill(target, SIGKILL) != 0) continue;
+      ++kills;
+      next += 4 + static_cast<std::int64_t>(random.below(20));
+    }
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << read_text_file(folder_.path() / "run.log");
+    EXPECT_GE(kills, 3) << "too few kills to prove anything";
+  }
+
   void finish(const std::filesystem::path& config) {
     const int code = wait_for(start(config));
     ASSERT_EQ(code, 0) << read_text_file(folder_.path() / "run.log");
   }
 
   void expect_all_trained_once(const std::string& out) {
-    const auto ledger = open_sqlite_ledger_read_only(folder_.path() / out / "ledger.sqlite3");
-    const auto ids = ledger->trained_ids(GroupId("train"));
+    expect_all_trained_once(*open_sqlite_ledger_read_only(folder_.path() / out / "ledger.sqlite3"));
+  }
+  void expect_all_trained_once(Ledger& ledger) {
+    const auto ids = ledger.trained_ids(GroupId("train"));
     const std::set<std::string> distinct(ids.begin(), ids.end());
     EXPECT_EQ(ids.size(), distinct.size());
     std::set<std::string> expected;
     for (int i = 0; i < kPrompts; ++i) expected.insert(fmt::format("kill:{:08}", i));
     EXPECT_EQ(distinct, expected);
-    const LedgerStatus status = ledger->status();
+    const LedgerStatus status = ledger.status();
     EXPECT_EQ(status.of(GroupId("train")).durable, kPrompts);
     EXPECT_EQ(status.freed, kPrompts);
     EXPECT_EQ(status.resident_bytes, 0u);
@@ -159,32 +187,26 @@ TEST_F(RunKill, AnyProcessAtAnyTimeEndsWithTheSameSamples) {
 
 // One command, and nobody looks on: workers and ranks are killed again and again.
 TEST_F(RunKill, ARunMendsItself) {
-  Random random(test_seed());
-  const auto config = write_config("mends", 8, /*restarts=*/20, /*ranks=*/2);
-  const pid_t pid = start(config);
   const auto ledger_file = folder_.path() / "mends" / "ledger.sqlite3";
-  int kills = 0;
-  std::int64_t next = 6;
-  int status = 0;
-  while (::waitpid(pid, &status, WNOHANG) == 0) {
-    std::this_thread::sleep_for(kTick);
-    try {
-      if (!std::filesystem::exists(ledger_file) || kills >= 6) continue;
-      const LedgerStatus now = open_sqlite_ledger_read_only(ledger_file)->status();
-      if (now.committed + now.of(GroupId("train")).trained_step * kWindow < next) continue;
-    } catch (const Error&) {
-      continue;  // it is just being made
-    }
-    const pid_t target = find(pid, random.below(3) == 0 ? "capture" : "train");
-    if (target == 0 || ::kill(target, SIGKILL) != 0) continue;
-    ++kills;
-    next += 4 + static_cast<std::int64_t>(random.below(20));
-  }
-  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << read_text_file(folder_.path() / "run.log");
-  EXPECT_GE(kills, 3) << "too few kills to prove anything";
+  run_and_kill(write_config("mends", 8, /*restarts=*/20, /*ranks=*/2), [&] {
+    if (!std::filesystem::exists(ledger_file)) throw Unavailable("it is just being made");
+    return open_sqlite_ledger_read_only(ledger_file)->status();
+  });
   expect_all_trained_once("mends");
 }
 
+// The same over a server, which is restarted as well.
+TEST_F(RunKill, ARunOnAServerMendsItself) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  int looks = 0;
+  run_and_kill(write_config("server", 8, /*restarts=*/20, /*ranks=*/2, url), [&] {
+    if (++looks == 300) server.restart(/*immediate=*/true);
+    return open_ledger_read_only(url)->status();
+  });
+  EXPECT_GE(looks, 300) << "the run was over before the server was restarted";
+  expect_all_trained_once(*open_ledger_read_only(url));
+}
 // With everything captured before the first step the order is fixed, so even the weights come out the same to the byte.
 TEST_F(RunKill, AKilledTrainerGoesOnToTheSameWeights) {
   const auto weights = [&](const std::string& out) {

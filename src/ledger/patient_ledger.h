@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -18,21 +19,27 @@
 
 namespace draftflow {
 
+// Makes the call until it gives an answer, or another error than InDoubt and Unavailable, or `patience_ms` have passed since
+// its first failure.
+template <class Call>
+auto call_again(std::int64_t patience_ms, Call&& call) {
+  const auto start = std::chrono::steady_clock::now();
+  for (std::chrono::milliseconds pause{20};; pause = std::min(2 * pause, std::chrono::milliseconds(1000))) {
+    try {
+      return call();
+    } catch (const Error& error) {
+      const bool may_pass = error.kind() == ErrorKind::kUnavailable || error.kind() == ErrorKind::kInDoubt;
+      if (!may_pass || std::chrono::steady_clock::now() - start > std::chrono::milliseconds(patience_ms)) throw;
+    }
+    std::this_thread::sleep_for(pause);
+  }
+}
+
 class PatientLedger final : public Ledger {
  private:
   template <class Verb, class... Args>
-  auto again(Verb verb, const Args&... args) {
-    const auto start = std::chrono::steady_clock::now();
-    for (std::chrono::milliseconds pause{20};; pause = std::min(2 * pause, std::chrono::milliseconds(1000))) {
-      try {
-        return ((*ledger_).*verb)(args...);
-      } catch (const Error& error) {
-        const bool may_pass = error.kind() == ErrorKind::kUnavailable || error.kind() == ErrorKind::kInDoubt;
-        const auto waited = std::chrono::steady_clock::now() - start;
-        if (!may_pass || waited > std::chrono::milliseconds(patience_ms_)) throw;
-      }
-      std::this_thread::sleep_for(pause);
-    }
+  std::invoke_result_t<Verb, Ledger&, const Args&...> again(Verb verb, const Args&... args) {
+    return call_again(patience_ms_, [&] { return ((*ledger_).*verb)(args...); });
   }
 
  public:

@@ -17,7 +17,7 @@ namespace {
 using postgres::Database;
 
 constexpr const char* kBootId = "server";  // its clock goes on over boots
-constexpr std::int64_t kPatienceMs = 30'000;
+constexpr std::int64_t kPatienceMs = 30'000, kOpenPatienceMs = 8'000;
 
 bool has_table(Database& database, const std::string& name) {
   return database.find("SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = ?1", name).has_value();
@@ -64,7 +64,9 @@ std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url, std::option
 }
 
 std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url) {
-  return std::make_unique<PatientLedger>(open_postgres_ledger(url, std::nullopt), kPatienceMs);
+  // Shorter than for a call: a host that is spelt wrong should not take long to be told.
+  auto ledger = call_again(kOpenPatienceMs, [&] { return open_postgres_ledger(url, std::nullopt); });
+  return std::make_unique<PatientLedger>(std::move(ledger), kPatienceMs);
 }
 
 }  // namespace draftflow
