@@ -39,8 +39,9 @@ tsan: deps ## the store, the ledger and the loader, which have threads, under th
 	@cmake --build build/tsan -j$(JOBS) --target store_test ledger_test loader_test
 	@for test in store_test ledger_test loader_test; do build/tsan/bin/$$test --gtest_brief=1 || exit 1; done
 
-bench: build ## the feature store beside the raw system calls; fills 1,000,000 samples, or 20,000 with QUICK=1
+bench: build ## store and ledger beside their raw limits; fills 1,000,000 samples, or 20,000 with QUICK=1
 	@$(BUILD)/bin/draftflow bench store --dir $(BUILD) $(if $(QUICK),--quick)
+	@$(BUILD)/bin/draftflow bench ledger --dir $(BUILD) $(if $(QUICK),--quick)
 
 example-model: build ## make the example model, tokenizer and prompts again (examples/README.md)
 	@bash examples/make/make.sh

@@ -45,6 +45,7 @@ void add_store_command(CommandLine& line);
 void add_drain_command(CommandLine& line);
 void add_doctor_command(CommandLine& line);
 void add_bench_command(CommandLine& line);
+void add_bench_ledger_command(CLI::App& bench, CommandLine& line);
 
 // Adds a flag for every field. The fields' struct must outlive the parse.
 void add_fields(CLI::App& app, const Fields& fields);

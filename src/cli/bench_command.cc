@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// draftflow bench store: the feature store beside the raw system calls.
+// draftflow bench: the group, and store: the feature store beside the raw system calls.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <sys/vfs.h>
@@ -136,6 +136,7 @@ void add_bench_command(CommandLine& line) {
   app.add_flag("--tiny", arguments->tiny, "sizes for tests; the numbers say nothing")->group("");
   app.footer(kExample);
   app.callback([&line, arguments] { line.action = [&line, arguments] { return run(*arguments, line.console); }; });
+  add_bench_ledger_command(bench, line);
 }
 
 }  // namespace draftflow::cli

@@ -195,6 +195,25 @@ TEST(BenchProcess, AHelpersErrorIsTold) {
   EXPECT_THROW(dead.result(), Unavailable);
 }
 
+TEST(BenchCommand, TheLedgersRowsAreMeasuredAndRemoved) {
+  const testing_support::TempFolder folder;
+  const std::string dir = folder.path().string();
+  std::ostringstream out, err;
+  const char* const words[] = {"draftflow", "bench", "ledger", "--tiny", "--json", "--dir", dir.c_str()};
+  ASSERT_EQ(run_cli(7, words, {out, err, false}), 0) << err.str();
+  std::vector<std::string> names;
+  for (const auto& row : nlohmann::json::parse(out.str())) {
+    names.push_back(row["name"]);
+    EXPECT_GT(row["value"].get<double>(), 0) << row;
+    EXPECT_GT(row["limit"].get<double>(), 0) << row;
+  }
+  EXPECT_THAT(names,
+              ::testing::ElementsAre("sqlite_commit_256", "sqlite_commit_256_random", "window_256_8_ms", "reconcile_1m_s"));
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
+  const char* const wrong[] = {"draftflow", "bench", "ledger", "--rows", "nothing"};
+  EXPECT_EQ(run_cli(5, wrong, {out, err, false}), 2);
+}
+
 // The hand-made layout is the store's: what a store put, the raw calls find, and the other way round.
 TEST(BenchRaw, LayoutIsTheStores) {
   const testing_support::TempFolder folder;
