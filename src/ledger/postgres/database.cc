@@ -269,11 +269,11 @@ Database::~Database() = default;
 // --- the connection
 
 void Database::connect() {
-  // What stands before dbname the URL may override. An unanswered link is given up after about a minute: nothing else would
-  // end a call whose server has lost its power.
+  // What stands before dbname the URL may override. An unanswered link is given up after some 10 s: nothing else would end a
+  // call whose server has lost its power.
   const std::vector<std::pair<const char*, const char*>> parameters = {
-      {"connect_timeout", "10"}, {"keepalives_idle", "30"},     {"keepalives_interval", "10"},
-      {"keepalives_count", "3"}, {"tcp_user_timeout", "60000"}, {"fallback_application_name", "draftflow"},
+      {"connect_timeout", "10"}, {"keepalives_idle", "5"},      {"keepalives_interval", "2"},
+      {"keepalives_count", "3"}, {"tcp_user_timeout", "10000"}, {"fallback_application_name", "draftflow"},
       {"dbname", url_.c_str()},  {"client_encoding", "UTF8"},   {nullptr, nullptr}};
   std::vector<const char*> keys, values;
   for (const auto& [key, value] : parameters) {
@@ -313,9 +313,9 @@ void Database::set_up_session() {
   // A client that hangs or is gone must not keep the write turn: the timeout is for the first, the rest for the second.
   std::string sql =
       "SET standard_conforming_strings = on; SET synchronous_commit = on; SET lock_timeout = 0; SET statement_timeout = 0;"
-      " SET idle_in_transaction_session_timeout = '60s'; SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10;"
-      " SET tcp_keepalives_count = 3; SET tcp_user_timeout = '60s';";
-  if (PQserverVersion(connection) >= 140000) sql += " SET client_connection_check_interval = '10s';";
+      " SET idle_in_transaction_session_timeout = '10s'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2;"
+      " SET tcp_keepalives_count = 3; SET tcp_user_timeout = '10s';";
+  if (PQserverVersion(connection) >= 140000) sql += " SET client_connection_check_interval = '5s';";
   sql += fmt::format(
       " SELECT current_schema(), hashtextextended(current_schema(), {}),"
       " set_config('search_path', quote_ident(current_schema()) || ', pg_temp', false)",

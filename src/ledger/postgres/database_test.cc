@@ -284,7 +284,7 @@ TEST_F(PostgresDatabaseTest, TheSessionIsDurableAndUnlimitedWhateverTheUrlSays) 
   EXPECT_EQ(setting("client_encoding"), "UTF8");
   EXPECT_EQ(setting("standard_conforming_strings"), "on");
   EXPECT_EQ(setting("application_name"), "draftflow");
-  EXPECT_EQ(setting("idle_in_transaction_session_timeout"), "1min");
+  EXPECT_EQ(setting("idle_in_transaction_session_timeout"), "10s");
 }
 
 TEST_F(PostgresDatabaseTest, TheTimeIsTheServersOrTheTests) {
