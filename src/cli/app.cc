@@ -64,6 +64,7 @@ int run_cli(int argc, const char* const* argv, const Console& console) {
   add_eval_command(line);
   add_status_command(line);
   add_inspect_command(line);
+  add_top_command(line);
   add_drain_command(line);
   add_doctor_command(line);
   add_bench_command(line);

@@ -44,6 +44,7 @@ void add_inspect_command(CommandLine& line);
 void add_store_command(CommandLine& line);
 void add_drain_command(CommandLine& line);
 void add_doctor_command(CommandLine& line);
+void add_top_command(CommandLine& line);
 void add_bench_command(CommandLine& line);
 void add_bench_ledger_command(CLI::App& bench, CommandLine& line);
 
