@@ -184,8 +184,8 @@ class Ledger {
   virtual std::vector<std::string> all_committed_ids() = 0;                // commit order
   virtual std::vector<std::string> trained_ids(const GroupId& group) = 0;  // trained or durable, in training order
   virtual std::vector<TokenCount> token_counts() = 0;
-  // Refs whose bytes the books say are in a store, or may be: not freed, and not files in place. In commit order from `from` on,
-  // at most `limit`; `next` is where to go on, or nothing at the end.
+  // Refs whose bytes the books say are in a store, or may be: not freed, and not files in place. In commit order from `from`
+  // on, at most `limit`; `next` is where to go on, or nothing at the end.
   virtual RefPage resident_refs(std::int64_t from, int limit) = 0;
 
   // --- training
@@ -230,11 +230,11 @@ std::unique_ptr<Ledger> open_sqlite_ledger(const std::filesystem::path& path);
 // As above, but NotFound if the file is not there, and never changes it (for status and inspect).
 std::unique_ptr<Ledger> open_sqlite_ledger_read_only(const std::filesystem::path& path);
 
-// A ledger in a schema of a PostgreSQL database, for processes of many hosts; its tables are made if they are not there. Time is
-// the server's. A call that meets a lost connection, or a server that restarts, is made again for 30 s. NotFound for an absent
-// database or schema, PermissionDenied for a role or password that the server refuses, InvalidArgument for tables of another
-// program or version. "postgresql://trainer@host/runs?options=-csearch_path%3Drun_7"; what is left out comes from PGHOST,
-// PGPASSWORD ... and ~/.pgpass.
+// A ledger in a schema of a PostgreSQL database, for processes of many hosts; its tables are made if they are not there. Time
+// is the server's. A call that meets a lost connection, or a server that restarts, is made again for 30 s. NotFound for an
+// absent database or schema, PermissionDenied for a role or password that the server refuses, InvalidArgument for tables of
+// another program or version. "postgresql://trainer@host/runs?options=-csearch_path%3Drun_7"; what is left out comes from
+// PGHOST, PGPASSWORD ... and ~/.pgpass.
 std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url);
 
 // By its name: a URL of PostgreSQL, or a SQLite file.
