@@ -125,11 +125,22 @@ GroupStatus first_group(const LedgerStatus& status) {
 }
 
 Json to_json(const GroupStatus& g) {
-  return {
-      {"group", json_text(g.group)},    {"window", g.window},     {"open", g.open},         {"width", g.width},
-      {"available", g.available},       {"windowed", g.windowed}, {"trained", g.trained},   {"durable", g.durable},
-      {"dropped", g.dropped},           {"failed", g.failed},     {"timeline", g.timeline}, {"trained_step", g.trained_step},
-      {"durable_step", g.durable_step}, {"pinned", g.pinned}};
+  return {{"group", json_text(g.group)},
+          {"kind", g.kind == GroupKind::kWindows ? "windows" : "queue"},
+          {"leased", g.leased},
+          {"window", g.window},
+          {"open", g.open},
+          {"width", g.width},
+          {"available", g.available},
+          {"windowed", g.windowed},
+          {"trained", g.trained},
+          {"durable", g.durable},
+          {"dropped", g.dropped},
+          {"failed", g.failed},
+          {"timeline", g.timeline},
+          {"trained_step", g.trained_step},
+          {"durable_step", g.durable_step},
+          {"pinned", g.pinned}};
 }
 
 Json to_json(const LedgerStatus& s) {

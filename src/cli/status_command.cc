@@ -44,6 +44,12 @@ std::string status_text(const LedgerStatus& s) {
       fmt::format("samples    {} committed, {} tokens\n", s.committed, human_count(static_cast<double>(s.committed_tokens)));
   text += fmt::format("bytes      {} resident, {} samples freed\n", human_bytes(s.resident_bytes), s.freed);
   for (const GroupStatus& g : s.groups) {
+    if (g.kind == GroupKind::kQueue) {
+      text += fmt::format(
+          "queue      {}{}: {} available, {} leased, {} acknowledged; aside: {} dropped, {} failed; {} stay for it\n",
+          printable(g.group), g.open ? "" : " (closed)", g.available, g.leased, g.durable, g.dropped, g.failed, g.pinned);
+      continue;
+    }
     text += fmt::format(
         "group      {}{}: {} available, {} in windows of {}, {} trained, {} durable; aside: {} dropped, {} failed\n",
         printable(g.group), g.open ? "" : " (closed)", g.available, g.windowed, g.window, g.trained, g.durable, g.dropped,

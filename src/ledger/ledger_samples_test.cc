@@ -129,6 +129,23 @@ TEST_P(LedgerSamples, AnOfflineBatchIsAllOrNothing) {
   EXPECT_EQ(ledger_->status().committed, 0);
 }
 
+TEST_P(LedgerSamples, ABatchOfAnyLengthKeepsItsOrderAndSkipsWhatIsThere) {
+  std::vector<SampleRef> refs;
+  std::vector<std::string> ids;
+  for (int i = 0; i < 700; ++i) ids.push_back(fmt::format("x:{}", i));
+  for (const std::string& id : ids) refs.push_back(make_ref(id));
+  EXPECT_EQ(ledger_->commit_samples({refs[0], refs[1], refs[0]}, {}), 2) << "twice in one call";
+  std::vector<std::vector<TokenCount>> counts(refs.size(), {{7, 1, 0}});
+  EXPECT_EQ(ledger_->commit_samples(refs, counts), 698);
+  EXPECT_EQ(ledger_->commit_samples(refs, counts), 0);
+  EXPECT_EQ(ledger_->all_committed_ids(), ids);
+  EXPECT_EQ(ledger_->status().committed_tokens, 7000);
+  EXPECT_EQ(ledger_->status().resident_bytes, 70'000U);
+  ASSERT_EQ(ledger_->token_counts().size(), 1U);
+  EXPECT_EQ(ledger_->token_counts()[0].count, 698);
+  EXPECT_EQ(ledger_->token_counts()[0].first_row, 2);
+}
+
 TEST_P(LedgerSamples, FilesInPlaceAreNeverFreed) {
   declare(1);
   SampleRef ref = make_ref("x");

@@ -96,6 +96,22 @@ class PatientLedger final : public Ledger {
   void checkpointed(const GroupId& group, std::int64_t timeline, std::int64_t step) override {
     again(&Ledger::checkpointed, group, timeline, step);
   }
+  QueueAnswer lease_refs(const RefRequest& request) override { return again(&Ledger::lease_refs, request); }
+  void ack_refs(const GroupId& group, const std::vector<RefLease>& leases) override { again(&Ledger::ack_refs, group, leases); }
+  void fail_refs(const GroupId& group, const std::vector<RefLease>& leases, const std::string& reason,
+                 bool retryable) override {
+    again(&Ledger::fail_refs, group, leases, reason, retryable);
+  }
+  void extend_refs(const GroupId& group, const HolderId& holder, std::int64_t lease_ms) override {
+    again(&Ledger::extend_refs, group, holder, lease_ms);
+  }
+  void return_refs(const GroupId& group, const HolderId& holder) override { again(&Ledger::return_refs, group, holder); }
+  std::vector<FailedSample> failed_refs(const GroupId& group, int limit) override {
+    return again(&Ledger::failed_refs, group, limit);
+  }
+  std::int64_t retry_failed(const GroupId& group, const std::vector<SampleId>& ids) override {
+    return again(&Ledger::retry_failed, group, ids);
+  }
   std::vector<SampleRef> freeable(int limit) override { return again(&Ledger::freeable, limit); }
   void freed(const std::vector<SampleId>& ids) override { again(&Ledger::freed, ids); }
   LedgerStatus status() override { return again(&Ledger::status); }

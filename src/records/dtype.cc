@@ -33,9 +33,11 @@ std::string_view dtype_name(DType dtype) {
 }
 
 DType dtype_from_name(std::string_view name) {
-  std::string known;
   for (const Row& row : kRows) {
     if (row.name == name) return row.dtype;
+  }
+  std::string known;
+  for (const Row& row : kRows) {
     known += (known.empty() ? "" : ", ") + std::string(row.name);
   }
   throw InvalidArgument(fmt::format("dtype '{}' is not known: {}", printable(name, 40), known));

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "records/json_fields.h"
+#include "records/plain_ref.h"
 
 namespace draftflow {
 namespace {
@@ -90,7 +91,7 @@ void SampleRef::set_metadata(std::string_view key, std::string json_text) {
   metadata.emplace_back(std::string(key), std::move(json_text));
 }
 
-std::string sample_ref_to_json(const SampleRef& ref) {
+std::string records::write_any_ref(const SampleRef& ref) {
   Json object = Json::object();
   object["sample_id"] = ref.sample_id.str();
   object["run_id"] = ref.run_id.str();
@@ -116,7 +117,12 @@ std::string sample_ref_to_json(const SampleRef& ref) {
   return object.dump();
 }
 
-SampleRef sample_ref_from_json(std::string_view text) {
+std::string sample_ref_to_json(const SampleRef& ref) {
+  std::optional<std::string> text = records::write_plain_ref(ref);
+  return text ? std::move(*text) : records::write_any_ref(ref);
+}
+
+SampleRef records::read_any_ref(std::string_view text) {
   Json object = records::parse_object(kWhat, text);
   const int version = records::take_as<int>(object, kWhat, "schema_version");
   check_schema_version(version);
@@ -141,6 +147,11 @@ SampleRef sample_ref_from_json(std::string_view text) {
   take_metadata(records::take(object, kWhat, "metadata"), ref);
   ref.other = records::members_of(object);
   return ref;
+}
+
+SampleRef sample_ref_from_json(std::string_view text) {
+  std::optional<SampleRef> ref = records::read_plain_ref(text);
+  return ref ? std::move(*ref) : records::read_any_ref(text);
 }
 
 }  // namespace draftflow

@@ -8,11 +8,12 @@
 // ledger could not be reached, nothing was changed. The tables are described in docs/formats/ledger.md.
 //
 //   prompt:  pending -> leased(holder, token, expiry) -> done | failed(reason)
-//   sample:  committed -> freed;   in each group: available -> windowed(window) -> trained(timeline, step) -> durable;
-//            aside: dropped(reason), failed(reason)
+//   sample:  committed -> freed;   in each group: available -> windowed(window) -> trained(timeline, step) -> durable,
+//            or in a queue: available -> leased(holder, token, expiry) -> acked;   aside: dropped(reason), failed(reason)
 // A group is one training run over the samples. It is declared before the first commit, or joins at the oldest sample whose
 // bytes are there. Bytes go when every group's claim on them has ended. Windows are dealt in commit order and trained in the
 // order of their numbers, each at a greater step than the one before; whatever the number of ranks, the order is the same.
+// A queue is the other kind of group, for consumers that take what comes and answer for each ref: no windows, no steps.
 //
 //   auto ledger = open_sqlite_ledger("run/ledger.sqlite3");
 //   ledger->commit_sample(ref, lease);                                        // producer, after the bytes are down
@@ -20,6 +21,8 @@
 //   WindowAnswer answer = ledger->read_window(g, line.number, line.first_window, {.rank = 1, .width = 2});
 //   ledger->trained(g, line.number, answer.window->number, step, {});         // after the step; the first rank's call counts
 //   ledger->checkpointed(g, line.number, step);                               // after the checkpoint's file is down
+//   QueueAnswer work = ledger->lease_refs({.group = q, .holder = me, .max_refs = 64});            // a queue's consumer
+//   ledger->ack_refs(q, work.leases);                                         // when it has done with them
 //   for (const SampleRef& ref : ledger->freeable(256)) { store->remove(ref); ... ledger->freed(ids); }
 #pragma once
 
@@ -59,11 +62,16 @@ struct PromptAnswer {
 // available and resident.
 enum class TailPolicy { kDrop, kCarry };
 
+enum class GroupKind { kWindows, kQueue };
+
+// Of a queue the name, the kind and max_attempts count.
 struct GroupConfig {
   GroupId group{"train"};
-  int window = 0;                       // W: refs of one optimizer step; fixed when the group is made
-  int resumable_checkpoints = 1;        // a sample's bytes stay until this many newest checkpoints all hold it
-  TailPolicy tail = TailPolicy::kDrop;  // fixed when the group is made
+  int window = 0;                        // W: refs of one optimizer step; fixed when the group is made; 0 for a queue
+  int resumable_checkpoints = 1;         // a sample's bytes stay until this many newest checkpoints all hold it
+  TailPolicy tail = TailPolicy::kDrop;   // fixed when the group is made
+  GroupKind kind = GroupKind::kWindows;  // fixed when the group is made
+  int max_attempts = 3;                  // a queue's ref that has failed so often stays failed
 };
 
 // A checkpoint as a trainer presents it on resume, and as the ledger stores it.
@@ -115,12 +123,43 @@ struct FailedSample {
   std::string reason;
 };
 
-// One group: its samples are available + windowed + trained + durable + dropped + failed.
+// A shard of a queue: the samples with dp_partition(id, count) = index (partition.h). Each call chooses its own, so that the
+// number of consumers may change at any time: nothing is leased twice or left out by that.
+struct Partition {
+  int index = 0, count = 1;
+};
+
+struct RefLease {
+  SampleRef ref;
+  std::string token;  // names the lease in ack, fail; the refs of one call share it
+  int attempt = 0;    // failures before
+};
+
+struct RefRequest {
+  GroupId group{"train"};
+  HolderId holder{"consumer"};
+  int max_refs = 1;             // at most 4,096 at once
+  std::int64_t max_tokens = 0;  // of the refs together, 0: no cap; one ref is given even if it is larger
+  std::int64_t lease_ms = 60'000;
+  std::optional<Partition> partition;
+};
+
+enum class QueueState { kRefs, kEmpty, kEndOfStream };
+
+struct QueueAnswer {
+  QueueState state = QueueState::kEmpty;
+  std::vector<RefLease> leases;  // with kRefs
+};
+
+// One group: its samples are available + windowed + trained + durable + dropped + failed; those of a queue available + leased +
+// durable (acked) + dropped + failed.
 struct GroupStatus {
   std::string group;
+  GroupKind kind = GroupKind::kWindows;
   int window = 0;
   bool open = true;            // false: closed, its claims have ended
-  std::int64_t available = 0;  // in no window yet
+  std::int64_t available = 0;  // in no window yet; in a queue: not leased
+  std::int64_t leased = 0;     // a lease that ran out counts until somebody asks for refs again
   std::int64_t windowed = 0, trained = 0, durable = 0, dropped = 0, failed = 0;
   std::int64_t timeline = 0, width = 0, trained_step = 0, durable_step = 0;
   std::int64_t pinned = 0;  // samples that are resident for this group
@@ -181,18 +220,25 @@ class Ledger {
                                       const std::vector<std::vector<TokenCount>>& counts) = 0;
   virtual bool is_committed(const SampleId& id) = 0;
   virtual std::optional<SampleRef> get_committed(const SampleId& id) = 0;
-  virtual std::vector<std::string> all_committed_ids() = 0;                // commit order
-  virtual std::vector<std::string> trained_ids(const GroupId& group) = 0;  // trained or durable, in training order
+  virtual std::vector<std::string> all_committed_ids() = 0;  // commit order
+  // Trained or durable, in training order; in a queue acked, in commit order.
+  virtual std::vector<std::string> trained_ids(const GroupId& group) = 0;
   virtual std::vector<TokenCount> token_counts() = 0;
   // Refs whose bytes the books say are in a store, or may be: not freed, and not files in place. In commit order from `from`
   // on, at most `limit`; `next` is where to go on, or nothing at the end.
   virtual RefPage resident_refs(std::int64_t from, int limit) = 0;
 
-  // --- training
-  // Makes the group, or finds it: with another W or tail policy InvalidArgument; resumable_checkpoints becomes the new value.
+  // --- groups
+  // Makes the group, or finds it: with another kind, W or tail policy InvalidArgument; resumable_checkpoints and max_attempts
+  // become the new values. The verbs of windows on a queue, and the other way round, are InvalidArgument, naming the kind.
   virtual void declare_group(const GroupConfig& config) = 0;
-  // Ends the group's claims on every sample, for good: those that no other group claims may go. Idempotent.
+  // Ends the group's claims on every sample, for good: those that no other group claims may go. What a queue has not acked is
+  // dropped("the group was closed"). Idempotent; whoever goes on to use the group gets Conflict.
   virtual void close_group(const GroupId& group) = 0;
+  // What failed, with its reason, in commit order; of windows those that were trained, in training order.
+  virtual std::vector<FailedSample> failed_refs(const GroupId& group, int limit) = 0;
+
+  // --- training in windows
   // Opens the next timeline, or joins that of the launch. Without a checkpoint everything trained returns to its window
   // untrained. With one: Conflict if it is of another ledger, group or line; recorded as durable first if the ledger has not
   // heard of it. What was trained after it returns, in order. InvalidArgument, with the arithmetic, for a width that does not
@@ -215,8 +261,30 @@ class Ledger {
   virtual void trained(const GroupId& group, std::int64_t timeline, std::int64_t window, std::int64_t step,
                        const std::vector<FailedSample>& failed) = 0;
   virtual void checkpointed(const GroupId& group, std::int64_t timeline, std::int64_t step) = 0;
-  // What may go: for each group held by each of its newest resumable checkpoints, or dropped, or the group is closed. Handing
-  // out is written down, since the bytes may vanish from then on; it is handed out again until freed() says that it is gone.
+
+  // --- queues
+  // Available refs in commit order, of the partition if one is given; what expired leases held is available again first. Expiry
+  // is no attempt. kEndOfStream once the prompts are finished and nothing of the group, in any partition, is available or
+  // leased. The cost is that of the refs given; for a partition into more than 42, unless docs/formats/ledger.md names it
+  // (powers of two up to 1,024 ...), that of all available refs.
+  virtual QueueAnswer lease_refs(const RefRequest& request) = 0;
+  // The group is done with them: its claim ends. All or nothing, and by the same token idempotent. Conflict, naming the sample,
+  // if a lease was lost: it ran out and the ref was leased again, or it was given back. Until then a late ack or fail holds.
+  virtual void ack_refs(const GroupId& group, const std::vector<RefLease>& leases) = 0;
+  // attempt + 1; available again while retryable and attempts < max_attempts, else failed with the reason, and the claim ends.
+  // All or nothing, idempotent and Conflict as above; what was acked stays acked.
+  virtual void fail_refs(const GroupId& group, const std::vector<RefLease>& leases, const std::string& reason,
+                         bool retryable) = 0;
+  virtual void extend_refs(const GroupId& group, const HolderId& holder, std::int64_t lease_ms) = 0;
+  virtual void return_refs(const GroupId& group, const HolderId& holder) = 0;  // at a clean stop: at once available again
+  // For a person: the failed ones among the samples whose bytes are still there are available again, with no attempts behind
+  // them; the others stay as they are. Returns how many. Idempotent.
+  virtual std::int64_t retry_failed(const GroupId& group, const std::vector<SampleId>& ids) = 0;
+
+  // --- bytes
+  // What may go: each group has it in each of its newest resumable checkpoints, or acked, dropped or (a queue) failed, or is
+  // closed. Handing out is written down, since the bytes may vanish from then on; it is handed out again until freed() says
+  // that it is gone.
   virtual std::vector<SampleRef> freeable(int limit) = 0;
   virtual void freed(const std::vector<SampleId>& ids) = 0;  // idempotent; Conflict if it was never handed out
 

@@ -49,7 +49,7 @@ void prepare(Database& database) {
     database.script("CREATE TABLE ledger_version(version BIGINT NOT NULL)");
     database.run("INSERT INTO ledger_version(version) VALUES (?1)", sql::kSchemaVersion);
   } else if (*version != sql::kSchemaVersion) {
-    sql::migrate(database, sql::Dialect::kPostgres, *version);
+    sql::migrate(database, *version, sql::Dialect::kPostgres);
     database.run("UPDATE ledger_version SET version = ?1", sql::kSchemaVersion);
   }
   transaction.commit();

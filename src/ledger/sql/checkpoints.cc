@@ -51,7 +51,7 @@ void SqlLedger::move_release(Group& group, std::int64_t target) {
 
 void SqlLedger::checkpointed(const GroupId& group_id, std::int64_t timeline, std::int64_t step) {
   sql::Transaction transaction(*db_);
-  Group group = find_group(group_id);
+  Group group = find_windows(group_id, "checkpointed");
   check_newest(group, timeline, "checkpointed");
   if (step < 0 || step > group.trained_step) {
     throw InvalidArgument(

@@ -10,6 +10,7 @@
 //   transaction.commit();                                            // else rolled back
 //   Query query = db.query("SELECT row FROM prompt WHERE task_id = ?1", id);
 //   while (query.step()) rows.push_back(query.integer(0));           // the statement is reset when the query goes
+//   db.run("DELETE FROM fact WHERE key IN (?1, ?2)", std::vector<sql::Value>{"a", "b"});   // a list: lists.h makes such texts
 #pragma once
 
 #include <concepts>
@@ -19,9 +20,13 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 namespace draftflow::sql {
+
+// Of a list, which takes as many placeholders as it has values. Text must outlive its use.
+using Value = std::variant<std::int64_t, std::string_view>;
 
 // One kept statement. What is bound must outlive its use.
 class Statement {
@@ -110,8 +115,8 @@ class Database {
   Statement& bound(std::string_view sql, const Args&... args) {
     Statement& statement = prepare(sql);
     try {
-      int at = 0;
-      (bind(statement, ++at, args), ...);
+      [[maybe_unused]] int at = 0;  // the last placeholder that has its value
+      (bind(statement, at, args), ...);
     } catch (...) {
       statement.reset();
       throw;
@@ -119,11 +124,14 @@ class Database {
     return statement;
   }
   template <std::integral T>
-  static void bind(Statement& statement, int at, T value) {
-    statement.bind_integer(at, static_cast<std::int64_t>(value));
+  static void bind(Statement& statement, int& at, T value) {
+    statement.bind_integer(++at, static_cast<std::int64_t>(value));
   }
-  static void bind(Statement& statement, int at, std::string_view text) { statement.bind_text(at, text); }
-  static void bind(Statement& statement, int at, std::nullptr_t) { statement.bind_null(at); }
+  static void bind(Statement& statement, int& at, std::string_view text) { statement.bind_text(++at, text); }
+  static void bind(Statement& statement, int& at, std::nullptr_t) { statement.bind_null(++at); }
+  static void bind(Statement& statement, int& at, const std::vector<Value>& values) {
+    for (const Value& value : values) std::visit([&](auto one) { bind(statement, at, one); }, value);
+  }
 };
 
 class Transaction {

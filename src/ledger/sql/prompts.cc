@@ -15,17 +15,6 @@ namespace {
 constexpr int kMaxLeaseBatch = 1024;  // prompts of one call
 constexpr std::int64_t kMaxLeaseMs = 7LL * 24 * 3600 * 1000;
 constexpr std::int64_t kMaxExpiries = 100;  // a prompt whose lease runs out this often kills its workers
-constexpr std::size_t kMaxReasonBytes = 2000;
-
-constexpr const char* kFinished =
-    "SELECT CASE WHEN prompts_closed = 1 AND prompts_pending = 0 AND prompts_leased = 0 THEN 1 ELSE 0 END FROM run WHERE id = "
-    "1";
-
-void check_lease_ms(std::int64_t lease_ms) {
-  if (lease_ms < 1 || lease_ms > kMaxLeaseMs) {
-    throw InvalidArgument(fmt::format("lease of {} ms: 1 to {} are allowed", lease_ms, kMaxLeaseMs));
-  }
-}
 
 std::string task_json(const PromptTask& task) {
   try {
@@ -40,6 +29,12 @@ std::string task_json(const PromptTask& task) {
 
 }  // namespace
 
+void check_lease_ms(std::int64_t lease_ms) {
+  if (lease_ms < 1 || lease_ms > kMaxLeaseMs) {
+    throw InvalidArgument(fmt::format("lease of {} ms: 1 to {} are allowed", lease_ms, kMaxLeaseMs));
+  }
+}
+
 std::int64_t SqlLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
                                        const std::vector<std::vector<TokenCount>>& counts) {
   if (!counts.empty() && counts.size() != tasks.size()) {
@@ -47,6 +42,7 @@ std::int64_t SqlLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
         fmt::format("{} prompts with {} lists of token counts: one for each, or none", tasks.size(), counts.size()));
   }
   std::int64_t added = 0;
+  TokenSums sums;
   sql::Transaction transaction(*db_);
   const bool closed = db_->find("SELECT prompts_closed FROM run WHERE id = 1") == 1;
   std::int64_t row = db_->find("SELECT prompts FROM run WHERE id = 1").value_or(0);
@@ -62,10 +58,11 @@ std::int64_t SqlLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
     }
     if (row == 0) note_run_id(tasks[i].run_id);
     db_->run("INSERT INTO prompt_task(row, json) VALUES (?1, ?2)", row, task_json(tasks[i]));
-    if (!counts.empty()) add_token_counts(counts[i], row);
+    if (!counts.empty()) sums.add(counts[i], row);
     ++row;
     ++added;
   }
+  add_token_counts(sums);
   db_->run("UPDATE run SET prompts = prompts + ?1, prompts_pending = prompts_pending + ?1 WHERE id = 1", added);
   transaction.commit();
   return added;
@@ -109,7 +106,7 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
   if (max_tasks < 1) throw InvalidArgument(fmt::format("lease of {} prompts: at least 1 is allowed", max_tasks));
   const std::int64_t now = db_->now_ms();
   PromptAnswer answer;
-  answer.finished = db_->find(kFinished) == 1;
+  answer.finished = db_->find(kPromptsFinished) == 1;
   // Waiting workers ask often: they must not queue for the write turn to hear that there is nothing.
   const bool something = db_->find("SELECT 1 FROM prompt WHERE state = 0 LIMIT 1").has_value() ||
                          db_->find("SELECT 1 FROM prompt WHERE state = 1 AND expires_ms <= ?1 LIMIT 1", now).has_value();
@@ -134,7 +131,7 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
   }
   db_->run("UPDATE run SET prompts_pending = prompts_pending - ?1, prompts_leased = prompts_leased + ?1 WHERE id = 1",
            rows.size());
-  answer.finished = db_->find(kFinished) == 1;
+  answer.finished = db_->find(kPromptsFinished) == 1;
   transaction.commit();
   return answer;
 }

@@ -9,13 +9,49 @@
 #include <memory>
 #include <string>
 
-#include "ledger/sql/sql_ledger.h"
+#include "draftflow/ledger/partition.h"
+#include "ledger/sql/rows.h"
 
 namespace draftflow::testing_support {
 
 // The same ledger, for looking into its tables.
 inline std::unique_ptr<SqlLedger> as_sql(std::unique_ptr<Ledger> ledger) {
   return std::unique_ptr<SqlLedger>(&dynamic_cast<SqlLedger&>(*ledger.release()));
+}
+
+inline void expect_queue_balances(sql::Database& db, std::int64_t id, const GroupStatus& queue) {
+  const auto of = [&](const std::string& sql) { return db.find(sql, id).value_or(0); };
+  const auto refs = [&](const std::string& where) {
+    return of("SELECT COUNT(*) FROM queue_ref q JOIN sample s ON s.row = q.row WHERE q.consumer = ?1 AND " + where);
+  };
+  EXPECT_EQ(queue.available, refs("q.state = 0"));
+  EXPECT_EQ(queue.leased, refs("q.state = 1"));
+  EXPECT_EQ(queue.durable, refs("q.state = 2"));
+  EXPECT_EQ(queue.failed, refs("q.state = 3"));
+  EXPECT_EQ(queue.dropped, of("SELECT COUNT(*) FROM dropped WHERE consumer = ?1"));
+  EXPECT_EQ(queue.windowed + queue.trained, 0);
+  EXPECT_EQ(0, of("SELECT COUNT(*) FROM window_ref WHERE consumer = ?1"));
+  EXPECT_EQ(0, of("SELECT COUNT(*) FROM queue_ref q JOIN dropped d ON d.consumer = q.consumer AND d.row = q.row"
+                  " WHERE q.consumer = ?1"));
+  // No sample that may still be leased may go, and each that is there is in the queue, or was.
+  EXPECT_EQ(0, refs("q.state < 2 AND s.state > 0"));
+  if (queue.open) {
+    EXPECT_EQ(0, of("SELECT COUNT(*) FROM sample s WHERE s.state = 0"
+                    " AND NOT EXISTS (SELECT 1 FROM queue_ref q WHERE q.row = s.row AND q.consumer = ?1)"
+                    " AND NOT EXISTS (SELECT 1 FROM dropped d WHERE d.row = s.row AND d.consumer = ?1)"));
+  } else {
+    EXPECT_EQ(0, refs("q.state < 2"));
+  }
+  // What a lease leaves behind, by state.
+  EXPECT_EQ(0, refs("q.state = 0 AND q.expires_ms IS NOT NULL"));
+  EXPECT_EQ(0, refs("q.state = 1 AND (q.holder IS NULL OR q.token IS NULL OR q.expires_ms IS NULL)"));
+  EXPECT_EQ(0, refs("q.state > 1 AND (q.holder IS NOT NULL OR q.token IS NOT NULL OR q.expires_ms IS NOT NULL)"));
+  EXPECT_EQ(0, refs("q.state > 1 AND q.ended_token IS NULL"));
+  EXPECT_EQ(0, refs("q.state = 2 AND q.reason IS NOT NULL"));
+  EXPECT_EQ(0, refs("q.state = 3 AND (q.reason IS NULL OR q.attempts = 0)"));
+  sql::Query shards =
+      db.query("SELECT s.sample_id, q.shard FROM queue_ref q JOIN sample s ON s.row = q.row WHERE q.consumer = ?1", id);
+  while (shards.step()) EXPECT_EQ(shards.integer(1), dp_partition(shards.text(0), kShardModulus)) << shards.text(0);
 }
 
 inline void expect_books_balance(SqlLedger& ledger) {
@@ -46,6 +82,11 @@ inline void expect_books_balance(SqlLedger& ledger) {
         " w.consumer JOIN sample s ON s.row = w.row WHERE w.consumer = ?1";
     const auto refs = [&](const std::string& where) { return db.find("SELECT COUNT(*)" + (kRefs + where), id).value_or(0); };
     SCOPED_TRACE(group.group);
+    if (group.kind == GroupKind::kQueue) {
+      expect_queue_balances(db, id, group);
+      continue;
+    }
+    EXPECT_EQ(0, of("SELECT COUNT(*) FROM queue_ref WHERE consumer = ?1"));
     EXPECT_EQ(group.windowed, refs(" AND t.step IS NULL"));
     EXPECT_EQ(group.trained, refs(" AND t.step > c.durable_step AND reason IS NULL"));
     EXPECT_EQ(group.durable, refs(" AND t.step <= c.durable_step AND reason IS NULL"));
@@ -66,13 +107,16 @@ inline void expect_books_balance(SqlLedger& ledger) {
     EXPECT_EQ(of("SELECT CASE WHEN trained_windows > 1 THEN trained_windows - 1 ELSE 0 END FROM consumer WHERE id = ?1"),
               of("SELECT MAX(number) FROM training_window WHERE consumer = ?1 AND step IS NOT NULL"));
   }
-  // A sample is claimed by each open group that has it in a window not released, or may still deal it.
-  EXPECT_EQ(0, count("SELECT COUNT(*) FROM sample s WHERE s.state = 0 AND s.claims <>"
-                     " (SELECT COUNT(*) FROM consumer c WHERE c.open = 1 AND"
-                     "  (EXISTS (SELECT 1 FROM window_ref w WHERE w.row = s.row AND w.consumer = c.id AND"
-                     "           w.number >= c.released_windows)"
-                     "   OR (s.row >= c.next_row AND NOT EXISTS (SELECT 1 FROM dropped d WHERE d.row = s.row AND"
-                     "                                           d.consumer = c.id))))"));
+  // A sample is claimed by each open group that has it in a window not released, or may still deal it, and by each queue in
+  // which it is available or leased.
+  EXPECT_EQ(0,
+            count("SELECT COUNT(*) FROM sample s WHERE s.state = 0 AND s.claims <>"
+                  " (SELECT COUNT(*) FROM queue_ref q JOIN consumer c ON c.id = q.consumer WHERE q.row = s.row AND c.open = 1"
+                  "  AND q.state < 2) + (SELECT COUNT(*) FROM consumer c WHERE c.open = 1 AND c.kind = 0 AND"
+                  "  (EXISTS (SELECT 1 FROM window_ref w WHERE w.row = s.row AND w.consumer = c.id AND"
+                  "           w.number >= c.released_windows)"
+                  "   OR (s.row >= c.next_row AND NOT EXISTS (SELECT 1 FROM dropped d WHERE d.row = s.row AND"
+                  "                                           d.consumer = c.id))))"));
   EXPECT_EQ(0, count("SELECT COUNT(*) FROM sample WHERE state > 0 AND claims <> 0"));
 }
 

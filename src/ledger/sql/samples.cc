@@ -2,10 +2,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
+#include "draftflow/ledger/partition.h"
+#include "ledger/sql/lists.h"
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
@@ -27,6 +30,12 @@ void check_ref(const SampleRef& ref) {
   }
   if (ref.generation > kMaxGeneration) {
     refuse(fmt::format("generation is {}: at most {} is allowed", ref.generation, kMaxGeneration));
+  }
+}
+
+void add_within(std::int64_t& sum, std::int64_t value, const char* what) {
+  if (__builtin_add_overflow(sum, value, &sum)) {
+    throw InvalidArgument(fmt::format("the refs of one call say that they have more than 2^63 {} together", what));
   }
 }
 
@@ -52,38 +61,85 @@ void SqlLedger::note_run_id(const RunId& run_id) {
   db_->run("INSERT INTO fact(key, value) VALUES ('run_id', ?1) ON CONFLICT DO NOTHING", run_id.str());
 }
 
-void SqlLedger::add_token_counts(const std::vector<TokenCount>& counts, std::int64_t row) {
+void TokenSums::add(const std::vector<TokenCount>& counts, std::int64_t row) {
   for (const TokenCount& entry : counts) {
     if (entry.token < 0 || entry.count < 0 || entry.count > kMaxSampleTokens) {
       throw InvalidArgument(fmt::format("token {} counted {} times: token ids start at 0, counts are 0 to {}", entry.token,
                                         entry.count, kMaxSampleTokens));
     }
     if (entry.count == 0) continue;
-    db_->run(
-        "INSERT INTO token_count(token, count, first_row) VALUES (?1, ?2, ?3) ON CONFLICT(token) DO UPDATE SET"
-        " count = token_count.count + excluded.count, first_row = CASE WHEN token_count.first_row < excluded.first_row"
-        " THEN token_count.first_row ELSE excluded.first_row END",
-        entry.token, entry.count, row);
+    add_within(sums_.try_emplace(entry.token, TokenCount{entry.token, 0, row}).first->second.count, entry.count, "tokens");
   }
 }
 
-void SqlLedger::insert_sample(const SampleRef& ref) {
-  const std::int64_t row = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
-  const bool in_place = is_in_place(ref);
-  if (row == 0) note_run_id(ref.run_id);
-  db_->run(
-      "INSERT INTO sample(row, sample_id, generation, incarnation, bytes, tokens, in_place, claims) VALUES (?1, ?2, ?3, ?4, ?5,"
-      " ?6, ?7, (SELECT COUNT(*) FROM consumer WHERE open = 1))",
-      row, ref.sample_id.str(), ref.generation, ref.incarnation, ref.estimated_bytes, ref.num_tokens, in_place ? 1 : 0);
-  db_->run("INSERT INTO sample_ref(row, json) VALUES (?1, ?2)", row, ref_json(ref));
-  db_->run(
-      "UPDATE run SET committed = committed + 1, committed_tokens = committed_tokens + ?1, resident_bytes = resident_bytes + ?2"
-      " WHERE id = 1",
-      ref.num_tokens, in_place ? 0 : ref.estimated_bytes);
-  db_->run("UPDATE consumer SET available = available + 1 WHERE open = 1");
+void SqlLedger::add_token_counts(const TokenSums& sums) {
+  static const sql::RowList kAdd(
+      "INSERT INTO token_count(token, count, first_row) VALUES ", 3,
+      " ON CONFLICT(token) DO UPDATE SET count = token_count.count + excluded.count, first_row = CASE WHEN"
+      " token_count.first_row < excluded.first_row THEN token_count.first_row ELSE excluded.first_row END");
+  auto next = sums.all().begin();
+  kAdd.for_parts(sums.all().size(), [&](const std::string& sql, std::size_t from, std::size_t to) {
+    std::vector<sql::Value> values;
+    for (std::size_t i = from; i < to; ++i, ++next) {
+      const TokenCount& sum = next->second;
+      values.insert(values.end(), {sum.token, sum.count, sum.first_row});
+    }
+    db_->run(sql, values);
+  });
 }
 
-void SqlLedger::replace_sample(const SampleRef& ref, std::int64_t row) {
+// As rows `row`, row + 1 ... of the samples, and last in every open queue.
+void SqlLedger::insert_samples(const std::vector<NewSample>& samples, std::int64_t row) {
+  static const sql::RowList kSamples(
+      "INSERT INTO sample(row, sample_id, generation, incarnation, bytes, tokens, in_place, claims) VALUES ", 8);
+  static const sql::RowList kRefs("INSERT INTO sample_ref(row, json) VALUES ", 2);
+  std::int64_t claims = 0, tokens = 0, resident = 0;
+  std::vector<std::int64_t> queues;
+  {
+    sql::Query open = db_->query("SELECT id, kind FROM consumer WHERE open = 1");
+    for (; open.step(); ++claims) {
+      if (open.integer(1) == kQueueGroup) queues.push_back(open.integer(0));
+    }
+  }
+  std::vector<sql::Value> values;
+  kSamples.for_parts(samples.size(), [&](const std::string& sql, std::size_t from, std::size_t to) {
+    values.clear();
+    for (std::size_t i = from; i < to; ++i) {
+      const SampleRef& ref = *samples[i].ref;
+      const bool in_place = is_in_place(ref);
+      const auto bytes = static_cast<std::int64_t>(ref.estimated_bytes);
+      values.insert(values.end(),
+                    {row + static_cast<std::int64_t>(i), ref.sample_id.str(), static_cast<std::int64_t>(ref.generation),
+                     ref.incarnation, bytes, ref.num_tokens, std::int64_t{in_place}, claims});
+      add_within(tokens, ref.num_tokens, "tokens");
+      add_within(resident, in_place ? 0 : bytes, "bytes");
+    }
+    db_->run(sql, values);
+  });
+  kRefs.for_parts(samples.size(), [&](const std::string& sql, std::size_t from, std::size_t to) {
+    values.clear();
+    for (std::size_t i = from; i < to; ++i) {
+      values.insert(values.end(), {row + static_cast<std::int64_t>(i), samples[i].json});
+    }
+    db_->run(sql, values);
+  });
+  if (!queues.empty()) {
+    std::vector<Place> places;
+    for (std::size_t i = 0; i < samples.size(); ++i) {
+      places.push_back({row + static_cast<std::int64_t>(i), dp_partition(samples[i].ref->sample_id.str(), kShardModulus)});
+    }
+    for (const std::int64_t queue : queues) enqueue(queue, places);
+  }
+  db_->run(
+      "UPDATE run SET committed = committed + ?1, committed_tokens = committed_tokens + ?2, resident_bytes = resident_bytes + "
+      "?3"
+      " WHERE id = 1",
+      samples.size(), tokens, resident);
+  db_->run("UPDATE consumer SET available = available + ?1 WHERE open = 1", samples.size());
+}
+
+void SqlLedger::replace_sample(const NewSample& sample, std::int64_t row) {
+  const SampleRef& ref = *sample.ref;
   std::uint64_t generation = 0;
   std::int64_t bytes = 0, tokens = 0, in_place = 0;
   {
@@ -97,13 +153,17 @@ void SqlLedger::replace_sample(const SampleRef& ref, std::int64_t row) {
   const std::string what = fmt::format("sample '{}' is committed with generation {}; generation {}",
                                        printable(ref.sample_id.str()), generation, ref.generation);
   if (ref.generation <= generation) throw Conflict(what + " is no newer: remove it from the store");
-  if (db_->find("SELECT 1 FROM consumer WHERE next_row > ?1 LIMIT 1", row)) {
+  const bool dealt = db_->find("SELECT 1 FROM consumer WHERE next_row > ?1 LIMIT 1", row).has_value();
+  // A lease that ran out may still be acked: its ref is taken, too.
+  const bool leased =
+      db_->find("SELECT 1 FROM queue_ref WHERE row = ?1 AND (state > 0 OR token IS NOT NULL) LIMIT 1", row).has_value();
+  if (dealt || leased) {
     throw Conflict(what + " comes too late, a group has taken the sample: remove it from the store");
   }
   const bool now_in_place = is_in_place(ref);
   db_->run("UPDATE sample SET generation = ?2, incarnation = ?3, bytes = ?4, tokens = ?5, in_place = ?6 WHERE row = ?1", row,
            ref.generation, ref.incarnation, ref.estimated_bytes, ref.num_tokens, now_in_place ? 1 : 0);
-  db_->run("UPDATE sample_ref SET json = ?2 WHERE row = ?1", row, ref_json(ref));
+  db_->run("UPDATE sample_ref SET json = ?2 WHERE row = ?1", row, sample.json);
   const auto now_bytes = now_in_place ? 0 : static_cast<std::int64_t>(ref.estimated_bytes);
   db_->run("UPDATE run SET committed_tokens = committed_tokens + ?1, resident_bytes = resident_bytes + ?2 WHERE id = 1",
            ref.num_tokens - tokens, now_bytes - (in_place != 0 ? 0 : bytes));
@@ -115,6 +175,7 @@ void SqlLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
     throw InvalidArgument(fmt::format("sample '{}' cannot complete prompt '{}': a prompt becomes the sample of the same id",
                                       printable(ref.sample_id.str()), printable(lease.task.task_id.str())));
   }
+  const NewSample sample{&ref, ref_json(ref)};
   sql::Transaction transaction(*db_);
   std::optional<std::int64_t> row;
   {
@@ -128,9 +189,11 @@ void SqlLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
   const bool said_before = prompt.state == kDone && !lease.token.empty() && prompt.ended_token == lease.token;
   if (!said_before) complete_prompt(lease, prompt);
   if (row) {
-    replace_sample(ref, *row);
+    replace_sample(sample, *row);
   } else {
-    insert_sample(ref);
+    const std::int64_t next = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
+    if (next == 0) note_run_id(ref.run_id);
+    insert_samples({sample}, next);
   }
   transaction.commit();
 }
@@ -140,18 +203,34 @@ std::int64_t SqlLedger::commit_samples(const std::vector<SampleRef>& refs, const
     throw InvalidArgument(
         fmt::format("{} refs with {} lists of token counts: one for each, or none", refs.size(), counts.size()));
   }
-  for (const SampleRef& ref : refs) check_ref(ref);
-  std::int64_t added = 0;
-  sql::Transaction transaction(*db_);
-  for (std::size_t i = 0; i < refs.size(); ++i) {
-    if (db_->find("SELECT row FROM sample WHERE sample_id = ?1", refs[i].sample_id.str())) continue;
-    const std::int64_t row = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
-    insert_sample(refs[i]);
-    if (!counts.empty()) add_token_counts(counts[i], row);
-    ++added;
+  std::vector<NewSample> samples;
+  std::vector<std::string_view> ids;
+  for (const SampleRef& ref : refs) {
+    check_ref(ref);
+    samples.push_back({&ref, ref_json(ref)});  // before the write turn, for which others wait
+    ids.push_back(ref.sample_id.str());
   }
+  sql::Transaction transaction(*db_);
+  std::unordered_set<std::string> known;
+  static const sql::InList kKnown("SELECT sample_id FROM sample WHERE sample_id IN ", 1);
+  kKnown.for_parts(ids, [&](const std::string& sql, const std::vector<sql::Value>& part) {
+    sql::Query found = db_->query(sql, part);
+    while (found.step()) known.insert(found.text(0));
+  });
+  const std::int64_t row = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
+  std::vector<NewSample> fresh;
+  TokenSums sums;
+  for (std::size_t i = 0; i < refs.size(); ++i) {
+    if (!known.insert(refs[i].sample_id.str()).second) continue;
+    if (!counts.empty()) sums.add(counts[i], row + static_cast<std::int64_t>(fresh.size()));
+    fresh.push_back(std::move(samples[i]));
+  }
+  if (fresh.empty()) return 0;
+  if (row == 0) note_run_id(fresh.front().ref->run_id);
+  insert_samples(fresh, row);
+  add_token_counts(sums);
   transaction.commit();
-  return added;
+  return static_cast<std::int64_t>(fresh.size());
 }
 
 bool SqlLedger::is_committed(const SampleId& id) {

@@ -10,11 +10,13 @@ namespace draftflow::sql {
 namespace {
 
 // States are told by literals, so that the engine can match them with the partial indexes:
-//   prompt.state  0 pending, 1 leased, 2 done, 3 failed
-//   sample.state  0 needed, 1 may go, 2 handed to a sweeper, 3 freed
+//   prompt.state     0 pending, 1 leased, 2 done, 3 failed
+//   sample.state     0 needed, 1 may go, 2 handed to a sweeper, 3 freed
+//   queue_ref.state  0 available, 1 leased, 2 acked, 3 failed
 // sample.claims counts the open groups that still need it. A window's state is its place in its group: number <
 // durable_windows, < trained_windows, or neither.
-constexpr const char* kTables = R"sql(
+// A new ledger is made as an old one is migrated: version 2, then what each later version adds.
+constexpr const char* kVersion2 = R"sql(
 CREATE TABLE run(
   id INTEGER PRIMARY KEY CHECK (id = 1), ledger_id TEXT NOT NULL, boot_id TEXT NOT NULL,
   prompts_closed INTEGER NOT NULL DEFAULT 0,
@@ -78,6 +80,26 @@ CREATE TABLE dropped(
   consumer INTEGER NOT NULL, row INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (consumer, row)) STRICT, WITHOUT ROWID;
 )sql";
 
+// The key of queue_ref begins with the row: one that began with the consumer would draw SQLite away from the partial indexes,
+// to read a whole queue.
+constexpr const char* kVersion3Adds = R"sql(
+ALTER TABLE consumer ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE consumer ADD COLUMN max_attempts INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE consumer ADD COLUMN leased INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE consumer ADD COLUMN acked INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE consumer ADD COLUMN failed INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE queue_ref(
+  consumer INTEGER NOT NULL, row INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0, shard INTEGER NOT NULL,
+  attempts INTEGER NOT NULL DEFAULT 0, holder TEXT, token TEXT, expires_ms INTEGER, ended_token TEXT, reason TEXT,
+  PRIMARY KEY (row, consumer)) STRICT, WITHOUT ROWID;
+CREATE INDEX queue_available ON queue_ref(consumer, row) WHERE state = 0;
+CREATE INDEX queue_expiry ON queue_ref(consumer, expires_ms) WHERE state = 1;
+CREATE INDEX queue_holder ON queue_ref(consumer, holder) WHERE state = 1;
+CREATE INDEX queue_failed ON queue_ref(consumer, row) WHERE state = 3;
+CREATE TABLE queue_width(n INTEGER PRIMARY KEY) STRICT;
+CREATE INDEX window_ref_failed ON window_ref(consumer, number, position) WHERE reason IS NOT NULL;
+)sql";
+
 // Windows of version 1 had a table called window, a word that PostgreSQL keeps for itself.
 constexpr const char* kToVersion2 = R"sql(
 ALTER TABLE consumer RENAME TO old_consumer;
@@ -117,10 +139,7 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
   for (std::size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size()) text.replace(at, from.size(), to);
 }
 
-// The tables from `first` to the last one.
-std::string tables_from(const char* first, Dialect dialect) {
-  std::string tables(kTables);
-  tables.erase(0, tables.find(first));
+std::string words_of(Dialect dialect, std::string tables) {
   if (dialect == Dialect::kPostgres) {
     replace_all(tables, " STRICT, WITHOUT ROWID", "");
     replace_all(tables, " STRICT", "");
@@ -129,21 +148,28 @@ std::string tables_from(const char* first, Dialect dialect) {
   return tables;
 }
 
-}  // namespace
-
-void make_tables(Database& database, Dialect dialect, const std::string& boot_id) {
-  database.script(tables_from("CREATE TABLE run", dialect));
-  database.run("INSERT INTO run(id, ledger_id, boot_id) VALUES (1, ?1, ?2)", random_hex128(), boot_id);
-}
-
-void migrate(Database& database, Dialect dialect, int version) {
-  if (version != 1 || dialect != Dialect::kSqlite) throw_other_version(database, version);  // only files are so old
+void migrate_to_version_2(Database& database) {
   database.script(kToVersion2);
-  std::string tables = tables_from("CREATE TABLE sample(", Dialect::kSqlite);
+  std::string tables(kVersion2);
+  tables.erase(0, tables.find("CREATE TABLE sample("));
   const std::size_t refs = tables.find("CREATE TABLE sample_ref"), after = tables.find("CREATE TABLE consumer");
   tables.erase(refs, after - refs);  // as it was
   database.script(tables);
   database.script(kOutOfVersion1);
+}
+
+}  // namespace
+
+void make_tables(Database& database, Dialect dialect, const std::string& boot_id) {
+  database.script(words_of(dialect, kVersion2));
+  database.script(words_of(dialect, kVersion3Adds));
+  database.run("INSERT INTO run(id, ledger_id, boot_id) VALUES (1, ?1, ?2)", random_hex128(), boot_id);
+}
+
+void migrate(Database& database, int version, Dialect dialect) {
+  if (version < 1 || version >= kSchemaVersion) throw_other_version(database, version);
+  if (version < 2) migrate_to_version_2(database);  // only SQLite ever had it
+  database.script(words_of(dialect, kVersion3Adds));
 }
 
 void throw_other_version(const Database& database, long long version) {
@@ -162,6 +188,9 @@ void end_leases_of_earlier_boots(Database& database, const std::string& boot_id)
   database.run(
       "UPDATE run SET boot_id = ?1, prompts_pending = prompts_pending + prompts_leased, prompts_leased = 0 WHERE id = 1",
       boot_id);
+  database.run("UPDATE queue_ref SET state = 0, holder = NULL, token = NULL, expires_ms = NULL WHERE state = 1");
+  database.run("UPDATE queue_ref SET holder = NULL, token = NULL WHERE state = 0 AND token IS NOT NULL");
+  database.run("UPDATE consumer SET available = available + leased, leased = 0 WHERE leased > 0");
   transaction.commit();
 }
 

@@ -65,7 +65,8 @@ LedgerStatus SqlLedger::status() {
   status.run_id = declared("run_id").value_or("");
   sql::Query group = db_->query(
       "SELECT name, window_size, open, available, windows, trained_windows, durable_windows, released_windows, failed_trained,"
-      " failed_durable, dropped, timeline, width, trained_step, durable_step FROM consumer ORDER BY id");
+      " failed_durable, dropped, timeline, width, trained_step, durable_step, kind, leased, acked, failed FROM consumer"
+      " ORDER BY id");
   while (group.step()) {
     GroupStatus found;
     found.group = group.text(0);
@@ -84,6 +85,13 @@ LedgerStatus SqlLedger::status() {
     found.width = group.integer(12);
     found.trained_step = group.integer(13);
     found.durable_step = group.integer(14);
+    if (group.integer(15) == kQueueGroup) {
+      found.kind = GroupKind::kQueue;
+      found.leased = group.integer(16);
+      found.durable = group.integer(17);
+      found.failed = group.integer(18);
+      found.pinned = found.open ? found.available + found.leased : 0;
+    }
     status.groups.push_back(std::move(found));
   }
   return status;

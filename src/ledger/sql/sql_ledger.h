@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The ledger in SQL tables (docs/formats/ledger.md), over any engine (database.h). Private to this room. The functions stand in
-// prompts.cc, samples.cc, groups.cc, timelines.cc, windows.cc, checkpoints.cc and sql_ledger.cc (the rest). Every function is
-// one transaction; nothing is remembered outside the tables.
+// prompts.cc, samples.cc, groups.cc, timelines.cc, windows.cc, checkpoints.cc, queues.cc and sql_ledger.cc (the rest). Every
+// function is one transaction; nothing is remembered outside the tables.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,8 @@
 #include "ledger/sql/database.h"
 
 namespace draftflow {
+
+class TokenSums;
 
 class SqlLedger final : public Ledger {
  public:
@@ -45,6 +47,7 @@ class SqlLedger final : public Ledger {
 
   void declare_group(const GroupConfig& config) override;
   void close_group(const GroupId& group) override;
+  std::vector<FailedSample> failed_refs(const GroupId& group, int limit) override;
   TimelineInfo open_timeline(const TimelineRequest& request) override;
   WindowAnswer read_window(const GroupId& group, std::int64_t timeline, std::int64_t number, const WindowShare& share) override;
   void report_failed(const GroupId& group, std::int64_t timeline, std::int64_t window,
@@ -52,6 +55,14 @@ class SqlLedger final : public Ledger {
   void trained(const GroupId& group, std::int64_t timeline, std::int64_t window, std::int64_t step,
                const std::vector<FailedSample>& failed) override;
   void checkpointed(const GroupId& group, std::int64_t timeline, std::int64_t step) override;
+
+  QueueAnswer lease_refs(const RefRequest& request) override;
+  void ack_refs(const GroupId& group, const std::vector<RefLease>& leases) override;
+  void fail_refs(const GroupId& group, const std::vector<RefLease>& leases, const std::string& reason, bool retryable) override;
+  void extend_refs(const GroupId& group, const HolderId& holder, std::int64_t lease_ms) override;
+  void return_refs(const GroupId& group, const HolderId& holder) override;
+  std::int64_t retry_failed(const GroupId& group, const std::vector<SampleId>& ids) override;
+
   std::vector<SampleRef> freeable(int limit) override;
   void freed(const std::vector<SampleId>& ids) override;
 
@@ -60,8 +71,12 @@ class SqlLedger final : public Ledger {
   sql::Database& database() { return *db_; }  // for tests
 
  private:
-  struct Group;   // one row of consumer
-  struct Prompt;  // one row of prompt
+  struct Group;     // one row of consumer
+  struct Prompt;    // one row of prompt
+  struct QueueRef;  // one row of queue_ref
+  struct NewSample;
+  struct Place;
+  struct Picked;
 
   // prompts.cc
   void take_back_expired(std::int64_t now);
@@ -70,16 +85,20 @@ class SqlLedger final : public Ledger {
   void complete_prompt(const PromptLease& lease, const Prompt& prompt);
 
   // samples.cc
-  void add_token_counts(const std::vector<TokenCount>& counts, std::int64_t row);
+  void add_token_counts(const TokenSums& sums);
   void note_run_id(const RunId& run_id);
   void refuse_other_payload(const PromptTask& task);
-  void insert_sample(const SampleRef& ref);
-  void replace_sample(const SampleRef& ref, std::int64_t row);
+  void insert_samples(const std::vector<NewSample>& samples, std::int64_t row);
+  void replace_sample(const NewSample& sample, std::int64_t row);
   SampleRef read_ref(std::int64_t row);
   void free_sample(const SampleId& id);
 
   // groups.cc
   Group find_group(const GroupId& group);
+  void check_same(const Group& group, const GroupConfig& config);
+  void end_claims_of_windows(Group& group);
+  Group find_windows(const GroupId& group, const char* verb);
+  Group find_queue(const GroupId& group, const char* verb);
   void check_newest(const Group& group, std::int64_t timeline, const char* verb);
   void save(const Group& group);
   void join_oldest(Group& group);
@@ -104,6 +123,22 @@ class SqlLedger final : public Ledger {
   std::int64_t releasable_windows(const Group& group);
   void move_release(Group& group, std::int64_t target);
   void record_checkpoint(const Group& group, std::int64_t timeline, std::int64_t step);
+
+  // queues.cc
+  void enqueue(std::int64_t queue, const std::vector<Place>& places);
+  void fill_queue(Group& queue);
+  void empty_queue(Group& queue);
+  bool is_indexed(std::int64_t width);
+  void index_width(std::int64_t width);
+  std::vector<Picked> pick(const Group& queue, const RefRequest& request, std::size_t limit);
+  std::vector<Picked> pick_filtered(const Group& queue, const RefRequest& request, std::size_t limit);
+  bool may_give(const Group& queue, const RefRequest& request);
+  QueueAnswer give_none(const Group& queue);
+  std::vector<RefLease> load_leases(const std::vector<Picked>& picked, const std::string& token);
+  std::vector<QueueRef> find_held(Group& queue, const std::vector<RefLease>& leases, bool to_ack);
+  [[noreturn]] void throw_lost(const Group& queue, const RefLease& lease, const QueueRef& ref);
+  void end_claims(const std::vector<std::int64_t>& rows);
+  std::vector<std::string> acked_ids(const Group& queue);
 
   std::unique_ptr<sql::Database> db_;
   const std::string self_ = random_hex128();  // tells this object from others that call themselves the same rank

@@ -140,7 +140,7 @@ TimelineInfo SqlLedger::open_timeline(const TimelineRequest& request) {
                                       printable(request.group.str()), request.rank, request.width));
   }
   sql::Transaction transaction(*db_);
-  Group group = find_group(request.group);
+  Group group = find_windows(request.group, "open_timeline");
   if (group.open == 0) {
     throw InvalidArgument(fmt::format("group '{}' was closed: declare another one", printable(group.name)));
   }

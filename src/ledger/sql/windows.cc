@@ -13,7 +13,6 @@
 namespace draftflow {
 namespace {
 
-constexpr std::size_t kMaxReasonBytes = 2000;
 constexpr const char* kTailReason = "tail shorter than a window";
 
 }  // namespace
@@ -72,12 +71,7 @@ Window SqlLedger::load_window(const Group& group, std::int64_t number, const Win
 
 WindowState SqlLedger::look(const Group& group) {
   if (group.available >= group.window_size) return WindowState::kWindow;
-  const bool finished =
-      db_->find(
-             "SELECT 1 FROM run WHERE id = 1 AND prompts_closed = 1 AND prompts_pending = 0 AND prompts_leased ="
-             " 0")
-          .has_value();
-  return finished ? WindowState::kEndOfStream : WindowState::kWaiting;
+  return db_->find(kPromptsFinished) == 1 ? WindowState::kEndOfStream : WindowState::kWaiting;
 }
 
 WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeline, std::int64_t number,
@@ -97,7 +91,7 @@ WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeli
   // Each decision is taken twice: first on a read view, so that a waiting trainer does not queue for the write turn.
   {
     const sql::Snapshot snapshot(*db_);
-    const Group group = find_group(group_id);
+    const Group group = find_windows(group_id, "read_window");
     check(group);
     if (number < group.windows) return {.state = WindowState::kWindow, .window = load_window(group, number, share)};
     const WindowState found = look(group);
@@ -105,7 +99,7 @@ WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeli
     if (found == WindowState::kEndOfStream && (group.available == 0 || group.tail != 0)) return end;
   }
   sql::Transaction transaction(*db_);
-  Group group = find_group(group_id);
+  Group group = find_windows(group_id, "read_window");
   check(group);
   if (number >= group.windows) {
     const WindowState found = look(group);
@@ -143,7 +137,7 @@ void SqlLedger::report_failed(const GroupId& group_id, std::int64_t timeline, st
                               const std::vector<FailedSample>& failed) {
   if (failed.empty()) return;
   sql::Transaction transaction(*db_);
-  const Group group = find_group(group_id);
+  const Group group = find_windows(group_id, "report_failed");
   check_newest(group, timeline, "report_failed");
   if (window < group.trained_windows || window >= group.windows) {
     throw InvalidArgument(
@@ -158,7 +152,7 @@ void SqlLedger::report_failed(const GroupId& group_id, std::int64_t timeline, st
 void SqlLedger::trained(const GroupId& group_id, std::int64_t timeline, std::int64_t window, std::int64_t step,
                         const std::vector<FailedSample>& failed) {
   sql::Transaction transaction(*db_);
-  Group group = find_group(group_id);
+  Group group = find_windows(group_id, "trained");
   check_newest(group, timeline, "trained");
   if (window >= 0 && window < group.trained_windows) {
     sql::Query before =
@@ -192,6 +186,7 @@ std::vector<std::string> SqlLedger::trained_ids(const GroupId& group_id) {
   std::vector<std::string> ids;
   if (!db_->find("SELECT id FROM consumer WHERE name = ?1", group_id.str())) return ids;
   const Group group = find_group(group_id);
+  if (group.kind == kQueueGroup) return acked_ids(group);
   sql::Query query = db_->query(
       "SELECT sample.sample_id FROM window_ref JOIN sample ON sample.row = window_ref.row WHERE window_ref.consumer = ?1"
       " AND window_ref.number < ?2 AND window_ref.reason IS NULL ORDER BY window_ref.number, window_ref.position",

@@ -50,7 +50,9 @@ void work_for_ever(const std::filesystem::path& path, int life) {
   const auto ledger = open_here(path);
   const GroupId group("train");
   const HolderId me(fmt::format("life {}", life));
+  const GroupId queue("queue");
   ledger->declare_group({.group = group, .window = 4, .resumable_checkpoints = 1});
+  ledger->declare_group({.group = queue, .kind = GroupKind::kQueue});
   const GroupStatus before = ledger->status().of(group);
   std::optional<CheckpointMark> resume;
   if (before.durable_step > 0) resume = CheckpointMark{ledger->id(), group, before.timeline, before.durable_step};
@@ -61,6 +63,10 @@ void work_for_ever(const std::filesystem::path& path, int life) {
     for (const PromptLease& lease : ledger->lease_prompts(me, 2, 1).leases) {
       ledger->commit_sample(make_ref(lease.task.task_id.str()), lease);
     }
+    const QueueAnswer work =
+        ledger->lease_refs({.group = queue, .holder = me, .max_refs = 3, .partition = Partition{i % 2, 2}});
+    if (i % 8 < 4) ledger->ack_refs(queue, work.leases);
+    if (i % 8 >= 4) ledger->fail_refs(queue, work.leases, "told to", i % 3 != 0);
     const WindowAnswer answer = ledger->read_window(group, timeline.number, next, {});
     if (!answer.window) continue;
     ++next;

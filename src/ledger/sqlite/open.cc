@@ -45,7 +45,7 @@ void prepare(Database& database) {
     sql::Transaction transaction(database);
     const std::optional<int> version = find_version(database);  // another process may have been first
     if (!version) sql::make_tables(database, sql::Dialect::kSqlite, database.boot_id());
-    if (version && *version != sql::kSchemaVersion) sql::migrate(database, sql::Dialect::kSqlite, *version);
+    if (version && *version != sql::kSchemaVersion) sql::migrate(database, *version);
     database.script(fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}", kApplicationId, sql::kSchemaVersion));
     transaction.commit();
   }

@@ -20,6 +20,9 @@ using testing_support::expect_error;
 
 class Schema : public ::testing::Test {
  protected:
+  void make_golden(const std::string& name) {
+    script(read_text_file(std::filesystem::path(DRAFTFLOW_SOURCE_DIR) / "src/ledger/sqlite" / name));
+  }
   void script(const std::string& sql) { Database(path_, Database::Mode::kReadWrite).script(sql); }
   const testing_support::TempFolder folder_;
   const std::filesystem::path path_ = folder_.path() / "l.sqlite3";
@@ -34,7 +37,7 @@ std::vector<std::string> layout_of(const std::filesystem::path& path) {
 }
 
 TEST_F(Schema, AGoldenLedgerOfVersion1MeansTheSameForEver) {
-  script(read_text_file(std::filesystem::path(DRAFTFLOW_SOURCE_DIR) / "src/ledger/sqlite/golden_v1.sql"));
+  make_golden("golden_v1.sql");
   const auto opened =
       testing_support::as_sql(open_sqlite_ledger(path_, {.boot_id = "boot-1", .now_ms = [] { return std::int64_t{5500}; }}));
   SqlLedger& ledger = *opened;
@@ -66,10 +69,60 @@ TEST_F(Schema, AGoldenLedgerOfVersion1MeansTheSameForEver) {
   EXPECT_EQ(layout_of(path_), layout_of(folder_.path() / "fresh")) << "another layout is another version";
 }
 
+TEST_F(Schema, AGoldenLedgerOfVersion2MeansTheSameForEver) {
+  make_golden("golden_v2.sql");
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger_read_only(path_); }, "has format version 2");
+  const auto opened =
+      testing_support::as_sql(open_sqlite_ledger(path_, {.boot_id = "boot-1", .now_ms = [] { return std::int64_t{5500}; }}));
+  SqlLedger& ledger = *opened;
+  testing_support::expect_books_balance(ledger);
+  testing_support::expect_prompts_match_samples(ledger);
+  const LedgerStatus status = ledger.status();
+  EXPECT_EQ(status.ledger_id, "8d6e02bee08b8cbca2e06dedefc2d50f");
+  EXPECT_EQ(status.prompts_leased, 1);
+  EXPECT_EQ(status.freed, 2);
+  EXPECT_EQ(status.resident_bytes, 600U);
+  ASSERT_EQ(status.groups.size(), 3U);
+  for (const GroupStatus& group : status.groups) EXPECT_EQ(group.kind, GroupKind::kWindows);
+  const GroupId train("train"), small("small");
+  const GroupStatus training = status.of(train), other = status.of(small);
+  EXPECT_EQ(training.available, 3);
+  EXPECT_EQ(training.windowed, 2);
+  EXPECT_EQ(training.durable, 1);
+  EXPECT_EQ(training.dropped, 1);
+  EXPECT_EQ(training.failed, 1);
+  EXPECT_EQ(training.timeline, 2);
+  EXPECT_EQ(other.durable, 4);
+  EXPECT_EQ(other.pinned, 5);
+  EXPECT_FALSE(status.of(GroupId("gone")).open);
+  EXPECT_THAT(ledger.trained_ids(train), testing::ElementsAre("p1"));
+  ASSERT_EQ(ledger.failed_refs(train, 9).size(), 1U);
+  EXPECT_EQ(ledger.failed_refs(train, 9)[0].reason, "not finite");
+  EXPECT_EQ(ledger.freeable(9).size(), 1U);
+
+  // What version 3 adds works in it.
+  const GroupId queue("queue");
+  ledger.declare_group({.group = queue, .kind = GroupKind::kQueue});
+  const QueueAnswer answer = ledger.lease_refs({.group = queue, .max_refs = 9, .partition = Partition{0, 1}});
+  ASSERT_EQ(answer.leases.size(), 5U);
+  EXPECT_EQ(answer.leases[0].ref.sample_id.str(), "p4");
+  ledger.ack_refs(queue, answer.leases);
+  testing_support::expect_books_balance(ledger);
+  const TimelineInfo timeline = ledger.open_timeline(
+      {.group = train, .resume = CheckpointMark{.ledger_id = status.ledger_id, .group = train, .timeline = 2, .step = 1}});
+  EXPECT_EQ(timeline.first_window, 1);
+  const WindowAnswer next = ledger.read_window(train, timeline.number, 1, {});
+  ASSERT_EQ(next.state, WindowState::kWindow);
+  EXPECT_EQ(next.window->refs[0].sample_id.str(), "p4");
+
+  open_sqlite_ledger(folder_.path() / "fresh");
+  EXPECT_EQ(layout_of(path_), layout_of(folder_.path() / "fresh")) << "another layout is another version";
+}
+
 TEST_F(Schema, AnotherVersionIsRefusedNamingBoth) {
   open_sqlite_ledger(path_);
   script("PRAGMA user_version = 9");
-  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows versions 1 to 2");
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows versions 1 to 3");
   expect_error<InvalidArgument>([&] { open_sqlite_ledger_read_only(path_); }, "has format version 9");
 }
 

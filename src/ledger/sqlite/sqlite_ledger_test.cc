@@ -5,10 +5,12 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <set>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
 #include "draftflow/base/random.h"
+#include "draftflow/ledger/partition.h"
 #include "ledger/ledger_story.h"
 #include "ledger/sql/recount.h"
 #include "ledger/sql/sql_ledger.h"
@@ -32,12 +34,14 @@ class Walk {
 
   void step() {
     static const std::vector<void (Walk::*)()> kActions = {
-        &Walk::ingest, &Walk::lease,  &Walk::lease, &Walk::commit,  &Walk::commit, &Walk::commit, &Walk::fail,
-        &Walk::wait,   &Walk::leave,  &Walk::deal,  &Walk::deal,    &Walk::train,  &Walk::train,  &Walk::train,
-        &Walk::save,   &Walk::resume, &Walk::sweep, &Walk::offline, &Walk::report};
+        &Walk::ingest, &Walk::lease,  &Walk::lease,   &Walk::commit,    &Walk::commit,  &Walk::commit, &Walk::fail,
+        &Walk::wait,   &Walk::leave,  &Walk::deal,    &Walk::deal,      &Walk::train,   &Walk::train,  &Walk::train,
+        &Walk::save,   &Walk::resume, &Walk::sweep,   &Walk::offline,   &Walk::report,  &Walk::take,   &Walk::take,
+        &Walk::ack,    &Walk::ack,    &Walk::give_up, &Walk::hand_back, &Walk::prolong, &Walk::retry};
     group_ = GroupId(names_[random_.below(names_.size())]);
     if (random_.below(400) == 0) join();
-    if (names_.size() > 1 && random_.below(500) == 0) ledger_->close_group(GroupId(names_.back()));
+    if (random_.below(200) == 0 && names_.size() < 6) join_queue();
+    if (names_.size() > 1 && random_.below(250) == 0) close_last();
     try {
       (this->*kActions[random_.below(kActions.size())])();
     } catch (const Error&) {
@@ -57,6 +61,10 @@ class Walk {
     }
     for (const std::string& name : names_) {
       group_ = GroupId(name);
+      if (name.starts_with("queue")) {
+        drain();
+        continue;
+      }
       try {
         open(std::nullopt);
         while (next().state == WindowState::kWindow) continue;
@@ -65,8 +73,24 @@ class Walk {
       }
     }
   }
+  // Until the stream ends, which it must.
+  void drain() {
+    if (!ledger_->status().of(group_).open) return;
+    now_ms_ += 1'000'000;
+    for (;;) {
+      const QueueAnswer answer = ledger_->lease_refs({.group = group_, .max_refs = 50});
+      if (answer.leases.empty()) {
+        EXPECT_EQ(answer.state, QueueState::kEndOfStream);
+        return;
+      }
+      ledger_->ack_refs(group_, answer.leases);
+    }
+  }
   std::size_t groups() const { return names_.size(); }
   std::int64_t lost() const { return lost_; }
+  std::int64_t taken() const { return taken_; }
+  std::int64_t acked() const { return acked_; }
+  std::int64_t retried() const { return retried_; }
 
  private:
   struct Life {
@@ -88,6 +112,113 @@ class Walk {
     ledger_->declare_group({.group = GroupId(names_.back()),
                             .window = window,
                             .tail = random_.below(2) == 0 ? TailPolicy::kDrop : TailPolicy::kCarry});
+  }
+  void join_queue() {
+    names_.push_back(fmt::format("queue{}", names_.size()));
+    ledger_->declare_group(
+        {.group = GroupId(names_.back()), .kind = GroupKind::kQueue, .max_attempts = static_cast<int>(1 + random_.below(3))});
+  }
+  void close_last() {
+    ledger_->close_group(GroupId(names_.back()));
+    desks_[names_.back()].out.clear();
+  }
+
+  // What the consumers of a queue know, to hold the ledger to it.
+  struct Out {
+    std::string holder;
+    std::int64_t expires_ms = 0;
+  };
+  struct Desk {
+    std::vector<RefLease> leases;    // of any age
+    std::map<std::string, Out> out;  // by sample: leases that hold
+    std::set<std::string> acked;
+  };
+  Desk& desk() { return desks_[group_.str()]; }
+  std::string any_holder() { return fmt::format("h{}", random_.below(3)); }
+
+  void take() {
+    static constexpr int kWidths[] = {1, 2, 3, 4, 6, 42, 43, 64, 100};
+    RefRequest request{.group = group_, .holder = HolderId(any_holder()), .max_refs = static_cast<int>(1 + random_.below(6))};
+    request.lease_ms = static_cast<std::int64_t>(20 + random_.below(60));
+    if (random_.below(4) == 0) request.max_tokens = static_cast<std::int64_t>(1 + random_.below(40));
+    if (random_.below(2) == 0) {
+      const int count = kWidths[random_.below(std::size(kWidths))];
+      request.partition = Partition{static_cast<int>(random_.below(static_cast<std::uint64_t>(count))), count};
+    }
+    if (random_.below(40) == 0) request.partition = Partition{3, 3};
+    const QueueAnswer answer = ledger_->lease_refs(request);
+    EXPECT_EQ(answer.state == QueueState::kRefs, !answer.leases.empty());
+    std::int64_t tokens = 0;
+    for (const RefLease& lease : answer.leases) {
+      const std::string& id = lease.ref.sample_id.str();
+      tokens += lease.ref.num_tokens;
+      EXPECT_FALSE(desk().acked.contains(id)) << id << " was acked and comes again";
+      const auto held = desk().out.find(id);
+      EXPECT_TRUE(held == desk().out.end() || held->second.expires_ms <= now_ms_) << id << " is leased twice";
+      if (request.partition) {
+        EXPECT_EQ(dp_partition(id, request.partition->count), request.partition->index);
+      }
+      desk().out[id] = {request.holder.str(), now_ms_ + request.lease_ms};
+      desk().leases.push_back(lease);
+      ++taken_;
+    }
+    EXPECT_TRUE(request.max_tokens == 0 || tokens <= request.max_tokens || answer.leases.size() == 1);
+    if (answer.state == QueueState::kEndOfStream) {
+      EXPECT_EQ(ledger_->status().of(group_).pinned, 0);
+    }
+  }
+  // Of the newest leases a few, lost ones among them.
+  std::vector<RefLease> some_leases() {
+    const auto& all = desk().leases;
+    if (all.empty()) throw NotFound("no lease of a ref");
+    std::vector<RefLease> some;
+    const std::size_t newest = all.size() - std::min<std::size_t>(all.size(), 12);
+    for (std::uint64_t n = 1 + random_.below(4); n > 0; --n) some.push_back(all[newest + random_.below(all.size() - newest)]);
+    if (random_.below(30) == 0) some.back().token = "none";
+    return some;
+  }
+  void ack() {
+    const std::vector<RefLease> some = some_leases();
+    ledger_->ack_refs(group_, some);
+    for (const RefLease& lease : some) {
+      desk().out.erase(lease.ref.sample_id.str());
+      acked_ += desk().acked.insert(lease.ref.sample_id.str()).second ? 1 : 0;
+    }
+  }
+  void give_up() {
+    const std::vector<RefLease> some = some_leases();
+    const GroupStatus before = ledger_->status().of(group_);
+    ledger_->fail_refs(group_, some, "because", random_.below(3) != 0);
+    EXPECT_EQ(ledger_->status().of(group_).durable, before.durable);
+    for (const RefLease& lease : some) {
+      const std::string& id = lease.ref.sample_id.str();
+      // Said before, its lease may be another's by now.
+      const auto token = [&] {
+        sql::Query found = ledger_->database().query(
+            "SELECT q.token FROM queue_ref q JOIN sample s ON s.row = q.row JOIN consumer c ON c.id = q.consumer"
+            " WHERE s.sample_id = ?1 AND c.name = ?2 AND q.state = 1",
+            id, group_.str());
+        return found.step() ? found.text(0) : std::string();
+      };
+      if (token().empty()) desk().out.erase(id);
+    }
+  }
+  void hand_back() {
+    const std::string holder = any_holder();
+    ledger_->return_refs(group_, HolderId(holder));
+    std::erase_if(desk().out, [&](const auto& one) { return one.second.holder == holder; });
+  }
+  void prolong() {
+    const std::string holder = any_holder();
+    ledger_->extend_refs(group_, HolderId(holder), 50);
+    for (auto& [id, out] : desk().out) {
+      if (out.holder == holder && out.expires_ms > now_ms_) out.expires_ms = now_ms_ + 50;
+    }
+  }
+  void retry() {
+    std::vector<SampleId> ids;
+    for (const FailedSample& one : ledger_->failed_refs(group_, 3)) ids.push_back(one.sample_id);
+    retried_ += ledger_->retry_failed(group_, ids);
   }
   void report() {
     Life& mine = life();
@@ -160,6 +291,8 @@ class Walk {
   std::vector<std::string> names_{"train"};
   GroupId group_{"train"};
   std::map<std::string, Life> lives_;
+  std::map<std::string, Desk> desks_;
+  std::int64_t taken_ = 0, acked_ = 0, retried_ = 0;
   std::int64_t lost_ = 0;
   Random random_;
   std::int64_t now_ms_ = 1;
@@ -171,11 +304,11 @@ class Walk {
 
 TEST(SqlLedger, CountersEqualARecountAfterAnyWalk) {
   std::size_t groups = 0;
-  std::int64_t lost = 0, timelines = 0, freed = 0;
+  std::int64_t lost = 0, timelines = 0, freed = 0, taken = 0, acked = 0, retried = 0;
   for (std::uint64_t seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Walk walk(seed);
-    for (int i = 0; i < 600; ++i) {
+    for (int i = 0; i < 1200; ++i) {
       walk.step();
       if (i % 20 == 0) testing_support::expect_books_balance(walk.ledger());
       if (::testing::Test::HasFailure()) FAIL() << "after action " << i;
@@ -188,11 +321,17 @@ TEST(SqlLedger, CountersEqualARecountAfterAnyWalk) {
     EXPECT_GT(walk.refused(), 10) << "the walk tried no wrong call";
     groups += walk.groups();
     lost += walk.lost();
+    taken += walk.taken();
+    acked += walk.acked();
+    retried += walk.retried();
   }
   EXPECT_GT(groups, 15u) << "hardly a group joined late";
   EXPECT_GT(timelines, 36);
   EXPECT_GT(freed, 60);
   EXPECT_GT(lost, 0) << "no resume lost samples";
+  EXPECT_GT(acked, 100);
+  EXPECT_GT(taken, acked + 100) << "hardly a lease was lost, failed or given back";
+  EXPECT_GT(retried, 5);
 }
 
 // A query plan that reads a whole table would make an operation slower with every sample resident.
@@ -210,7 +349,8 @@ TEST(SqlLedger, NoStatementOfARunReadsAWholeTable) {
   ledger.status();
   sql::Database& db = ledger.database();
   const std::vector<std::string> statements = db.cached_sql();
-  EXPECT_GT(statements.size(), 50U);
+  EXPECT_GT(statements.size(), 80U);
+  int of_queues = 0, of_shards = 0;
   for (const std::string& sql : statements) {
     if (sql.starts_with("PRAGMA") || sql.find("sqlite_schema") != std::string::npos || sql == "BEGIN" ||
         sql == "BEGIN IMMEDIATE")
@@ -220,19 +360,32 @@ TEST(SqlLedger, NoStatementOfARunReadsAWholeTable) {
     const std::string explain = "EXPLAIN QUERY PLAN " + sql;
     // A group is a row of consumer; a window is numbered after its rows are found.
     const bool deals = sql.starts_with("INSERT INTO window_ref");
+    const bool sharded = sql.find("q.shard %") != std::string::npos;
     sql::Query plan = db.query(explain.c_str());
     while (plan.step()) {
       const std::string step = plan.text(3);
       // These indexes hold nothing but the rows that are asked for.
       const bool partial = testing::Matches(testing::MatchesRegex(
           "SCAN [a-z]+ USING (COVERING )?INDEX (prompt_pending|prompt_failed|sample_may_go|sample_going)"))(step);
+      // One row a width in use; the rows of a list are in the statement.
+      if (step == "SCAN queue_width" || step.ends_with("CONSTANT ROWS")) continue;
       if (partial || step.starts_with("SCAN consumer") ||
           (deals && (step.starts_with("SCAN (subquery") || step == "SCAN next" || step == "USE TEMP B-TREE FOR ORDER BY"))) {
         continue;
       }
       EXPECT_THAT(step, testing::Not(testing::AnyOf(testing::StartsWith("SCAN"), testing::HasSubstr("TEMP B-TREE")))) << sql;
+      if (step.starts_with("SEARCH q ") || step.starts_with("SEARCH queue_ref")) {
+        EXPECT_THAT(step, testing::AnyOf(testing::HasSubstr("INDEX queue_"), testing::HasSubstr("row=?"))) << sql;
+        ++of_queues;
+        of_shards += sharded ? 1 : 0;
+        if (sharded) {
+          EXPECT_THAT(step, testing::HasSubstr("INDEX queue_shard_")) << sql;
+        }
+      }
     }
   }
+  EXPECT_GT(of_queues, 15);
+  EXPECT_GT(of_shards, 3);
 }
 
 TEST(SqlLedger, AReadOnlyLedgerReadsAndNeverWrites) {

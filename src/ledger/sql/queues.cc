@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Queues: refs leased in commit order to whoever asks, acked or failed by the token of their lease. A call is one transaction
+// of a few statements, whatever the number of refs.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/random.h"
+#include "draftflow/base/text.h"
+#include "draftflow/ledger/partition.h"
+#include "ledger/sql/lists.h"
+#include "ledger/sql/rows.h"
+
+namespace draftflow {
+
+struct SqlLedger::Picked {
+  std::int64_t row = 0, attempts = 0;
+};
+
+namespace {
+
+constexpr std::size_t kMaxRefs = 4096;       // of one call
+constexpr std::int64_t kMostIndexed = 1024;  // a partition into more has no index
+constexpr std::int64_t kMaxIndexes = 64;     // each makes every commit and lease a little slower
+constexpr std::size_t kPage = 1024;          // rows read at once where many are looked at
+constexpr const char* kClosedReason = "the group was closed";
+
+void check_request(const RefRequest& request) {
+  const std::string group = printable(request.group.str());
+  check_lease_ms(request.lease_ms);
+  if (request.max_refs < 1) {
+    throw InvalidArgument(fmt::format("lease of {} refs of group '{}': at least 1 is allowed", request.max_refs, group));
+  }
+  if (request.max_tokens < 0) {
+    throw InvalidArgument(fmt::format("lease of refs of group '{}' with max_tokens {}: 0 (no cap) or more is allowed", group,
+                                      request.max_tokens));
+  }
+  if (!request.partition) return;
+  const auto& [index, count] = *request.partition;
+  if (count < 1) throw InvalidArgument(fmt::format("partition into {} of group '{}': at least 1 is allowed", count, group));
+  if (index < 0 || index >= count) {
+    throw InvalidArgument(
+        fmt::format("partition {} of {} of group '{}': the index is 0 to {}", index, count, group, count - 1));
+  }
+}
+
+// 1: the whole queue.
+std::int64_t width_of(const RefRequest& request) {
+  return request.partition ? request.partition->count : 1;
+}
+
+bool may_be_indexed(std::int64_t width) {
+  return width <= kMostIndexed && kShardModulus % width == 0;
+}
+
+void check_open(std::int64_t open, const std::string& group, const char* verb) {
+  if (open == 0) throw Conflict(fmt::format("{} on group '{}': the group was closed; stop", verb, printable(group)));
+}
+
+std::vector<std::int64_t> rows_of(const auto& refs) {
+  std::vector<std::int64_t> rows;
+  for (const auto& ref : refs) rows.push_back(ref.row);
+  return rows;
+}
+
+}  // namespace
+
+// --- what a queue holds
+
+void SqlLedger::enqueue(std::int64_t queue, const std::vector<Place>& places) {
+  static const sql::RowList kEnqueue("INSERT INTO queue_ref(consumer, row, shard) VALUES ", 3);
+  std::vector<sql::Value> values;
+  kEnqueue.for_parts(places.size(), [&](const std::string& sql, std::size_t from, std::size_t to) {
+    values.clear();
+    for (std::size_t i = from; i < to; ++i) values.insert(values.end(), {queue, places[i].row, places[i].shard});
+    db_->run(sql, values);
+  });
+}
+
+// A new queue begins with every sample that was not handed to a sweeper yet.
+void SqlLedger::fill_queue(Group& queue) {
+  std::vector<Place> places;
+  for (std::int64_t from = 0;; from = places.back().row + 1) {
+    places.clear();
+    {
+      sql::Query there =
+          db_->query("SELECT row, sample_id FROM sample WHERE row >= ?1 AND state < 2 ORDER BY row LIMIT ?2", from, kPage);
+      while (there.step()) places.push_back({there.integer(0), dp_partition(there.text(1), kShardModulus)});
+    }
+    if (places.empty()) break;
+    enqueue(queue.id, places);
+    queue.available += db_->run("UPDATE sample SET claims = claims + 1, state = 0 WHERE state < 2 AND row >= ?1 AND row <= ?2",
+                                places.front().row, places.back().row);
+  }
+  save(queue);
+}
+
+void SqlLedger::empty_queue(Group& queue) {
+  constexpr const char* kParts[][3] = {
+      {"(SELECT row FROM queue_ref WHERE consumer = ?1 AND state = 0)",
+       "INSERT INTO dropped(consumer, row, reason) SELECT consumer, row, ?2 FROM queue_ref WHERE consumer = ?1 AND state = 0",
+       "DELETE FROM queue_ref WHERE consumer = ?1 AND state = 0"},
+      {"(SELECT row FROM queue_ref WHERE consumer = ?1 AND state = 1)",
+       "INSERT INTO dropped(consumer, row, reason) SELECT consumer, row, ?2 FROM queue_ref WHERE consumer = ?1 AND state = 1",
+       "DELETE FROM queue_ref WHERE consumer = ?1 AND state = 1"}};
+  for (const auto& [rows, drop, forget] : kParts) {
+    db_->run(std::string(kEndClaims) + rows, queue.id);
+    queue.dropped += db_->run(drop, queue.id, kClosedReason);
+    db_->run(forget, queue.id);
+  }
+  queue.leased = 0;
+}
+
+std::vector<std::string> SqlLedger::acked_ids(const Group& queue) {
+  std::vector<std::string> ids;
+  sql::Query query = db_->query(
+      "SELECT s.sample_id FROM queue_ref q JOIN sample s ON s.row = q.row WHERE q.consumer = ?1 AND q.state = 2 ORDER BY q.row",
+      queue.id);
+  while (query.step()) ids.push_back(query.text(0));
+  return ids;
+}
+
+void SqlLedger::end_claims(const std::vector<std::int64_t>& rows) {
+  static const sql::InList kEnd(kEndClaims, 1);
+  kEnd.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) { db_->run(sql, part); });
+}
+
+// --- lease
+
+bool SqlLedger::is_indexed(std::int64_t width) {
+  return may_be_indexed(width) && db_->find("SELECT n FROM queue_width WHERE n = ?1", width).has_value();
+}
+
+void SqlLedger::index_width(std::int64_t width) {
+  if (width == 1 || !may_be_indexed(width) || is_indexed(width)) return;
+  if (db_->find("SELECT COUNT(*) FROM queue_width").value_or(0) >= kMaxIndexes) return;
+  db_->script(fmt::format("CREATE INDEX queue_shard_{0} ON queue_ref(consumer, (shard % {0}), row) WHERE state = 0", width));
+  db_->run("INSERT INTO queue_width(n) VALUES (?1)", width);
+}
+
+// The first available refs of the partition, in commit order, at most `limit` and as many as the cap on tokens admits.
+std::vector<SqlLedger::Picked> SqlLedger::pick(const Group& queue, const RefRequest& request, std::size_t limit) {
+  const std::int64_t width = width_of(request);
+  if (width > 1 && !is_indexed(width)) return pick_filtered(queue, request, limit);
+  constexpr const char* kPick =
+      "SELECT q.row, q.attempts, s.tokens FROM queue_ref q JOIN sample s ON s.row = q.row WHERE q.consumer = ?1 AND "
+      "q.state = "
+      "0";
+  constexpr const char* kInOrder = " ORDER BY q.row LIMIT ?2";
+  std::vector<Picked> picked;
+  std::int64_t tokens = 0;
+  const auto take = [&](sql::Query found) {
+    while (found.step()) {
+      tokens += found.integer(2);
+      if (!picked.empty() && request.max_tokens > 0 && tokens > request.max_tokens) return;
+      picked.push_back({found.integer(0), found.integer(1)});
+    }
+  };
+  if (width == 1) {
+    take(db_->query(std::string(kPick) + kInOrder, queue.id, limit));
+  } else {
+    take(db_->query(fmt::format("{} AND q.shard % {} = ?3{}", kPick, width, kInOrder), queue.id, limit,
+                    request.partition->index));
+  }
+  return picked;
+}
+
+// Where no index knows the partition: by looking at every available ref.
+std::vector<SqlLedger::Picked> SqlLedger::pick_filtered(const Group& queue, const RefRequest& request, std::size_t limit) {
+  std::vector<Picked> picked;
+  std::int64_t tokens = 0, last = -1;
+  for (std::size_t seen = kPage; seen == kPage;) {
+    sql::Query found = db_->query(
+        "SELECT q.row, q.attempts, s.tokens, s.sample_id FROM queue_ref q JOIN sample s ON s.row = q.row WHERE q.consumer = ?1 "
+        "AND q.state = 0 AND q.row > ?2 ORDER BY q.row LIMIT ?3",
+        queue.id, last, kPage);
+    for (seen = 0; found.step(); ++seen) {
+      last = found.integer(0);
+      if (dp_partition(found.text(3), request.partition->count) != request.partition->index) continue;
+      tokens += found.integer(2);
+      if (!picked.empty() && request.max_tokens > 0 && tokens > request.max_tokens) return picked;
+      picked.push_back({last, found.integer(1)});
+      if (picked.size() == limit) return picked;
+    }
+  }
+  return picked;
+}
+
+// False: there is nothing for the caller, and nothing to write down either.
+bool SqlLedger::may_give(const Group& queue, const RefRequest& request) {
+  if (queue.leased > 0 && db_->find("SELECT 1 FROM queue_ref WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2 LIMIT 1",
+                                    queue.id, db_->now_ms())) {
+    return true;
+  }
+  if (queue.available == 0) return false;
+  const std::int64_t width = width_of(request);
+  if (width == 1 || (may_be_indexed(width) && !is_indexed(width))) return true;
+  return !pick(queue, request, 1).empty();
+}
+
+QueueAnswer SqlLedger::give_none(const Group& queue) {
+  const bool end = queue.available == 0 && queue.leased == 0 && db_->find(kPromptsFinished) == 1;
+  return {.state = end ? QueueState::kEndOfStream : QueueState::kEmpty, .leases = {}};
+}
+
+QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
+  check_request(request);
+  // Waiting consumers ask often: they must not queue for the write turn to hear that there is nothing.
+  {
+    const sql::Snapshot snapshot(*db_);
+    const Group queue = find_queue(request.group, "lease_refs");
+    check_open(queue.open, queue.name, "lease_refs");
+    if (!may_give(queue, request)) return give_none(queue);
+  }
+  sql::Transaction transaction(*db_);
+  Group queue = find_queue(request.group, "lease_refs");
+  check_open(queue.open, queue.name, "lease_refs");
+  const std::int64_t now = db_->now_ms();
+  // An expired lease keeps its token until somebody else takes the ref: its holder may still ack, if only slow.
+  const std::int64_t back =
+      db_->run("UPDATE queue_ref SET state = 0, expires_ms = NULL WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2",
+               queue.id, now);
+  index_width(width_of(request));
+  const std::vector<Picked> picked = pick(queue, request, std::min(static_cast<std::size_t>(request.max_refs), kMaxRefs));
+  const std::string token = random_hex128();
+  static const sql::InList kLease(
+      "UPDATE queue_ref SET state = 1, holder = ?2, token = ?3, expires_ms = ?4 WHERE consumer = ?1 AND row IN ", 5);
+  kLease.for_parts(rows_of(picked), [&](const std::string& sql, const std::vector<sql::Value>& part) {
+    db_->run(sql, queue.id, request.holder.str(), token, now + request.lease_ms, part);
+  });
+  const std::int64_t moved = static_cast<std::int64_t>(picked.size()) - back;
+  queue.available -= moved;
+  queue.leased += moved;
+  save(queue);
+  const QueueAnswer none = picked.empty() ? give_none(queue) : QueueAnswer{};
+  transaction.commit();
+  if (picked.empty()) return none;
+  return {.state = QueueState::kRefs, .leases = load_leases(picked, token)};  // what is leased is not replaced any more
+}
+
+std::vector<RefLease> SqlLedger::load_leases(const std::vector<Picked>& picked, const std::string& token) {
+  static const sql::InList kRefs("SELECT row, json FROM sample_ref WHERE row IN ", 1);
+  std::vector<std::string> texts(picked.size());
+  kRefs.for_parts(rows_of(picked), [&](const std::string& sql, const std::vector<sql::Value>& part) {
+    sql::Query found = db_->query(sql, part);
+    while (found.step()) {
+      const auto at = std::lower_bound(picked.begin(), picked.end(), found.integer(0),
+                                       [](const Picked& one, std::int64_t row) { return one.row < row; });
+      texts[static_cast<std::size_t>(at - picked.begin())] = found.text(1);
+    }
+  });
+  std::vector<RefLease> leases;
+  leases.reserve(picked.size());
+  for (std::size_t i = 0; i < picked.size(); ++i) {
+    if (texts[i].empty()) throw Corrupt(fmt::format("ledger {} has lost the ref of sample {}", db_->name(), picked[i].row));
+    leases.push_back({.ref = sample_ref_from_json(texts[i]), .token = token, .attempt = static_cast<int>(picked[i].attempts)});
+  }
+  return leases;
+}
+
+void SqlLedger::extend_refs(const GroupId& group, const HolderId& holder, std::int64_t lease_ms) {
+  check_lease_ms(lease_ms);
+  sql::Transaction transaction(*db_);
+  const Group queue = find_queue(group, "extend_refs");
+  check_open(queue.open, queue.name, "extend_refs");
+  db_->run("UPDATE queue_ref SET expires_ms = ?3 WHERE consumer = ?1 AND state = 1 AND holder = ?2", queue.id, holder.str(),
+           db_->now_ms() + lease_ms);
+  transaction.commit();
+}
+
+void SqlLedger::return_refs(const GroupId& group, const HolderId& holder) {
+  sql::Transaction transaction(*db_);
+  Group queue = find_queue(group, "return_refs");
+  const std::int64_t back = db_->run(
+      "UPDATE queue_ref SET state = 0, ended_token = token, token = NULL, holder = NULL, expires_ms = NULL"
+      " WHERE consumer = ?1 AND state = 1 AND holder = ?2",
+      queue.id, holder.str());
+  queue.available += back;
+  queue.leased -= back;
+  save(queue);
+  transaction.commit();
+}
+
+// --- ack, fail
+
+void SqlLedger::throw_lost(const Group& queue, const RefLease& lease, const QueueRef& ref) {
+  std::string now = "available again";
+  if (ref.row < 0) now = "not in it";
+  if (ref.state == kAcked) now = "acked";
+  if (ref.state == kRefFailed) now = "failed";
+  if (ref.state == kRefLeased) {
+    sql::Query found = db_->query("SELECT holder FROM queue_ref WHERE consumer = ?1 AND row = ?2", queue.id, ref.row);
+    found.step();
+    now = fmt::format("leased to '{}'", printable(found.text(0)));
+  }
+  throw Conflict(
+      fmt::format("the lease {} on sample '{}' of group '{}' was lost: the sample is {}; nothing was changed, drop this result "
+                  "and lease again",
+                  printable(lease.token, 40), printable(lease.ref.sample_id.str()), printable(queue.name), now));
+}
+
+// The refs that these leases hold, each once; those whose lease ended by the same call before are left out. The queue's
+// counters let go of them. Conflict if one is lost.
+std::vector<SqlLedger::QueueRef> SqlLedger::find_held(Group& queue, const std::vector<RefLease>& leases, bool to_ack) {
+  static const sql::InList kFind(
+      "SELECT s.sample_id, q.row, q.state, q.attempts, q.token, q.ended_token FROM sample s JOIN queue_ref q ON q.row = s.row "
+      "WHERE q.consumer = ?1 AND s.sample_id IN ",
+      2);
+  std::vector<std::string_view> ids;
+  for (const RefLease& lease : leases) ids.push_back(lease.ref.sample_id.str());
+  std::unordered_map<std::string, QueueRef> found;
+  kFind.for_parts(ids, [&](const std::string& sql, const std::vector<sql::Value>& part) {
+    sql::Query query = db_->query(sql, queue.id, part);
+    while (query.step()) {
+      found.emplace(query.text(0),
+                    QueueRef{query.integer(1), query.integer(2), query.integer(3), query.text(4), query.text(5)});
+    }
+  });
+  std::vector<QueueRef> held;
+  for (const RefLease& lease : leases) {
+    QueueRef& ref = found[lease.ref.sample_id.str()];
+    if (!lease.token.empty() && ref.ended_token == lease.token && (ref.state == kAcked) == to_ack) continue;  // said before
+    if (ref.state > kRefLeased || lease.token.empty() || ref.token != lease.token) throw_lost(queue, lease, ref);
+    --(ref.state == kRefLeased ? queue.leased : queue.available);
+    held.push_back(ref);
+    ref.ended_token = lease.token;  // for the same lease once more in this call
+    ref.state = to_ack ? kAcked : kRefFailed;
+  }
+  return held;
+}
+
+void SqlLedger::ack_refs(const GroupId& group, const std::vector<RefLease>& leases) {
+  static const sql::InList kAck(
+      "UPDATE queue_ref SET state = 2, ended_token = token, token = NULL, holder = NULL, expires_ms = NULL, reason = NULL"
+      " WHERE consumer = ?1 AND row IN ",
+      2);
+  sql::Transaction transaction(*db_);
+  Group queue = find_queue(group, "ack_refs");
+  check_open(queue.open, queue.name, "ack_refs");
+  const std::vector<std::int64_t> rows = rows_of(find_held(queue, leases, true));
+  if (rows.empty()) return;
+  kAck.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) { db_->run(sql, queue.id, part); });
+  end_claims(rows);
+  queue.acked += static_cast<std::int64_t>(rows.size());
+  save(queue);
+  transaction.commit();
+}
+
+void SqlLedger::fail_refs(const GroupId& group, const std::vector<RefLease>& leases, const std::string& reason,
+                          bool retryable) {
+  static const sql::InList kFail(
+      "UPDATE queue_ref SET state = ?2, attempts = attempts + 1, reason = ?3, ended_token = token, token = NULL, holder = NULL,"
+      " expires_ms = NULL WHERE consumer = ?1 AND row IN ",
+      4);
+  sql::Transaction transaction(*db_);
+  Group queue = find_queue(group, "fail_refs");
+  check_open(queue.open, queue.name, "fail_refs");
+  std::vector<std::int64_t> again, never;
+  for (const QueueRef& ref : find_held(queue, leases, false)) {
+    (retryable && ref.attempts + 1 < queue.max_attempts ? again : never).push_back(ref.row);
+  }
+  if (again.empty() && never.empty()) return;
+  const std::string why = printable(reason, kMaxReasonBytes);
+  const auto end = [&](const std::vector<std::int64_t>& rows, RefState state) {
+    kFail.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) {
+      db_->run(sql, queue.id, static_cast<int>(state), why, part);
+    });
+  };
+  end(again, kAvailable);
+  end(never, kRefFailed);
+  end_claims(never);
+  queue.available += static_cast<std::int64_t>(again.size());
+  queue.failed += static_cast<std::int64_t>(never.size());
+  save(queue);
+  transaction.commit();
+}
+
+std::int64_t SqlLedger::retry_failed(const GroupId& group, const std::vector<SampleId>& ids) {
+  static const sql::InList kFind(
+      "SELECT q.row FROM sample s JOIN queue_ref q ON q.row = s.row WHERE q.consumer = ?1 AND q.state = 3 AND s.state < "
+      "2"
+      " AND s.sample_id IN ",
+      2);
+  static const sql::InList kRetry("UPDATE queue_ref SET state = 0, attempts = 0, reason = NULL WHERE consumer = ?1 AND row IN ",
+                                  2);
+  static const sql::InList kClaim("UPDATE sample SET claims = claims + 1, state = 0 WHERE row IN ", 1);
+  std::vector<std::string_view> names;
+  for (const SampleId& id : ids) names.push_back(id.str());
+  sql::Transaction transaction(*db_);
+  Group queue = find_queue(group, "retry_failed");
+  check_open(queue.open, queue.name, "retry_failed");
+  std::vector<std::int64_t> rows;
+  kFind.for_parts(names, [&](const std::string& sql, const std::vector<sql::Value>& part) {
+    sql::Query found = db_->query(sql, queue.id, part);
+    while (found.step()) rows.push_back(found.integer(0));
+  });
+  std::sort(rows.begin(), rows.end());
+  rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+  if (rows.empty()) return 0;
+  kRetry.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) { db_->run(sql, queue.id, part); });
+  kClaim.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) { db_->run(sql, part); });
+  queue.available += static_cast<std::int64_t>(rows.size());
+  queue.failed -= static_cast<std::int64_t>(rows.size());
+  save(queue);
+  transaction.commit();
+  return static_cast<std::int64_t>(rows.size());
+}
+
+}  // namespace draftflow
