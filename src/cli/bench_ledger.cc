@@ -144,7 +144,7 @@ class LedgerBench {
       ref.generation = 1;
       ref.incarnation = "0123456789abcdef0123456789abcdef";
       ref.num_tokens = 192;
-      ref.estimated_bytes = 4 * 192 * 4096 * 2;
+      ref.estimated_bytes = 4ULL * 192 * 4096 * 2;
       made.push_back(std::move(ref));
     }
     return made;
