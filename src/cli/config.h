@@ -20,7 +20,7 @@ struct RunConfig {
   std::string run = "run";
   std::filesystem::path target, tokenizer, prompts, held_out, out;
   std::string ledger;  // a URL of PostgreSQL; empty: a SQLite file in the run's folder
-  int restarts = 3;  // of a process that was killed or met a passing failure, one after the other without progress
+  int restarts = 3;    // of a process that was killed or met a passing failure, one after the other without progress
   int workers = 1;
   CaptureOptions capture;
   TrainOptions train;  // ahead_samples is set from the capture section

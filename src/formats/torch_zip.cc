@@ -107,11 +107,7 @@ class Parser {
   // `fetch` brings what is not a tensor's, `storage` the bytes of one entry; both are used while the parser lives.
   Parser(std::span<const std::byte> bytes, std::string_view what, formats::Fetch fetch,
          std::function<Storage(const formats::ZipEntry&)> storage)
-      : bytes_(bytes),
-        what_(what),
-        budget_(copy_budget(bytes.size())),
-        fetch_(std::move(fetch)),
-        storage_(std::move(storage)) {
+      : bytes_(bytes), what_(what), budget_(copy_budget(bytes.size())), fetch_(std::move(fetch)), storage_(std::move(storage)) {
     if (!bytes_.empty()) fetch_(0, std::min<std::uint64_t>(bytes_.size(), kLegacyMark.size()));
     refuse_other_formats();
     keep(formats::list_stored_zip(bytes_, what_, fetch_));
@@ -258,9 +254,8 @@ class Parser {
 
   DType dtype_of(const PickleValue& storage) const {
     if (storage.dtype) return *storage.dtype;
-    throw InvalidArgument(
-        fmt::format("{}: '{}' is a tensor over an untyped storage, which is not read: save it as a plain tensor", what_,
-                    printable(name_)));
+    throw InvalidArgument(fmt::format(
+        "{}: '{}' is a tensor over an untyped storage, which is not read: save it as a plain tensor", what_, printable(name_)));
   }
 
   Storage storage_bytes(const PickleValue& storage, DType dtype) const {
@@ -337,7 +332,7 @@ struct TorchZip::Body {
   std::string what;
   bool mapped;
   BufferPool& pool;
-  MappedFile file;               // of the file, or of as much empty memory, in which only what is fetched takes place
+  MappedFile file;                // of the file, or of as much empty memory, in which only what is fetched takes place
   std::span<std::byte> unmapped;  // that memory
   std::map<std::string_view, Storage> loaded;
   std::optional<Parser> parser;

@@ -68,7 +68,7 @@ struct StoreHealth {
   StoreKind kind = StoreKind::kLedgered;
   Durability durability = Durability::kNone;
   bool secret = false, encrypted = false;
-  bool read_only = false;            // this process may not write there: only read, find, for_each and health work
+  bool read_only = false;                // this process may not write there: only read, find, for_each and health work
   std::uint64_t resident_samples = 0;    // generations on the books, those kept only by leases included
   std::uint64_t resident_bytes = 0;      // their tensor bytes, and what puts in progress have reserved
   std::uint64_t max_resident_bytes = 0;  // the cap; 0: none

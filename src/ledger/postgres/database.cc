@@ -20,8 +20,8 @@ namespace {
 // What a kept statement or a message needs of PostgreSQL's catalog (pg_type.dat); these never change.
 constexpr Oid kBool = 16, kInt8 = 20, kText = 25, kUnspecified = 0;
 constexpr std::size_t kMaxTextBytes = 0x3fffffff;  // the server's own limit of one value
-constexpr int kMaxParameters = 65535;  // of the protocol
-constexpr std::int64_t kTurnSeed = 0x44464C47;  // "DFLG": keeps our advisory locks off those of other programs
+constexpr int kMaxParameters = 65535;              // of the protocol
+constexpr std::int64_t kTurnSeed = 0x44464C47;     // "DFLG": keeps our advisory locks off those of other programs
 constexpr std::size_t kMaxChannelBytes = 63;
 
 struct ClearResult {

@@ -101,8 +101,8 @@ std::vector<DeadHolder> find_dead_holders(const Folder& leases, const Folder& te
 // nothing happens and it is false.
 bool bury(const Folder& leases, const DeadHolder& dead, Account& account);
 
-// Makes the account's figures of holders what the holders' files say, unless something changes meanwhile: what a process left that
-// died while it buried, or between the account and its own file. For the processes of one host.
+// Makes the account's figures of holders what the holders' files say, unless something changes meanwhile: what a process left
+// that died while it buried, or between the account and its own file. For the processes of one host.
 void recount_holders(const Folder& leases, Account& account, std::int64_t now_seconds);
 
 bool is_holder_name(std::string_view name);  // 32 hex digits

@@ -73,9 +73,10 @@ void consume(const Layout& layout, int fd, const SamplePlace& place, std::uint64
 Folder required_folder(const Folder& store, const char* name) {
   auto found = store.find(name);
   if (!found) {
-    throw Corrupt(fmt::format("{} has a {} but no folder '{}': if a copy left empty folders out, make it (mkdir) with the rights of "
-                              "the folder above; else put it back from a copy",
-                              store.path().string(), kStoreFileName, name));
+    throw Corrupt(
+        fmt::format("{} has a {} but no folder '{}': if a copy left empty folders out, make it (mkdir) with the rights of "
+                    "the folder above; else put it back from a copy",
+                    store.path().string(), kStoreFileName, name));
   }
   return std::move(*found);
 }

@@ -28,7 +28,8 @@ constexpr int kBeatsALease = 6;                // a holder may miss a few
 std::string why_read_only(const Folder& folder) {
   if (::faccessat(folder.fd(), ".", W_OK | X_OK, AT_EACCESS) == 0) return "";
   const int error = errno;
-  if (error != EACCES && error != EPERM && error != EROFS) throw_errno(error, "looking at the rights of " + folder.path().string());
+  if (error != EACCES && error != EPERM && error != EROFS)
+    throw_errno(error, "looking at the rights of " + folder.path().string());
   return fmt::format("{}: {}", folder.path().string(), std::generic_category().message(error));
 }
 
@@ -87,10 +88,10 @@ std::string SharedDirStore::why_foreign(const SampleRef& ref) const {
 
 void SharedDirStore::check_writable(const std::string& what) const {
   if (read_only_.empty()) return;
-  throw PermissionDenied(
-      fmt::format("{}: store '{}' at {} can only be read by this process ({}): ask for the right to write there, or read without "
-                  "a lease",
-                  what, printable(id_.str()), layout_.store().path().string(), read_only_));
+  throw PermissionDenied(fmt::format(
+      "{}: store '{}' at {} can only be read by this process ({}): ask for the right to write there, or read without "
+      "a lease",
+      what, printable(id_.str()), layout_.store().path().string(), read_only_));
 }
 
 void SharedDirStore::throw_not_found(const Identity& identity) const {
@@ -591,8 +592,7 @@ SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uin
   ref.generation = wanted;
   ref.incarnation = file_.incarnation;
   const std::vector<StoredTensor> tensors = stored_tensors(open(ref));
-  for (const StoredTensor& tensor : tensors)
-    add_tensor(ref, tensor.name, tensor.dtype, tensor.shape, sample_id.str() + "/");
+  for (const StoredTensor& tensor : tensors) add_tensor(ref, tensor.name, tensor.dtype, tensor.shape, sample_id.str() + "/");
   add_codecs(ref, tensors);
   return ref;
 } catch (const Error& error) {

@@ -279,9 +279,9 @@ TEST_F(SharedDir, WhoMayOnlyReadReads) {
                        told += why.find("Permission denied") != std::string::npos ? 1 : 100;
                      });
     if (seen != 1 || told != 1) ::_exit(5);
-    const std::vector<std::function<void()>> writes = {
-        [&] { theirs->put(small_tensors(), SampleId("c"), run_metadata()); }, [&] { theirs->get(ref); },
-        [&] { theirs->remove(ref); }, [&] { theirs->abort(ref.sample_id); }, [&] { theirs->gc(); }};
+    const std::vector<std::function<void()>> writes = {[&] { theirs->put(small_tensors(), SampleId("c"), run_metadata()); },
+                                                       [&] { theirs->get(ref); }, [&] { theirs->remove(ref); },
+                                                       [&] { theirs->abort(ref.sample_id); }, [&] { theirs->gc(); }};
     for (const auto& write : writes) {
       try {
         write();

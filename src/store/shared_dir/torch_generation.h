@@ -39,7 +39,8 @@ Identity read_identity(int fd, const std::filesystem::path& path);
 // A file of torch.save that holds nothing but tensors, to be read in part. Corrupt, naming it, for anything else.
 TorchZip open_torch_file(int fd, const std::filesystem::path& path, const std::string& what, bool mapped, BufferPool& pool);
 
-// The file of one generation. Corrupt for damage, and for a file that is not the one `identity` means. `fd` and `pool` outlive it.
+// The file of one generation. Corrupt for damage, and for a file that is not the one `identity` means. `fd` and `pool` outlive
+// it.
 class TorchGeneration {
  public:
   TorchGeneration(int fd, const std::filesystem::path& path, const Identity& identity, bool mapped, BufferPool& pool);
