@@ -212,7 +212,6 @@ class Worker {
       keep_leases();
       const TensorMap features = prefill(target, lease);
       keep_leases();
-      // A put retires the generations before it: never over a sample that another worker committed since.
       if (ledger_->is_committed(SampleId(name))) return;
       put_and_commit(store, lease, features);
       ++progress_.captured;
@@ -273,7 +272,7 @@ class Worker {
                          {"target_repr", "\"hidden_state\""},
                          {"aux_hidden_state_layer_ids", Json(layers_).dump()},
                          {"source", Json(lease.task.source_id).dump()}};
-    const SampleRef ref = put_when_there_is_room(store, features, SampleId(lease.task.task_id.str()), metadata);
+    const SampleRef ref = put_when_there_is_room(store, features, lease, metadata);
     try {
       ledger_->commit_sample(ref, lease);
     } catch (const Error& error) {
@@ -283,12 +282,16 @@ class Worker {
     progress_.bytes += ref.estimated_bytes;
   }
 
-  SampleRef put_when_there_is_room(FeatureStore& store, const TensorMap& features, const SampleId& id,
+  SampleRef put_when_there_is_room(FeatureStore& store, const TensorMap& features, const PromptLease& lease,
                                    const PutMetadata& metadata) {
     const auto start = Clock::now();
     for (;;) {
+      // A put retires the generations before it: never what another worker has put since it took the prompt over.
+      if (!ledger_->extend_lease(lease, options_.lease_ms)) {
+        throw Conflict(fmt::format("the lease on prompt '{}' was lost before its put", printable(lease.task.task_id.str())));
+      }
       try {
-        return store.put(features, id, metadata);
+        return store.put(features, SampleId(lease.task.task_id.str()), metadata);
       } catch (const Error& error) {
         if (error.kind() != ErrorKind::kExhausted || stop_.load() || seconds_since(start) > kFullDiskSeconds) throw;
         ledger_->extend_leases(holder_, options_.lease_ms);

@@ -444,6 +444,28 @@ TEST_F(CaptureTest, ALateWorkerTouchesNothingThatAnotherTookOver) {
   for (const SampleRef& ref : refs()) EXPECT_NO_THROW(store()->read(ref)) << ref.sample_id.str();
 }
 
+// The same between the other's put and its commit, where the books do not have the sample yet.
+TEST_F(CaptureTest, ALateWorkerDoesNotPutOverWhatItsSuccessorIsAboutToCommit) {
+  ingest(id_prompts(3));
+  options_.lease_ms = 50;
+  const auto other = ledger();
+  std::vector<PromptLease> taken;
+  std::optional<SampleRef> put;
+  capture([&](const CaptureProgress&) {
+    if (put) {
+      if (!other->is_committed(put->sample_id)) other->commit_sample(*put, taken[0]);
+      return;
+    }
+    while (taken.empty()) taken = other->lease_prompts(HolderId("other"), 1, kHour).leases;
+    const TensorMap features = {{"input_ids", from_torch(at::zeros({3}, at::kLong))}};
+    put = store()->put(features, SampleId(taken[0].task.task_id.str()), {.run_id = RunId("r"), .num_tokens = 3});
+  });
+  ASSERT_TRUE(put);
+  EXPECT_EQ(ledger()->get_committed(put->sample_id)->generation, put->generation);
+  EXPECT_EQ(status().committed, 3);
+  for (const SampleRef& ref : refs()) EXPECT_NO_THROW(store()->read(ref)) << ref.sample_id.str();
+}
+
 // The leases of the prompts behind the one at work are extended, or a slow target would lose them.
 TEST_F(CaptureTest, ASlowWorkerKeepsItsLeases) {
   ingest(id_prompts(4));
@@ -536,6 +558,28 @@ TEST_F(FullDiskTest, ItGoesOnWhenThereIsRoom) {
   });
   EXPECT_EQ(progress.captured, 6);
   expect_complete(6);
+}
+
+// While it waited for room its lease ran out, and another has captured the prompt.
+TEST_F(FullDiskTest, WhenThereIsRoomAgainItAsksWhetherThePromptIsStillItsOwn) {
+  options_.lease_ms = 20;
+  const auto other = ledger();
+  std::vector<PromptLease> taken;
+  capture([&](const CaptureProgress& now) {
+    if (!now.paused || !taken.empty()) return;
+    while (taken.size() < 6) {
+      for (PromptLease& lease : other->lease_prompts(HolderId("other"), 6, kHour).leases) taken.push_back(std::move(lease));
+    }
+    EXPECT_EQ(::mount("none", disk_.path().c_str(), "tmpfs", MS_REMOUNT, "size=256m"), 0) << std::strerror(errno);
+    for (const PromptLease& lease : taken) {
+      const TensorMap features = {{"input_ids", from_torch(at::zeros({3}, at::kLong))}};
+      const SampleId id(lease.task.task_id.str());
+      other->commit_sample(store()->put(features, id, {.run_id = RunId("r"), .num_tokens = 3}), lease);
+    }
+  });
+  ASSERT_EQ(taken.size(), 6u);
+  EXPECT_EQ(status().committed, 6);
+  for (const SampleRef& ref : refs()) EXPECT_NO_THROW(store()->read(ref)) << ref.sample_id.str();
 }
 
 // --- refused

@@ -129,6 +129,42 @@ TEST_P(LedgerPrompts, ExtendingKeepsTheLease) {
   ledger_->commit_sample(make_ref("a"), lease);
 }
 
+TEST_P(LedgerPrompts, AHolderIsToldWhetherItsLeaseStillHolds) {
+  ingest({"a", "b"});
+  const PromptAnswer both = ledger_->lease_prompts(worker_, 2, 1000);
+  now_ms_ += 900;
+  EXPECT_TRUE(ledger_->extend_lease(both.leases[0], 1000));
+  now_ms_ += 900;  // a holds until 1900, b until 1000
+  EXPECT_TRUE(ledger_->extend_lease(both.leases[0], 100));
+  const PromptLease taken = lease_one("other", 50);
+  EXPECT_EQ(taken.task.task_id.str(), "b");
+  EXPECT_FALSE(ledger_->extend_lease(both.leases[1], 1000));
+  now_ms_ += 60;
+  EXPECT_TRUE(ledger_->extend_lease(taken, 1000)) << "it ran out, but nobody took it";
+  EXPECT_EQ(ledger_->status().prompts_leased, 2);
+  ledger_->commit_sample(make_ref("b"), taken);
+  EXPECT_FALSE(ledger_->extend_lease(taken, 1000)) << "it ended with the commit";
+  EXPECT_FALSE(ledger_->extend_lease({.task = make_task("a"), .token = ""}, 1000));
+  expect_error<Conflict>([&] { ledger_->extend_lease({.task = make_task("other"), .token = "t"}, 1000); }, "'other' is not in");
+  expect_error<InvalidArgument>([&] { ledger_->extend_lease(taken, 0); }, "lease of 0 ms");
+}
+
+TEST_P(LedgerPrompts, ALeaseThatWasTakenBackIsExtendedUntilSomebodyTakesIt) {
+  ingest({"a", "b"});
+  const PromptAnswer both = ledger_->lease_prompts(worker_, 2, 10);
+  now_ms_ += 100;
+  lease_one("other", 50);  // takes both back, leases a
+  EXPECT_TRUE(ledger_->extend_lease(both.leases[1], 1000));
+  EXPECT_EQ(ledger_->status().prompts_pending, 0);
+  EXPECT_EQ(ledger_->status().prompts_leased, 2);
+  EXPECT_THAT(ids(ledger_->lease_prompts(HolderId("third"), 2, 1000)), IsEmpty());
+  now_ms_ += 500;
+  ledger_->extend_leases(worker_, 1000);  // it is this holder's again
+  now_ms_ += 900;
+  EXPECT_THAT(ids(ledger_->lease_prompts(HolderId("third"), 2, 1000)), ElementsAre("a"));
+  ledger_->commit_sample(make_ref("b"), both.leases[1]);
+}
+
 TEST_P(LedgerPrompts, LeasesOfAnotherBootAreDead) {
   ingest({"a", "b"});
   const PromptLease before = lease_one("worker", 1'000'000);

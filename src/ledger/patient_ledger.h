@@ -61,6 +61,9 @@ class PatientLedger final : public Ledger {
   void extend_leases(const HolderId& holder, std::int64_t lease_ms) override {
     again(&Ledger::extend_leases, holder, lease_ms);
   }
+  bool extend_lease(const PromptLease& lease, std::int64_t lease_ms) override {
+    return again(&Ledger::extend_lease, lease, lease_ms);
+  }
   void fail_prompt(const PromptLease& lease, const std::string& reason, bool retryable, int max_attempts) override {
     again(&Ledger::fail_prompt, lease, reason, retryable, max_attempts);
   }

@@ -143,6 +143,25 @@ void SqlLedger::extend_leases(const HolderId& holder, std::int64_t lease_ms) {
   transaction.commit();
 }
 
+bool SqlLedger::extend_lease(const PromptLease& lease, std::int64_t lease_ms) {
+  check_lease_ms(lease_ms);
+  const std::string& task_id = lease.task.task_id.str();
+  // Mostly it has time enough, and nothing is written.
+  if (db_->find("SELECT row FROM prompt WHERE task_id = ?1 AND state = 1 AND token = ?2 AND expires_ms >= ?3", task_id,
+                lease.token, db_->now_ms() + (lease_ms + 1) / 2)) {
+    return true;
+  }
+  sql::Transaction transaction(*db_);
+  const Prompt prompt = find_prompt(task_id);
+  if (prompt.state > kLeased || lease.token.empty() || prompt.token != lease.token) return false;
+  // It may have run out and been taken back, but nobody has it yet.
+  db_->run("UPDATE prompt SET state = 1, expires_ms = ?2 WHERE row = ?1", prompt.row, db_->now_ms() + lease_ms);
+  db_->run("UPDATE run SET prompts_leased = prompts_leased + ?1, prompts_pending = prompts_pending - ?1 WHERE id = 1",
+           prompt.state == kPending ? 1 : 0);
+  transaction.commit();
+  return true;
+}
+
 SqlLedger::Prompt SqlLedger::find_prompt(const std::string& task_id) {
   sql::Query query =
       db_->query("SELECT row, state, attempts, holder, token, ended_token FROM prompt WHERE task_id = ?1", task_id);

@@ -32,6 +32,7 @@ class SqlLedger final : public Ledger {
   void close_prompts() override;
   PromptAnswer lease_prompts(const HolderId& holder, int max_tasks, std::int64_t lease_ms) override;
   void extend_leases(const HolderId& holder, std::int64_t lease_ms) override;
+  bool extend_lease(const PromptLease& lease, std::int64_t lease_ms) override;
   void fail_prompt(const PromptLease& lease, const std::string& reason, bool retryable, int max_attempts) override;
   void return_leases(const HolderId& holder) override;
   std::vector<std::pair<std::string, std::string>> failed_prompts(int limit) override;

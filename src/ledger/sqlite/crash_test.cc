@@ -101,7 +101,7 @@ TEST(LedgerCrash, AKilledProcessLeavesTheBooksRight) {
     sql::Query integrity = ledger->database().query("PRAGMA integrity_check");
     ASSERT_TRUE(integrity.step());
     EXPECT_EQ(integrity.text(0), "ok");
-    trained = ledger->status().groups.at(0).trained_step;
+    trained = ledger->status().of(GroupId("train")).trained_step;
     ASSERT_FALSE(HasFailure()) << "life " << life;
   }
   EXPECT_GT(trained, 0) << "no child lived long enough to train";
