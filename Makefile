@@ -3,7 +3,7 @@
 BUILD ?= build
 JOBS ?= $(shell nproc)
 
-.PHONY: help demo test build deps lint clean example-model asan tsan bench
+.PHONY: help demo test build deps lint clean example-model asan tsan bench chaos
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -42,6 +42,12 @@ tsan: deps ## the store, the ledger and the loader, which have threads, under th
 bench: build ## store and ledger beside their raw limits; fills 1,000,000 samples, or 20,000 with QUICK=1
 	@$(BUILD)/bin/draftflow bench store --dir $(BUILD) $(if $(QUICK),--quick)
 	@$(BUILD)/bin/draftflow bench ledger --dir $(BUILD) $(if $(QUICK),--quick)
+
+CHAOS_SECONDS ?= 600
+chaos: deps ## ten minutes of killed, stopped and restarted processes on each kind of ledger (CHAOS_SECONDS)
+	@test -f build/chaos/build.ninja || cmake --preset release -B build/chaos -DDRAFTFLOW_TORCH=OFF -DDRAFTFLOW_CHAOS=ON > /dev/null
+	@cmake --build build/chaos -j$(JOBS) --target chaos_test
+	@DRAFTFLOW_CHAOS_SECONDS=$(CHAOS_SECONDS) build/chaos/bin/chaos_test --gtest_filter='Chaos.*'
 
 example-model: build ## make the example model, tokenizer and prompts again (examples/README.md)
 	@bash examples/make/make.sh

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One chaos run: real producers and trainer ranks of four groups on one store and one ledger, and everything that may happen to
+// them; then they are left alone until all is done, and the books are checked. Returns in bounded time and leaves nothing
+// behind. Used by one thread, which must have lived as long as the server.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "chaos/stage.h"
+#include "ledger/postgres/testing_server.h"
+
+namespace draftflow::chaos {
+
+struct ChaosOptions {
+  std::uint64_t seed = 0;
+  double seconds = 0;                                // of chaos; the end takes some more
+  testing_support::TestingServer* server = nullptr;  // none: a SQLite file
+  Bug bug = Bug::kNone;
+};
+
+struct ChaosResult {
+  std::vector<std::string> violations;  // the first ones; a run ends with the first that is seen
+  std::string events;                   // what was done, and when: the last of it
+  std::string summary;
+  std::int64_t kills = 0, steps = 0, takeovers = 0;
+  double seconds = 0;
+};
+
+ChaosResult run_chaos(const ChaosOptions& options);
+
+}  // namespace draftflow::chaos
