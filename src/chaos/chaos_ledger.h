@@ -97,6 +97,24 @@ class ChaosLedger final : public Ledger {
   void trained(const GroupId& group, std::int64_t timeline, std::int64_t window, std::int64_t step,
                const std::vector<FailedSample>& failed) override;
   void checkpointed(const GroupId& group, std::int64_t timeline, std::int64_t step) override;
+  QueueAnswer lease_refs(const RefRequest& request) override { return patient(&Ledger::lease_refs, request); }
+  void ack_refs(const GroupId& group, const std::vector<RefLease>& leases) override {
+    patient(&Ledger::ack_refs, group, leases);
+  }
+  void fail_refs(const GroupId& group, const std::vector<RefLease>& leases, const std::string& reason,
+                 bool retryable) override {
+    patient(&Ledger::fail_refs, group, leases, reason, retryable);
+  }
+  void extend_refs(const GroupId& group, const HolderId& holder, std::int64_t lease_ms) override {
+    patient(&Ledger::extend_refs, group, holder, lease_ms);
+  }
+  void return_refs(const GroupId& group, const HolderId& holder) override { patient(&Ledger::return_refs, group, holder); }
+  std::vector<FailedSample> failed_refs(const GroupId& group, int limit) override {
+    return patient(&Ledger::failed_refs, group, limit);
+  }
+  std::int64_t retry_failed(const GroupId& group, const std::vector<SampleId>& ids) override {
+    return patient(&Ledger::retry_failed, group, ids);
+  }
   std::vector<SampleRef> freeable(int limit) override { return patient(&Ledger::freeable, limit); }
   void freed(const std::vector<SampleId>& ids) override { patient(&Ledger::freed, ids); }
   LedgerStatus status() override { return patient(&Ledger::status); }
