@@ -92,7 +92,8 @@ class Producer {
       const std::optional<SampleRef> ref = put(lease, tensors);
       if (!ref) return;  // another producer had it meanwhile
       stage_.point(Point::kNone);
-      if (stage_.random.below(25) == 0) pause_ms(kLeaseMs / 2 + stage_.random.below(kLeaseMs));
+      const std::uint64_t one_in = stage_.plan.bug == Bug::kAbortAfterConflict ? 6 : 25;  // which shows only then
+      if (stage_.random.below(one_in) == 0) pause_ms(kLeaseMs / 2 + stage_.random.below(kLeaseMs));
       commit(*ref, lease);
       stage_.point(Point::kNone);
       sabotage(kind, *ref);
