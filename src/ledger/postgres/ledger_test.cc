@@ -122,6 +122,15 @@ TEST(PostgresLedger, AServerThatRestartsIsWaitedFor) {
   EXPECT_EQ(ledger->status().committed, 2);
 }
 
+TEST(PostgresLedger, WhoOnlyLooksMakesNothing) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  expect_error<NotFound>([&] { open_ledger_read_only(url); }, "there is no ledger in schema");
+  EXPECT_FALSE(Database(url).find("SELECT 1 FROM pg_tables WHERE schemaname = current_schema() LIMIT 1"));
+  const std::string id = open_plain(url)->id();
+  EXPECT_EQ(open_ledger_read_only(url)->id(), id);
+}
+
 TEST(PostgresLedger, AServerThatStaysAwayIsUnavailableInBoundedTime) {
   DRAFTFLOW_REQUIRE_POSTGRES(server);
   PatientLedger ledger(open_plain(server.fresh_schema()), 300);

@@ -63,6 +63,20 @@ std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url, std::option
   return std::make_unique<SqlLedger>(std::move(database));
 }
 
+std::unique_ptr<Ledger> open_postgres_ledger_read_only(const std::string& url) {
+  auto ledger = call_again(kOpenPatienceMs, [&] {
+    auto database = std::make_unique<Database>(url);
+    const std::optional<int> version = find_version(*database);
+    if (!version) {
+      throw NotFound(fmt::format("there is no ledger in schema '{}' of {}: check the URL's search_path, or begin a run there",
+                                 database->schema(), database->name()));
+    }
+    if (*version != sql::kSchemaVersion) sql::throw_other_version(*database, *version);
+    return std::make_unique<SqlLedger>(std::move(database));
+  });
+  return std::make_unique<PatientLedger>(std::move(ledger), kPatienceMs);
+}
+
 std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url) {
   // Shorter than for a call: a host that is spelt wrong should not take long to be told.
   auto ledger = call_again(kOpenPatienceMs, [&] { return open_postgres_ledger(url, std::nullopt); });
