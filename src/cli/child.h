@@ -45,6 +45,7 @@ class Children {
   bool empty() const { return running_.empty(); }
   std::optional<ChildExit> reap(const std::string& unit = "");  // one that has ended, of any or this unit, without waiting
   void stop(double grace_seconds);                              // SIGTERM, then SIGKILL after the grace; reaps all
+  // `unit` is not empty.
   std::vector<ChildExit> stop_unit(const std::string& unit, double grace_seconds);  // the same for the rest of a unit
 
  private:

@@ -144,31 +144,27 @@ Json to_json(const GroupStatus& g) {
 }
 
 Json to_json(const LedgerStatus& s) {
-  const GroupStatus g = first_group(s);
   Json groups = Json::array();
   for (const GroupStatus& group : s.groups) groups.push_back(to_json(group));
-  return {{"ledger_id", s.ledger_id},
-          {"run_id", json_text(s.run_id)},
-          {"prompts", s.prompts},
-          {"prompts_pending", s.prompts_pending},
-          {"prompts_leased", s.prompts_leased},
-          {"prompts_done", s.prompts_done},
-          {"prompts_failed", s.prompts_failed},
-          {"prompts_closed", s.prompts_closed},
-          {"committed", s.committed},
-          {"available", g.available},
-          {"windowed", g.windowed},
-          {"trained", g.trained},
-          {"durable", g.durable},
-          {"dropped", g.dropped},
-          {"failed", g.failed},
-          {"freed", s.freed},
-          {"resident_bytes", s.resident_bytes},
-          {"timeline", g.timeline},
-          {"trained_step", g.trained_step},
-          {"durable_step", g.durable_step},
-          {"committed_tokens", s.committed_tokens},
-          {"groups", groups}};
+  const Json first = to_json(first_group(s));
+  Json all = {{"ledger_id", s.ledger_id},
+              {"run_id", json_text(s.run_id)},
+              {"prompts", s.prompts},
+              {"prompts_pending", s.prompts_pending},
+              {"prompts_leased", s.prompts_leased},
+              {"prompts_done", s.prompts_done},
+              {"prompts_failed", s.prompts_failed},
+              {"prompts_closed", s.prompts_closed},
+              {"committed", s.committed},
+              {"freed", s.freed},
+              {"resident_bytes", s.resident_bytes},
+              {"committed_tokens", s.committed_tokens},
+              {"groups", groups}};
+  for (const char* const key :
+       {"available", "windowed", "trained", "durable", "dropped", "failed", "timeline", "trained_step", "durable_step"}) {
+    all[key] = first[key];
+  }
+  return all;
 }
 
 double number_or(const Json& record, const char* key, double otherwise) {

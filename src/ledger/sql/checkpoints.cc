@@ -36,10 +36,8 @@ std::int64_t SqlLedger::releasable_windows(const Group& group) {
 // Ends the group's claims on the samples of newly released windows, or makes them anew.
 void SqlLedger::move_release(Group& group, std::int64_t target) {
   if (target > group.released_windows) {
-    db_->run(
-        "UPDATE sample SET claims = claims - 1, state = CASE WHEN claims = 1 AND in_place = 0 THEN 1 ELSE state END"
-        " WHERE state = 0 AND row IN (SELECT row FROM window_ref WHERE consumer = ?1 AND number >= ?2 AND number < ?3)",
-        group.id, group.released_windows, target);
+    db_->run(std::string(kEndClaims) + "(SELECT row FROM window_ref WHERE consumer = ?1 AND number >= ?2 AND number < ?3)",
+             group.id, group.released_windows, target);
   } else if (target < group.released_windows) {
     db_->run(
         "UPDATE sample SET claims = claims + 1, state = 0 WHERE state < 2 AND row IN"

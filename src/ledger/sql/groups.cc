@@ -115,15 +115,9 @@ void SqlLedger::close_group(const GroupId& group_id) {
 }
 
 void SqlLedger::end_claims_of_windows(Group& group) {
-  db_->run(
-      "UPDATE sample SET claims = claims - 1, state = CASE WHEN claims = 1 AND in_place = 0 THEN 1 ELSE state END"
-      " WHERE state = 0 AND row IN (SELECT row FROM window_ref WHERE consumer = ?1 AND number >= ?2)",
-      group.id, group.released_windows);
-  db_->run(
-      "UPDATE sample SET claims = claims - 1, state = CASE WHEN claims = 1 AND in_place = 0 THEN 1 ELSE state END"
-      " WHERE state = 0 AND row >= ?2 AND NOT EXISTS (SELECT 1 FROM dropped WHERE dropped.consumer = ?1 AND dropped.row ="
-      " sample.row)",
-      group.id, group.next_row);
+  db_->run(std::string(kEndClaims) + "(SELECT row FROM window_ref WHERE consumer = ?1 AND number >= ?2)", group.id,
+           group.released_windows);
+  end_claims_of_undealt(group);
   group.released_windows = group.windows;
 }
 

@@ -35,6 +35,14 @@ void SqlLedger::deal(Group& group) {
   save(group);
 }
 
+// Of the samples that wait in no window of the group.
+void SqlLedger::end_claims_of_undealt(const Group& group) {
+  db_->run(std::string(kEndClaims) +
+               "(SELECT s.row FROM sample s WHERE s.row >= ?2 AND NOT EXISTS (SELECT 1 FROM dropped WHERE dropped.consumer = ?1"
+               " AND dropped.row = s.row))",
+           group.id, group.next_row);
+}
+
 void SqlLedger::drop_tail(Group& group) {
   const std::int64_t committed = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
   if (group.windows == 0) {
@@ -43,11 +51,7 @@ void SqlLedger::drop_tail(Group& group) {
                     "train; nothing was dropped; take a window of {} or fewer in another group",
                     printable(group.name), group.available, group.window_size, group.available));
   }
-  db_->run(
-      "UPDATE sample SET claims = claims - 1, state = CASE WHEN claims = 1 AND in_place = 0 THEN 1 ELSE state END"
-      " WHERE state = 0 AND row >= ?2 AND NOT EXISTS (SELECT 1 FROM dropped WHERE dropped.consumer = ?1 AND dropped.row ="
-      " sample.row)",
-      group.id, group.next_row);
+  end_claims_of_undealt(group);
   db_->run("INSERT INTO dropped(consumer, row, reason) SELECT ?1, row, ?3 FROM sample WHERE row >= ?2 ON CONFLICT DO NOTHING",
            group.id, group.next_row, kTailReason);
   group.next_row = committed;

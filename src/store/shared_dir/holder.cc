@@ -187,7 +187,7 @@ bool bury(const Folder& leases, const DeadHolder& dead, Account& account) {
 }
 
 void recount_holders(const Folder& leases, Account& account, std::int64_t now_seconds) {
-  constexpr int kTries = 20;  // a count takes less than a millisecond
+  constexpr int kTries = 20;  // a count is short beside the time between two changes
   for (int i = 0; i < kTries; ++i) {
     const auto begun = account.begin_count(kHolders, now_seconds);
     if (!begun) continue;
