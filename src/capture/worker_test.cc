@@ -2,19 +2,17 @@
 #include "draftflow/capture/worker.h"
 
 #include <ATen/ATen.h>
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "capture/capture_testing.h"
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
 #include "draftflow/formats/safetensors.h"
@@ -24,7 +22,6 @@
 #include "draftflow/model/llama.h"
 #include "draftflow/model/tokenizer.h"
 #include "draftflow/store/feature_store.h"
-#include "testing/temp_folder.h"
 
 namespace draftflow {
 namespace {
@@ -32,105 +29,7 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::ThrowsMessage;
-using Json = nlohmann::json;
-using Ids = std::vector<std::int64_t>;
-using Spoil = std::function<at::Tensor(const std::string&, const at::Tensor&)>;
-
-constexpr std::int64_t kHour = 3'600'000;                              // ms
-constexpr std::uint64_t kSampleBytes = 3 * (8 + 8 + 32 * 2 + 96 * 2);  // of a sample of three tokens
-
-// A random model as a Hugging Face folder, its weights changed on request.
-void write_target(const std::filesystem::path& folder, int layers = 8, const Spoil& spoil = {}) {
-  make_folders(folder);
-  const std::string config =
-      fmt::format(R"({{"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":32,"intermediate_size":48,)"
-                  R"("num_hidden_layers":{},"num_attention_heads":4,"num_key_value_heads":2,"vocab_size":2048,)"
-                  R"("max_position_embeddings":64,"tie_word_embeddings":true}})",
-                  layers);
-  TensorMap tensors;
-  for (const auto& [name, weight] : Llama::random(parse_llama_config(config, "test"), 5).parameters()) {
-    tensors.emplace_back(name, from_torch(spoil ? spoil(name, weight).contiguous() : weight));
-  }
-  write_safetensors(folder / "model.safetensors", tensors);
-  replace_file(folder / "config.json", config);
-}
-
-std::string ids_line(const Ids& ids) {
-  return Json({{"input_ids", ids}}).dump() + "\n";
-}
-
-// Prompts of three tokens, each another.
-std::string id_prompts(int count) {
-  std::string text;
-  for (int i = 0; i < count; ++i) text += ids_line({1, 10 + i, 2000 - i});
-  return text;
-}
-
-class CaptureTest : public ::testing::Test {
- protected:
-  CaptureTest() {
-    set_up_compute(1);  // before the first tensor: children are forked from this process
-    write_target(options_.target);
-  }
-
-  CaptureProgress capture(const CaptureCallback& on_progress = {}) { return run_capture(options_, on_progress, stop_); }
-  CaptureProgress capture_prompts(const std::string& text, const std::string& name = "prompts.jsonl") {
-    prompts(text, name);
-    return capture();
-  }
-  void prompts(const std::string& text, const std::string& name = "prompts.jsonl") {
-    options_.prompts = folder_.path() / name;
-    replace_file(options_.prompts, text);
-  }
-  void ingest(const std::string& text) {
-    options_.ingest_only = true;
-    capture_prompts(text);
-    options_.ingest_only = false;
-    options_.prompts.clear();
-  }
-
-  Llama::Output forward(const Ids& ids, const std::vector<int>& layers) const {
-    const at::NoGradGuard no_grad;
-    return Llama::load(ModelFolder(options_.target), at::kFloat).forward(at::tensor(ids, at::kLong).unsqueeze(0), layers);
-  }
-
-  std::unique_ptr<Ledger> ledger() const { return open_sqlite_ledger(options_.ledger); }
-  LedgerStatus status() const { return ledger()->status(); }
-  std::unique_ptr<FeatureStore> store() const {
-    return open_shared_dir_store(options_.store.parent_path(), StoreId(options_.store.filename()), {});
-  }
-  std::vector<std::string> reasons() const {
-    std::vector<std::string> reasons;
-    for (const auto& [id, reason] : ledger()->failed_prompts(100)) reasons.push_back(reason);
-    return reasons;
-  }
-  std::vector<SampleRef> refs() const {
-    const auto books = ledger();
-    std::vector<SampleRef> refs;
-    for (const std::string& id : books->all_committed_ids()) refs.push_back(*books->get_committed(SampleId(id)));
-    return refs;
-  }
-
-  // Every prompt is committed once, with its bytes in the store, and nothing else is there.
-  void expect_complete(int count) const {
-    const LedgerStatus now = status();
-    EXPECT_EQ(now.prompts_done, count);
-    EXPECT_EQ(now.committed, count);
-    for (const SampleRef& ref : refs()) {
-      EXPECT_NO_THROW(EXPECT_EQ(store()->read(ref).size(), 4U)) << ref.sample_id.str();
-    }
-    store()->gc();
-    EXPECT_EQ(store()->health().resident_samples, static_cast<std::uint64_t>(count));
-  }
-
-  const testing_support::TempFolder folder_;
-  std::atomic<bool> stop_{false};
-  CaptureOptions options_{.target = folder_.path() / "target",
-                          .tokenizer = std::filesystem::path(DRAFTFLOW_SOURCE_DIR) / "examples/target/tokenizer.model",
-                          .ledger = folder_.path() / "ledger.sqlite3",
-                          .store = folder_.path() / "features",
-                          .run_id = "r"};
-};
+using namespace capture_testing;
 
 // --- what is captured
 
@@ -480,106 +379,6 @@ TEST_F(CaptureTest, ASlowWorkerKeepsItsLeases) {
   });
   EXPECT_EQ(taken, 0U);
   EXPECT_EQ(status().committed, 4);
-}
-
-// --- a full store
-
-TEST_F(CaptureTest, AFullBudgetPausesUntilStopped) {
-  ingest(id_prompts(3));
-  options_.lease_tasks = 1;
-  options_.high_watermark_bytes = options_.low_watermark_bytes = kSampleBytes + 1;
-  int pauses = 0;
-  const CaptureProgress paused = capture([&](const CaptureProgress& progress) {
-    if (progress.paused && ++pauses == 3) stop_ = true;
-  });
-  EXPECT_EQ(paused.captured, 2) << "the second passes the mark";
-  EXPECT_GT(paused.paused_seconds, 0);
-  EXPECT_EQ(status().prompts_pending, 1);
-  stop_ = false;
-  options_.high_watermark_bytes = 1 << 20;
-  EXPECT_EQ(capture().captured, 1);
-}
-
-TEST_F(CaptureTest, WithNothingLeftToCaptureAFullBudgetIsNoReasonToWait) {
-  options_.high_watermark_bytes = options_.low_watermark_bytes = 1;
-  prompts(id_prompts(1));
-  int pauses = 0;
-  capture([&](const CaptureProgress& progress) {
-    if (progress.paused && ++pauses == 20) stop_ = true;  // or it would wait for ever
-  });
-  EXPECT_EQ(pauses, 0);
-  EXPECT_EQ(status().prompts_done, 1);
-}
-
-class FullDiskTest : public CaptureTest {
- protected:
-  // Smaller than the free space that the store keeps, so that nothing can be put.
-  FullDiskTest() : mounted_(::mount("none", disk_.path().c_str(), "tmpfs", 0, "size=8m") == 0), error_(errno) {
-    options_.store = disk_.path() / "features";
-  }
-  ~FullDiskTest() override {
-    if (mounted_) ::umount2(disk_.path().c_str(), MNT_DETACH);
-  }
-  void SetUp() override {
-    if (!mounted_) GTEST_SKIP() << "a tmpfs cannot be mounted here: " << std::strerror(error_);
-    ingest(id_prompts(6));
-  }
-  bool nothing_half_written() const {
-    for (const auto& entry : std::filesystem::recursive_directory_iterator(options_.store)) {
-      if (entry.path().extension() == ".safetensors") return false;
-    }
-    return std::filesystem::is_empty(options_.store / "tmp");
-  }
-
-  const testing_support::TempFolder disk_;
-  bool mounted_;
-  int error_;
-};
-
-TEST_F(FullDiskTest, AStopEndsTheWaitAndNothingIsLostOrHalfWritten) {
-  int pauses = 0;
-  options_.lease_ms = kHour;
-  const CaptureProgress progress = capture([&](const CaptureProgress& now) {
-    if (now.paused && ++pauses == 3) stop_ = true;
-  });
-  EXPECT_EQ(pauses, 3);
-  EXPECT_EQ(progress.captured, 0);
-  EXPECT_GT(progress.paused_seconds, 0);
-  EXPECT_TRUE(nothing_half_written());
-  EXPECT_EQ(status().prompts_pending, 6) << "neither failed nor kept leased";
-  EXPECT_EQ(status().committed, 0);
-}
-
-TEST_F(FullDiskTest, ItGoesOnWhenThereIsRoom) {
-  int pauses = 0;
-  const CaptureProgress progress = capture([&](const CaptureProgress& now) {
-    if (!now.paused || ++pauses != 2) return;
-    EXPECT_EQ(::mount("none", disk_.path().c_str(), "tmpfs", MS_REMOUNT, "size=256m"), 0) << std::strerror(errno);
-  });
-  EXPECT_EQ(progress.captured, 6);
-  expect_complete(6);
-}
-
-// While it waited for room its lease ran out, and another has captured the prompt.
-TEST_F(FullDiskTest, WhenThereIsRoomAgainItAsksWhetherThePromptIsStillItsOwn) {
-  options_.lease_ms = 20;
-  const auto other = ledger();
-  std::vector<PromptLease> taken;
-  capture([&](const CaptureProgress& now) {
-    if (!now.paused || !taken.empty()) return;
-    while (taken.size() < 6) {
-      for (PromptLease& lease : other->lease_prompts(HolderId("other"), 6, kHour).leases) taken.push_back(std::move(lease));
-    }
-    EXPECT_EQ(::mount("none", disk_.path().c_str(), "tmpfs", MS_REMOUNT, "size=256m"), 0) << std::strerror(errno);
-    for (const PromptLease& lease : taken) {
-      const TensorMap features = {{"input_ids", from_torch(at::zeros({3}, at::kLong))}};
-      const SampleId id(lease.task.task_id.str());
-      other->commit_sample(store()->put(features, id, {.run_id = RunId("r"), .num_tokens = 3}), lease);
-    }
-  });
-  ASSERT_EQ(taken.size(), 6u);
-  EXPECT_EQ(status().committed, 6);
-  for (const SampleRef& ref : refs()) EXPECT_NO_THROW(store()->read(ref)) << ref.sample_id.str();
 }
 
 // --- refused
