@@ -2,8 +2,9 @@
 //
 // For tests only: plays the commands that a supervisor starts, without a model. What each does is told by the file named in
 // STAND_IN_SCRIPT, a JSON object from command ("ingest", "capture", "train", "eval") to "ok", "exit:N", "hang" (until
-// SIGTERM, then 130) or "stuck" (SIGTERM ignored); "kill" ends it by SIGKILL, "kill:N" the first N that start. Every start
-// appends a line to the file STAND_IN_STARTS: command, pid, launch.
+// SIGTERM, then 130) or "stuck" (SIGTERM ignored); "kill" ends it by SIGKILL, "kill:N" the first N that start; "lost" ends as
+// a rank that lost the other. "train-1" is for rank 1 alone. Every start appends a line to the file STAND_IN_STARTS: command,
+// pid, launch.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -17,6 +18,7 @@
 
 #include "cli/metrics.h"
 #include "cli/stop.h"
+#include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
 #include "draftflow/ledger/ledger.h"
 
@@ -43,11 +45,12 @@ void note_start(const std::string& command, const std::string& launch) {
   write_all(fd.get(), std::as_bytes(std::span(line)), path);
 }
 
-std::string behaviour_of(const std::string& command) {
+std::string behaviour_of(const std::string& command, const Flags& flags) {
   const char* path = std::getenv("STAND_IN_SCRIPT");
   if (path == nullptr) return "ok";
   const Json script = Json::parse(read_text_file(path));
-  return script.value(command, "ok");
+  const std::string rank = flags.contains("--rank") ? flags.at("--rank") : "0";
+  return script.value(command + "-" + rank, script.value(command, "ok"));
 }
 
 int play_ingest(const Flags& flags) {
@@ -102,12 +105,25 @@ int start_number(const std::string& command) {
   return number;
 }
 
+// Waits until the other rank of its launch runs, then ends as if it had lost it.
+int lose(const std::string& launch) {
+  const auto ranks = [&] {
+    std::istringstream lines(read_text_file(std::getenv("STAND_IN_STARTS")));
+    int count = 0;
+    for (std::string line; std::getline(lines, line);) count += line.ends_with(" " + launch) ? 1 : 0;
+    return count;
+  };
+  for (int i = 0; i < 600 && ranks() < 2; ++i) ::usleep(100'000);
+  return exit_code(ErrorKind::kUnavailable);
+}
+
 int behave(const std::string& command, const Flags& flags) {
-  std::string behaviour = behaviour_of(command);
+  std::string behaviour = behaviour_of(command, flags);
   if (behaviour.starts_with("kill:")) behaviour = start_number(command) <= std::stoi(behaviour.substr(5)) ? "kill" : "ok";
   if (behaviour == "ok") return play(command, flags);
   std::cerr << command << " says: " << behaviour << std::endl;
   if (behaviour.starts_with("exit:")) return std::stoi(behaviour.substr(5));
+  if (behaviour == "lost") return lose(flags.at("--launch"));
   if (behaviour == "kill") ::kill(::getpid(), SIGKILL);
   if (behaviour == "stuck") ::signal(SIGTERM, SIG_IGN);
   for (int i = 0; i < 600 && !stop_flag(); ++i) ::usleep(100'000);  // ends by itself after a minute

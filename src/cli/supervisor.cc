@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -34,6 +35,15 @@ const char* meaning_of(int code) {
 std::string how_it_ended(const ChildExit& exit) {
   if (exit.signal != 0) return fmt::format("was killed by signal {} ({})", exit.signal, ::strsignal(exit.signal));
   return fmt::format("ended with exit code {} ({})", exit.code, meaning_of(exit.code));
+}
+
+// How likely an end is to be the reason of the others in its unit: a rank that lost the others says Unavailable.
+enum Blame { kNone, kPassing, kKilled, kWouldFailAgain };
+Blame blame(const ChildExit& exit) {
+  if (exit.signal == SIGTERM || (exit.signal == 0 && (exit.code == 0 || exit.code == kInterruptedExitCode))) return kNone;
+  if (exit.signal != 0) return kKilled;
+  const bool passing = exit.code == exit_code(ErrorKind::kUnavailable) || exit.code == exit_code(ErrorKind::kInDoubt);
+  return passing ? kPassing : kWouldFailAgain;
 }
 
 }  // namespace
@@ -132,17 +142,13 @@ int Supervisor::finish_child(const ChildExit& exit, Children& children) {
 // run fails, and this is its exit code. The ranks of a launch end and start together: what one missed the others cannot give
 // it.
 int Supervisor::start_again(const ChildExit& exit, Children& children) {
-  const auto may_pass = [](const ChildExit& one) {
-    return one.signal != 0 || one.code == exit_code(ErrorKind::kUnavailable) || one.code == exit_code(ErrorKind::kInDoubt);
-  };
-  if (stage_ != kTrainStage || stop_flag() || config_.restarts == 0 || !may_pass(exit)) return fail(exit, children);
-  std::vector<ChildExit> exits = children.stop_unit(exit.spec.unit, options_.grace_seconds);
+  if (stage_ != kTrainStage || stop_flag()) return fail(exit, children);
+  const std::vector<ChildExit> others = children.stop_unit(exit.spec.unit, options_.grace_seconds);
   const ChildExit* cause = &exit;
-  for (const ChildExit& other : exits) {
-    const bool ended_well = other.signal == 0 && (other.code == 0 || other.code == kInterruptedExitCode);
-    if (!ended_well && !may_pass(other)) return fail(other, children);  // the others only lost this one
-    if (cause->signal == 0 && other.signal != 0) cause = &other;
+  for (const ChildExit& other : others) {
+    if (blame(other) > blame(*cause)) cause = &other;
   }
+  if (config_.restarts == 0 || blame(*cause) == kWouldFailAgain) return fail(*cause, children);
   const LedgerStatus status = open_ledger_read_only(ledger_of(config_, *folder_))->status();
   const std::int64_t progress = exit.spec.unit == kTrainUnit ? status.of(GroupId(config_.train.group)).durable_step
                                                              : status.prompts_done + status.prompts_failed;

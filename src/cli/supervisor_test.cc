@@ -174,6 +174,16 @@ TEST_F(SupervisorTest, TheRanksOfALaunchEndAndStartTogether) {
   EXPECT_EQ(launches[last], 2) << "both, though one was not killed";
 }
 
+TEST_F(SupervisorTest, TheRankThatFailedIsNamedNotTheOneThatLostIt) {
+  config_.train.ranks = 2;
+  for (const int restarts : {0, 3}) {
+    config_.restarts = restarts;
+    script({{"train", "lost"}, {"train-1", "exit:6"}});
+    EXPECT_EQ(run(), 6);
+    EXPECT_THAT(err_.str(), HasSubstr("the process 'train-1'"));
+  }
+}
+
 TEST_F(SupervisorTest, StartingAgainHasABound) {
   config_.restarts = 2;
   script({{"capture", "hang"}, {"train", "kill"}});

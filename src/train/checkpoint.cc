@@ -65,6 +65,9 @@ TrainerState state_from_json(const std::filesystem::path& file) {
 
 CheckpointFolder::CheckpointFolder(std::filesystem::path folder) : folder_(std::move(folder)) {
   make_folders(folder_);
+}
+
+void CheckpointFolder::clear_unfinished() const {
   for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
     if (entry.path().filename().string().starts_with(kTemporary)) std::filesystem::remove_all(entry.path());
   }

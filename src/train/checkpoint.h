@@ -33,9 +33,11 @@ struct FoundCheckpoint {
 
 class CheckpointFolder {
  public:
-  // Makes the folder if needed and clears what writers that died left in it.
+  // Makes the folder if needed.
   explicit CheckpointFolder(std::filesystem::path folder);
 
+  // Removes what writers that died left in it: for the one rank that writes, before it writes.
+  void clear_unfinished() const;
   // The checkpoint with the most steps. Corrupt, naming the file, if it is damaged.
   std::optional<FoundCheckpoint> newest() const;
   // Synced to disk before it appears.

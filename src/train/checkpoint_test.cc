@@ -48,13 +48,15 @@ TEST(Checkpoint, PruneKeepsTheNewest) {
   EXPECT_EQ(c.folder.list(), (std::vector<std::string>{"step-0000000012", "step-0000000100"}));
 }
 
-TEST(Checkpoint, AHalfWrittenOneIsNeverSeenAndIsCleared) {
+TEST(Checkpoint, AHalfWrittenOneIsNeverSeenAndIsClearedByItsWriterAlone) {
   Case c;
   const CheckpointFolder first(c.folder.path());
   first.save(c.at_step(5), c.draft, c.optimizer);
   std::filesystem::create_directories(c.folder.path() / ".tmp-0000000006" / "draft");  // what a kill leaves
-  const CheckpointFolder second(c.folder.path());
+  const CheckpointFolder second(c.folder.path());  // as the other ranks of a launch do, all at the same time
   EXPECT_EQ(second.newest()->state.mark.step, 5);
+  EXPECT_EQ(c.folder.list().size(), 2u);
+  second.clear_unfinished();
   EXPECT_EQ(c.folder.list(), std::vector<std::string>{"step-0000000005"});
 }
 

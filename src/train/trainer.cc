@@ -228,6 +228,7 @@ class TrainRun {
     state_.options = numeric_options(options_);
     state_.options["group"] = options_.group;
     state_.options["target"] = fingerprint(target_);
+    if (ranks_.first()) checkpoints_.clear_unfinished();
     const auto found = checkpoints_.newest();
     if (found) {
       check_same_options(found->state, state_.options, found->folder);
