@@ -58,7 +58,7 @@ class Ledger {
   // times is failed: it kills its workers. Until somebody else leases the prompt, a late commit or fail still holds.
   virtual PromptAnswer lease_prompts(const HolderId& holder, int max_tasks, std::int64_t lease_ms) = 0;
   virtual void extend_leases(const HolderId& holder, std::int64_t lease_ms) = 0;
-  // Whether the lease still holds; if so, it does for at least half of lease_ms from now. To be asked right before each put: a
+  // Whether the lease still holds; if so, it does for at least half of lease_ms from now. To be asked by each put (PutFence): a
   // put retires what another holder, who took the prompt over, has put and not committed yet.
   virtual bool extend_lease(const PromptLease& lease, std::int64_t lease_ms) = 0;
   // attempt + 1; pending again while retryable and attempts < max_attempts, else failed with the reason. Conflict: lost.

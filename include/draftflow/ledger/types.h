@@ -23,7 +23,8 @@ struct TokenCount {
 
 struct PromptLease {
   PromptTask task;
-  std::string token;  // names this lease in commit and fail
+  std::string token;        // names this lease in commit and fail
+  bool taken_over = false;  // it ran out for another holder before, who may still be at work: say so to the store's put
 };
 
 // Says which it is: tasks, none just now (others are leased), or none ever again.

@@ -114,16 +114,19 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
 
   sql::Transaction transaction(*db_);
   take_back_expired(now);
-  std::vector<std::pair<std::int64_t, std::int64_t>> rows;  // row, attempts
+  struct Pending {
+    std::int64_t row, attempts, expiries;
+  };
+  std::vector<Pending> rows;
   {
-    sql::Query pending = db_->query("SELECT row, attempts FROM prompt WHERE state = 0 ORDER BY row LIMIT ?1",
+    sql::Query pending = db_->query("SELECT row, attempts, expiries FROM prompt WHERE state = 0 ORDER BY row LIMIT ?1",
                                     std::min(max_tasks, kMaxLeaseBatch));
-    while (pending.step()) rows.emplace_back(pending.integer(0), pending.integer(1));
+    while (pending.step()) rows.push_back({pending.integer(0), pending.integer(1), pending.integer(2)});
   }
-  for (const auto& [row, attempts] : rows) {
+  for (const auto& [row, attempts, expiries] : rows) {
     sql::Query task = db_->query("SELECT json FROM prompt_task WHERE row = ?1", row);
     if (!task.step()) throw Corrupt(fmt::format("ledger {} has lost the text of prompt {}", db_->name(), row));
-    PromptLease lease{.task = prompt_task_from_json(task.text(0)), .token = random_hex128()};
+    PromptLease lease{.task = prompt_task_from_json(task.text(0)), .token = random_hex128(), .taken_over = expiries > 0};
     lease.task.attempt = static_cast<int>(attempts);
     db_->run("UPDATE prompt SET state = 1, holder = ?2, token = ?3, expires_ms = ?4 WHERE row = ?1", row, holder.str(),
              lease.token, now + lease_ms);
