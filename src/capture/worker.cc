@@ -178,6 +178,7 @@ class Worker {
       const LedgerStatus status = ledger_->status();
       if (status.prompts_closed && status.prompts_pending + status.prompts_leased == 0) break;  // done, however full
       if (backpressure.update(status.resident_bytes)) {
+        refuse_endless_pause(status);
         pause(fmt::format("{} are resident, the high watermark is {}", human_bytes(status.resident_bytes),
                           human_bytes(options_.high_watermark_bytes)));
         continue;
@@ -195,6 +196,19 @@ class Worker {
       }
     }
     ledger_->return_leases(holder_);
+  }
+
+  // A group that trains its samples several times frees nothing before the stream has ended, and a paused stream does not end.
+  void refuse_endless_pause(const LedgerStatus& status) const {
+    for (const GroupStatus& group : status.groups) {
+      if (!group.open || group.passes == 1 || status.committed == 0) continue;
+      const std::uint64_t each = status.resident_bytes / static_cast<std::uint64_t>(status.committed);
+      throw Exhausted(fmt::format(
+          "group '{}' trains each sample {} times, so none is freed before the stream has ended: {} of {} prompts make {} "
+          "resident, and the high watermark is {}; raise it to {} or more, or train one epoch",
+          printable(group.group), group.passes, status.committed, status.prompts, human_bytes(status.resident_bytes),
+          human_bytes(options_.high_watermark_bytes), human_bytes(each * static_cast<std::uint64_t>(status.prompts + 1))));
+    }
   }
 
   void pause(const std::string& reason) {

@@ -24,11 +24,7 @@ namespace {
 class Checker {
  public:
   explicit Checker(Stage& stage)
-      : stage_(stage),
-        plan_(stage.plan),
-        tables_(plan_.ledger),
-        store_(open_store(plan_, 0)),
-        samples_(tables_.samples()) {}
+      : stage_(stage), plan_(stage.plan), tables_(plan_.ledger), store_(open_store(plan_, 0)), samples_(tables_.samples()) {}
 
   std::vector<std::string> run() {
     check_prompts();

@@ -54,10 +54,10 @@ const char* bug_name(Bug bug) {
 }
 
 const char* count_name(Count count) {
-  static constexpr const char* kNames[] = {"commits",   "late commits", "reads",         "unreadable",
-                                           "exhausted", "unavailable",  "stale calls",   "steps",         "checkpoints",
-                                           "freed",     "deaths",       "stalls",        "squeezed puts", "orphans",
-                                           "too old",   "off the line", "older resumed", "rewound"};
+  static constexpr const char* kNames[] = {"commits",      "late commits",  "reads",         "unreadable",  "exhausted",
+                                           "unavailable",  "stale calls",   "steps",         "checkpoints", "freed",
+                                           "deaths",       "stalls",        "squeezed puts", "orphans",     "too old",
+                                           "off the line", "older resumed", "rewound"};
   static_assert(std::size(kNames) == static_cast<std::size_t>(Count::kEnd));
   return kNames[static_cast<std::size_t>(count)];
 }

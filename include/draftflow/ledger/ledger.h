@@ -13,6 +13,8 @@
 // A group is one training run over the samples. It is declared before the first commit, or joins at the oldest sample whose
 // bytes are there. Bytes go when every group's claim on them has ended. Windows are dealt in commit order and trained in the
 // order of their numbers, each at a greater step than the one before; whatever the number of ranks, the order is the same.
+// A group of several passes is dealt its windows again, in their order and under new numbers, once the stream has ended, and
+// claims its samples until the last pass is durable.
 // A queue is the other kind of group, for consumers that take what comes and answer for each ref: no windows, no steps.
 //
 //   auto ledger = open_sqlite_ledger("run/ledger.sqlite3");
@@ -77,7 +79,7 @@ class Ledger {
   virtual bool is_committed(const SampleId& id) = 0;
   virtual std::optional<SampleRef> get_committed(const SampleId& id) = 0;
   virtual std::vector<std::string> all_committed_ids() = 0;  // commit order
-  // Trained or durable, in training order; in a queue acked, in commit order.
+  // Trained or durable, in training order, once for each pass; in a queue acked, in commit order.
   virtual std::vector<std::string> trained_ids(const GroupId& group) = 0;
   virtual std::vector<TokenCount> token_counts() = 0;
   // Refs whose bytes the books say are in a store, or may be: not freed, and not files in place. In commit order from `from`
@@ -85,8 +87,9 @@ class Ledger {
   virtual RefPage resident_refs(std::int64_t from, int limit) = 0;
 
   // --- groups
-  // Makes the group, or finds it: with another kind, W or tail policy InvalidArgument; resumable_checkpoints and max_attempts
-  // become the new values. The verbs of windows on a queue, and the other way round, are InvalidArgument, naming the kind.
+  // Makes the group, or finds it: with another kind, W, tail policy or passes InvalidArgument; resumable_checkpoints and
+  // max_attempts become the new values. The verbs of windows on a queue, and the other way round, are InvalidArgument, naming
+  // the kind.
   virtual void declare_group(const GroupConfig& config) = 0;
   // Ends the group's claims on every sample, for good: those that no other group claims may go. What a queue has not acked is
   // dropped("the group was closed"). Idempotent; whoever goes on to use the group gets Conflict.
@@ -98,7 +101,8 @@ class Ledger {
   // Opens the next timeline, or joins that of the launch. Without a checkpoint everything trained returns to its window
   // untrained. With one: Conflict if it is of another ledger, group or line; recorded as durable first if the ledger has not
   // heard of it. What was trained after it returns, in order. InvalidArgument, with the arithmetic, for a width that does not
-  // divide W, and, with the count, if bytes that would be needed are freed (unless accept_loss).
+  // divide W, and, with the count, if bytes that would be needed are freed (unless accept_loss, which takes a group of one
+  // pass).
   virtual TimelineInfo open_timeline(const TimelineRequest& request) = 0;
   // A window's share. A window that is not dealt is dealt from the refs that wait in none, as soon as W are committed; the
   // number asked for may be at most one past the dealt ones (InvalidArgument). kEndOfStream once the prompts are finished and

@@ -25,12 +25,13 @@ void SqlLedger::record_checkpoint(const Group& group, std::int64_t timeline, std
            step);
 }
 
-// The windows that each of the newest resumable checkpoints holds.
+// The windows of the first pass that each of the newest resumable checkpoints holds for the last time.
 std::int64_t SqlLedger::releasable_windows(const Group& group) {
   const std::optional<std::int64_t> oldest = db_->find(
       "SELECT DISTINCT step FROM checkpoint WHERE consumer = ?1 AND abandoned = 0 ORDER BY step DESC LIMIT 1 OFFSET ?2",
       group.id, group.resumable_checkpoints - 1);
-  return oldest ? windows_through(group, *oldest) : 0;
+  if (!oldest || (group.passes > 1 && group.pass_windows == 0)) return 0;
+  return std::max<std::int64_t>(windows_through(group, *oldest) - (group.passes - 1) * group.pass_windows, 0);
 }
 
 // Ends the group's claims on the samples of newly released windows, or makes them anew.

@@ -14,6 +14,7 @@ namespace {
 constexpr int kMaxWindow = 1 << 20;
 constexpr int kMaxResumable = 1 << 20;
 constexpr int kMaxAttempts = 1 << 20;
+constexpr int kMaxPasses = 1 << 20;
 
 const char* tail_name(std::int64_t tail) {
   return tail == 0 ? "drop" : "carry";
@@ -31,6 +32,7 @@ void check_config(const GroupConfig& config) {
   };
   check("resumable_checkpoints", config.resumable_checkpoints, 1, kMaxResumable);
   check("max_attempts", config.max_attempts, 1, kMaxAttempts);
+  check("passes", config.passes, 1, config.kind == GroupKind::kWindows ? kMaxPasses : 1);
   if (config.kind == GroupKind::kWindows) return check("window", config.window, 1, kMaxWindow);
   if (config.window != 0) {
     throw InvalidArgument(fmt::format("group '{}' is a queue with a window of {}: a queue has none, 0 is allowed",
@@ -53,9 +55,9 @@ void SqlLedger::declare_group(const GroupConfig& config) {
   } else {
     const std::int64_t id = db_->find("SELECT COALESCE(MAX(id), 0) + 1 FROM consumer").value_or(1);
     db_->run(
-        "INSERT INTO consumer(id, name, window_size, resumable_checkpoints, tail, next_row, kind, max_attempts) VALUES (?1, ?2,"
-        " ?3, ?4, ?5, 0, ?6, ?7)",
-        id, config.group.str(), config.window, config.resumable_checkpoints, tail, kind, config.max_attempts);
+        "INSERT INTO consumer(id, name, window_size, resumable_checkpoints, tail, next_row, kind, max_attempts,"
+        " passes) VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8)",
+        id, config.group.str(), config.window, config.resumable_checkpoints, tail, kind, config.max_attempts, config.passes);
     Group group = find_group(config.group);
     if (kind == kQueueGroup) {
       fill_queue(group);
@@ -89,6 +91,11 @@ void SqlLedger::check_same(const Group& group, const GroupConfig& config) {
     throw InvalidArgument(fmt::format("group '{}' was declared with the tail policy '{}', not '{}': it is fixed for the run",
                                       name, tail_name(group.tail), tail_name(tail)));
   }
+  if (group.passes != config.passes) {
+    throw InvalidArgument(
+        fmt::format("group '{}' was declared with {} passes over its samples, not {}: they are fixed for the run", name,
+                    group.passes, config.passes));
+  }
 }
 
 // What was not handed to a sweeper yet is there.
@@ -115,10 +122,10 @@ void SqlLedger::close_group(const GroupId& group_id) {
 }
 
 void SqlLedger::end_claims_of_windows(Group& group) {
-  db_->run(std::string(kEndClaims) + "(SELECT row FROM window_ref WHERE consumer = ?1 AND number >= ?2)", group.id,
-           group.released_windows);
+  db_->run(std::string(kEndClaims) + "(SELECT row FROM window_ref WHERE consumer = ?1 AND number >= ?2 AND number < ?3)",
+           group.id, group.released_windows, group.first_pass_windows());
   end_claims_of_undealt(group);
-  group.released_windows = group.windows;
+  group.released_windows = group.first_pass_windows();
 }
 
 std::vector<FailedSample> SqlLedger::failed_refs(const GroupId& group_id, int limit) {
@@ -142,7 +149,7 @@ SqlLedger::Group SqlLedger::find_group(const GroupId& group) {
   sql::Query query = db_->query(
       "SELECT id, window_size, resumable_checkpoints, tail, open, next_row, available, windows, trained_windows,"
       " durable_windows, released_windows, timeline, width, trained_step, durable_step, failed_trained, failed_durable,"
-      " dropped, kind, max_attempts, leased, acked, failed FROM consumer WHERE name = ?1",
+      " dropped, kind, max_attempts, leased, acked, failed, passes, pass_windows FROM consumer WHERE name = ?1",
       group.str());
   if (!query.step()) {
     throw InvalidArgument(
@@ -173,7 +180,9 @@ SqlLedger::Group SqlLedger::find_group(const GroupId& group) {
                               &found.max_attempts,
                               &found.leased,
                               &found.acked,
-                              &found.failed}) {
+                              &found.failed,
+                              &found.passes,
+                              &found.pass_windows}) {
     *field = query.integer(column++);
   }
   return found;
@@ -201,10 +210,10 @@ void SqlLedger::save(const Group& group) {
   db_->run(
       "UPDATE consumer SET open = ?2, next_row = ?3, available = ?4, windows = ?5, trained_windows = ?6, durable_windows = ?7,"
       " released_windows = ?8, timeline = ?9, width = ?10, trained_step = ?11, durable_step = ?12, failed_trained = ?13,"
-      " failed_durable = ?14, dropped = ?15, leased = ?16, acked = ?17, failed = ?18 WHERE id = ?1",
+      " failed_durable = ?14, dropped = ?15, leased = ?16, acked = ?17, failed = ?18, pass_windows = ?19 WHERE id = ?1",
       group.id, group.open, group.next_row, group.available, group.windows, group.trained_windows, group.durable_windows,
       group.released_windows, group.timeline, group.width, group.trained_step, group.durable_step, group.failed_trained,
-      group.failed_durable, group.dropped, group.leased, group.acked, group.failed);
+      group.failed_durable, group.dropped, group.leased, group.acked, group.failed, group.pass_windows);
 }
 
 void SqlLedger::check_newest(const Group& group, std::int64_t timeline, const char* verb) {

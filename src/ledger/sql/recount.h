@@ -99,8 +99,13 @@ inline void expect_books_balance(SqlLedger& ledger) {
                        " AND s.row NOT IN (SELECT row FROM dropped WHERE consumer = ?1)"));
     // No sample that training still needs may go, and no row belongs to two windows.
     EXPECT_EQ(0, group.open ? refs(" AND s.state > 0 AND (t.step IS NULL OR t.step > c.durable_step)") : 0);
+    EXPECT_EQ(0, of("SELECT COUNT(*) FROM (SELECT row FROM window_ref WHERE consumer = ?1 GROUP BY row HAVING COUNT(*) > "
+                    "(SELECT passes FROM consumer WHERE id = ?1)) AS x"));
     EXPECT_EQ(
-        0, of("SELECT COUNT(*) FROM (SELECT row FROM window_ref WHERE consumer = ?1 GROUP BY row HAVING COUNT(*) > 1) AS x"));
+        0, of("SELECT COUNT(*) FROM window_ref w JOIN consumer c ON c.id = w.consumer JOIN sample s ON s.row = w.row"
+              " WHERE w.consumer = ?1 AND c.open = 1 AND s.state > 0 AND c.passes > 1"
+              " AND (c.pass_windows = 0 OR c.durable_windows <= (c.passes - 1) * c.pass_windows + w.number % c.pass_windows)"))
+        << "bytes went that another pass needs";
     EXPECT_EQ(of("SELECT SUM(going) FROM training_window WHERE consumer = ?1"), refs(" AND s.state >= 2"));
     EXPECT_EQ(of("SELECT trained_windows FROM consumer WHERE id = ?1"),
               of("SELECT COUNT(*) FROM training_window WHERE consumer = ?1 AND step IS NOT NULL"));
@@ -114,7 +119,7 @@ inline void expect_books_balance(SqlLedger& ledger) {
                   " (SELECT COUNT(*) FROM queue_ref q JOIN consumer c ON c.id = q.consumer WHERE q.row = s.row AND c.open = 1"
                   "  AND q.state < 2) + (SELECT COUNT(*) FROM consumer c WHERE c.open = 1 AND c.kind = 0 AND"
                   "  (EXISTS (SELECT 1 FROM window_ref w WHERE w.row = s.row AND w.consumer = c.id AND"
-                  "           w.number >= c.released_windows)"
+                  "           w.number >= c.released_windows AND (c.pass_windows = 0 OR w.number < c.pass_windows))"
                   "   OR (s.row >= c.next_row AND NOT EXISTS (SELECT 1 FROM dropped d WHERE d.row = s.row AND"
                   "                                           d.consumer = c.id))))"));
   EXPECT_EQ(0, count("SELECT COUNT(*) FROM sample WHERE state > 0 AND claims <> 0"));

@@ -21,11 +21,17 @@ struct SqlLedger::Group {
   std::int64_t next_row = 0;   // samples before it are dealt, dropped or never were the group's
   std::int64_t available = 0;  // samples from there on that it may deal
   // Prefixes of one order: released <= durable <= trained <= dealt.
-  std::int64_t windows = 0, trained_windows = 0, durable_windows = 0, released_windows = 0;
+  std::int64_t windows = 0, trained_windows = 0, durable_windows = 0;
+  std::int64_t released_windows = 0;          // of the first pass
+  std::int64_t passes = 1, pass_windows = 0;  // the windows of each pass, once the stream has ended; before: 0
   std::int64_t timeline = 0, width = 1, trained_step = 0, durable_step = 0;
   std::int64_t failed_trained = 0, failed_durable = 0, dropped = 0;
   std::int64_t kind = 0, max_attempts = 0;  // a queue has these, and of the above only id to open, available, dropped
   std::int64_t leased = 0, acked = 0, failed = 0;
+
+  std::int64_t first_pass_windows() const { return pass_windows > 0 ? pass_windows : windows; }
+  // Whether windows are to be dealt after the stream has ended.
+  bool has_passes_left() const { return passes > 1 && (pass_windows == 0 ? windows > 0 : windows < passes * pass_windows); }
 };
 
 struct SqlLedger::NewSample {

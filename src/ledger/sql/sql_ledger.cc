@@ -65,8 +65,8 @@ LedgerStatus SqlLedger::status() {
   status.run_id = declared("run_id").value_or("");
   sql::Query group = db_->query(
       "SELECT name, window_size, open, available, windows, trained_windows, durable_windows, released_windows, failed_trained,"
-      " failed_durable, dropped, timeline, width, trained_step, durable_step, kind, leased, acked, failed FROM consumer"
-      " ORDER BY id");
+      " failed_durable, dropped, timeline, width, trained_step, durable_step, kind, leased, acked, failed, passes, pass_windows"
+      " FROM consumer ORDER BY id");
   while (group.step()) {
     GroupStatus found;
     found.group = group.text(0);
@@ -80,7 +80,9 @@ LedgerStatus SqlLedger::status() {
     found.durable = durable * size - group.integer(9);
     found.failed = group.integer(8) + group.integer(9);
     found.dropped = group.integer(10);
-    found.pinned = found.open ? found.available + (dealt - group.integer(7)) * size : 0;
+    found.passes = static_cast<int>(group.integer(19));
+    const std::int64_t first_pass = group.integer(20) > 0 ? group.integer(20) : dealt;
+    found.pinned = found.open ? found.available + (first_pass - group.integer(7)) * size : 0;
     found.timeline = group.integer(11);
     found.width = group.integer(12);
     found.trained_step = group.integer(13);

@@ -115,6 +115,8 @@ class SqlLedger final : public Ledger {
   // windows.cc
   WindowState look(const Group& group);
   void deal(Group& group);
+  void deal_again(Group& group);
+  bool end_stream(Group& group);
   void end_claims_of_undealt(const Group& group);
   void drop_tail(Group& group);
   Window load_window(const Group& group, std::int64_t number, const WindowShare& share);

@@ -46,10 +46,16 @@ void SqlLedger::check_on_line(const Group& group, const CheckpointMark& mark) {
 std::int64_t SqlLedger::check_bytes_are_there(const Group& group, std::int64_t keep, const TimelineRequest& request) {
   const std::int64_t lost =
       db_->find("SELECT SUM(going) FROM training_window WHERE consumer = ?1 AND number >= ?2", group.id, keep).value_or(0);
-  if (lost == 0 || request.accept_loss) return lost;
+  if (lost == 0 || (request.accept_loss && group.passes == 1)) return lost;
   const auto& resume = request.resume;
   const std::string from = resume ? fmt::format("the checkpoint (timeline {}, step {})", resume->timeline, resume->step)
                                   : std::string("nothing (no checkpoint was presented)");
+  if (group.passes > 1) {
+    throw InvalidArgument(
+        fmt::format("group '{}' of {} passes cannot start from {}: samples trained after it are freed, {} counting each pass; "
+                    "resume from the checkpoint at step {}, or start another run",
+                    printable(group.name), group.passes, from, lost, group.durable_step));
+  }
   throw InvalidArgument(
       fmt::format("group '{}' cannot start from {}: {} samples trained after it are freed and would be lost; resume "
                   "from the checkpoint at step {}, start another run, or accept the loss (--accept-loss)",

@@ -14,6 +14,7 @@ namespace draftflow {
 namespace {
 
 constexpr const char* kTailReason = "tail shorter than a window";
+constexpr const char* kLateReason = "came after the end of the stream, when its passes were counted";
 
 }  // namespace
 
@@ -53,10 +54,30 @@ void SqlLedger::drop_tail(Group& group) {
   }
   end_claims_of_undealt(group);
   db_->run("INSERT INTO dropped(consumer, row, reason) SELECT ?1, row, ?3 FROM sample WHERE row >= ?2 ON CONFLICT DO NOTHING",
-           group.id, group.next_row, kTailReason);
+           group.id, group.next_row, group.pass_windows == 0 ? kTailReason : kLateReason);
   group.next_row = committed;
   group.dropped += std::exchange(group.available, 0);
   save(group);
+}
+
+// The window of the first pass that is next in this one.
+void SqlLedger::deal_again(Group& group) {
+  db_->run("INSERT INTO training_window(consumer, number) VALUES (?1, ?2)", group.id, group.windows);
+  db_->run(
+      "INSERT INTO window_ref(consumer, number, position, row) SELECT ?1, ?2, position, row FROM window_ref"
+      " WHERE consumer = ?1 AND number = ?3",
+      group.id, group.windows, group.windows % group.pass_windows);
+  ++group.windows;
+  save(group);
+}
+
+// No sample will come any more that a window could still take. True if a window was dealt for another pass.
+bool SqlLedger::end_stream(Group& group) {
+  if (group.available > 0 && group.tail == 0) drop_tail(group);
+  if (!group.has_passes_left()) return false;
+  if (group.pass_windows == 0) group.pass_windows = group.windows;
+  deal_again(group);
+  return true;
 }
 
 Window SqlLedger::load_window(const Group& group, std::int64_t number, const WindowShare& share) {
@@ -74,7 +95,7 @@ Window SqlLedger::load_window(const Group& group, std::int64_t number, const Win
 }
 
 WindowState SqlLedger::look(const Group& group) {
-  if (group.available >= group.window_size) return WindowState::kWindow;
+  if (group.available >= group.window_size && group.pass_windows == 0) return WindowState::kWindow;
   return db_->find(kPromptsFinished) == 1 ? WindowState::kEndOfStream : WindowState::kWaiting;
 }
 
@@ -100,7 +121,8 @@ WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeli
     if (number < group.windows) return {.state = WindowState::kWindow, .window = load_window(group, number, share)};
     const WindowState found = look(group);
     if (found == WindowState::kWaiting) return {};
-    if (found == WindowState::kEndOfStream && (group.available == 0 || group.tail != 0)) return end;
+    const bool tail = group.available > 0 && group.tail == 0;
+    if (found == WindowState::kEndOfStream && !tail && !group.has_passes_left()) return end;
   }
   sql::Transaction transaction(*db_);
   Group group = find_windows(group_id, "read_window");
@@ -108,12 +130,12 @@ WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeli
   if (number >= group.windows) {
     const WindowState found = look(group);
     if (found == WindowState::kWaiting) return {};
-    if (found == WindowState::kEndOfStream) {
-      if (group.available > 0 && group.tail == 0) drop_tail(group);
+    if (found == WindowState::kWindow) {
+      deal(group);
+    } else if (!end_stream(group)) {
       transaction.commit();
       return end;
     }
-    deal(group);
   }
   WindowAnswer answer{.state = WindowState::kWindow, .window = load_window(group, number, share)};
   transaction.commit();
