@@ -161,6 +161,14 @@ std::unique_ptr<Ledger> open_sqlite_ledger_read_only(const std::filesystem::path
 // PGHOST, PGPASSWORD ... and ~/.pgpass.
 std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url);
 
+// A ledger in this process's memory, for tests and for runs of one process: it lives as long as its books or a Ledger on them,
+// and nothing outlives the process. Each thread opens a Ledger of its own; they take turns. A forked child goes on with a copy.
+//   const auto books = make_memory_ledger();
+//   const auto ledger = open_memory_ledger(books);
+class MemoryBooks;
+std::shared_ptr<MemoryBooks> make_memory_ledger();
+std::unique_ptr<Ledger> open_memory_ledger(std::shared_ptr<MemoryBooks> books);
+
 // By its name: a URL of PostgreSQL, or a SQLite file.
 bool is_ledger_url(const std::string& where);
 std::unique_ptr<Ledger> open_ledger(const std::string& where);
