@@ -144,7 +144,7 @@ class MemoryLedger final : public Ledger {
   std::vector<std::int64_t> pick(Group& group, const RefRequest& request);
   std::vector<std::int64_t> pick_filtered(const memory::Queue& queue, const RefRequest& request, std::size_t limit) const;
   std::vector<HeldRef> find_held(Group& group, const std::vector<RefLease>& leases, bool to_ack);
-  [[noreturn]] void throw_lost(const Group& group, const RefLease& lease, const memory::QueueRef* ref, int state);
+  [[noreturn]] void throw_lost(const Group& group, const RefLease& lease, const memory::QueueRef& ref, int state);
   void end_ref(Group& group, const HeldRef& held, int state);
 
   const std::shared_ptr<MemoryBooks> books_;

@@ -211,9 +211,8 @@ void MemoryLedger::return_refs(const GroupId& group_id, const HolderId& holder) 
 
 // --- ack, fail
 
-void MemoryLedger::throw_lost(const Group& group, const RefLease& lease, const QueueRef* ref, int state) {
-  if (ref == nullptr) throw refusals::lost_ref(lease, group.name, -1, "");
-  throw refusals::lost_ref(lease, group.name, state, state == kRefLeased ? group.queue.leases.of(ref->token).holder : "");
+void MemoryLedger::throw_lost(const Group& group, const RefLease& lease, const QueueRef& ref, int state) {
+  throw refusals::lost_ref(lease, group.name, state, state == kRefLeased ? group.queue.leases.of(ref.token).holder : "");
 }
 
 // The refs that these leases hold, each once; those whose lease ended by the same call before are left out. Conflict if one is
@@ -226,13 +225,13 @@ std::vector<MemoryLedger::HeldRef> MemoryLedger::find_held(Group& group, const s
     const LeaseNumber number = books_->tokens.number_of(lease.token);
     const std::int64_t row = find_sample(lease.ref.sample_id.str());
     QueueRef* const ref = row < 0 ? nullptr : group.queue.find(row);
-    if (ref == nullptr || number == 0) throw_lost(group, lease, ref, ref == nullptr ? 0 : ref->state);
-    if (ref->marked) {  // for another lease it has ended by this call
-      if (ref->token == number) continue;
-      throw_lost(group, lease, ref, to_ack ? kAcked : kRefFailed);
-    }
-    if (ref->ended_token == number && (ref->state == kAcked) == to_ack) continue;  // said before
-    if (ref->state > kRefLeased || ref->token != number) throw_lost(group, lease, ref, ref->state);
+    if (ref == nullptr) throw refusals::lost_ref(lease, group.name, -1, "");
+    // One that is marked has ended by this call.
+    const int ended = to_ack ? kAcked : kRefFailed;
+    const int state = ref->marked ? ended : ref->state;
+    if (number != 0 && ref->marked && ref->token == number) continue;
+    if (number != 0 && !ref->marked && ref->ended_token == number && (state == kAcked) == to_ack) continue;  // said before
+    if (state > kRefLeased || number == 0 || ref->token != number) throw_lost(group, lease, *ref, state);
     held.push_back({row, ref});
     marks.add(*ref);
   }
