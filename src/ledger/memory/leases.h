@@ -68,6 +68,10 @@ class RefLeases {
   }
 
   const RefLeaseOf& of(LeaseNumber number) const { return leases_.at(number); }
+  const RefLeaseOf* find(LeaseNumber number) const {
+    const auto at = leases_.find(number);
+    return at == leases_.end() ? nullptr : &at->second;
+  }
 
   // One of its refs is held no more.
   void let_go(LeaseNumber number) {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ledger/memory/packed_ref.h"
 
-#include <fmt/format.h>
-
 #include <utility>
 
 namespace draftflow::memory {
@@ -23,18 +21,35 @@ std::int64_t take_number(const char*& at) {
   }
 }
 
-// Takes the id out of the text; says where it stood.
-std::size_t take_out(std::string& text, const std::string& id) {
+RefPattern::Around split(const std::string& text, const std::string& id) {
   const std::size_t at = text.find(id);
-  if (at != std::string::npos) text.erase(at, id.size());
-  return at;
+  if (at == std::string::npos) return {.before = text};
+  return {.before = text.substr(0, at), .after = text.substr(at + id.size()), .has_id = true};
 }
 
-std::string put_in(const std::string& text, std::size_t at, const std::string& id, std::string_view end = "") {
+std::string join(const RefPattern::Around& around, const std::string& id, std::string_view end = "") {
+  if (!around.has_id) return around.before;
   std::string whole;
-  whole.reserve(text.size() + id.size() + end.size());
-  whole.append(text, 0, at).append(id).append(text, at).append(end);
+  whole.reserve(around.before.size() + id.size() + around.after.size() + end.size());
+  whole.append(around.before).append(id).append(around.after).append(end);
   return whole;
+}
+
+// All that is in a pattern, so that two with the same text are the same. U+0000 is in no id, but may be in other texts, so that
+// lengths stand before them.
+std::string text_of(const RefPattern& pattern) {
+  std::string text;
+  const auto add = [&](const RefPattern::Around& around) {
+    for (const std::string* part : {&around.name, &around.before, &around.after}) {
+      text.append(std::to_string(part->size())).append(" ").append(*part);
+    }
+    text += around.has_id ? '+' : '-';
+  };
+  add(pattern.uri);
+  text += pattern.uri_ends_in_generation ? 'g' : ' ';
+  for (const RefPattern::Around& key : pattern.keys) add(key);
+  for (const FeatureSpec& spec : pattern.ref.feature_specs) text.append(" ").append(std::to_string(spec.shape.size()));
+  return text + sample_ref_to_json(pattern.ref);
 }
 
 }  // namespace
@@ -50,33 +65,24 @@ PackedRef RefPatterns::pack(const SampleRef& ref) {
   common.sample_id = SampleId("-");
   common.generation = common.estimated_bytes = 0;
   common.num_tokens = 0;
-  std::string shape_of_it;  // what the JSON of a pattern does not say
   for (FeatureSpec& spec : common.feature_specs) {
     for (std::int64_t& extent : spec.shape) put_number(packed.rest, std::exchange(extent, 0));
-    shape_of_it += fmt::format(" {}", spec.shape.size());
   }
-  for (auto& [name, key] : common.feature_keys) {
-    pattern.keys_at.push_back(take_out(key, id));
-    shape_of_it += fmt::format(" {}", pattern.keys_at.back());
+  for (const auto& [name, key] : std::exchange(common.feature_keys, {})) {
+    pattern.keys.push_back(split(key, id));
+    pattern.keys.back().name = name;
   }
-  std::string& uri = common.feature_store_uri;
-  pattern.uri_at = take_out(uri, id);
-  if (pattern.uri_at == RefPattern::kNoId) {
-    packed.rest += std::exchange(uri, {});
-  } else if (const std::string end = fmt::format("{}", ref.generation);
-             uri.size() >= pattern.uri_at + end.size() && uri.ends_with(end)) {
-    uri.resize(uri.size() - end.size());
+  pattern.uri = split(std::exchange(common.feature_store_uri, {}), id);
+  if (!pattern.uri.has_id) {
+    packed.rest += std::exchange(pattern.uri.before, {});
+  } else if (const std::string end = std::to_string(ref.generation); pattern.uri.after.ends_with(end)) {
+    pattern.uri.after.resize(pattern.uri.after.size() - end.size());
     pattern.uri_ends_in_generation = true;
   }
-  shape_of_it += fmt::format("/{}{} ", pattern.uri_at, pattern.uri_ends_in_generation);
-  if (shared_.size() < kMostShared) {
-    auto& known = shared_[shape_of_it + sample_ref_to_json(common)];
-    if (known == nullptr) known = &patterns_.emplace_back(std::move(pattern));
-    packed.pattern = known;
-  } else {
-    const auto known = shared_.find(shape_of_it + sample_ref_to_json(common));
-    packed.pattern = known != shared_.end() ? known->second : &patterns_.emplace_back(std::move(pattern));
-  }
+  std::string text = text_of(pattern);
+  const auto known = shared_.find(text);
+  packed.pattern = known != shared_.end() ? known->second : &patterns_.emplace_back(std::move(pattern));
+  if (known == shared_.end() && shared_.size() < kMostShared) shared_.emplace(std::move(text), packed.pattern);
   packed.rest.shrink_to_fit();
   return packed;
 }
@@ -92,15 +98,13 @@ SampleRef PackedRef::unpack() const {
   for (FeatureSpec& spec : ref.feature_specs) {
     for (std::int64_t& extent : spec.shape) extent = take_number(at);
   }
-  for (std::size_t i = 0; i < ref.feature_keys.size(); ++i) {
-    std::string& key = ref.feature_keys[i].second;
-    if (pattern->keys_at[i] != RefPattern::kNoId) key = put_in(key, pattern->keys_at[i], id);
-  }
-  std::string& uri = ref.feature_store_uri;
-  if (pattern->uri_at == RefPattern::kNoId) {
-    uri.assign(at, rest.data() + rest.size());
+  ref.feature_keys.reserve(pattern->keys.size());
+  for (const RefPattern::Around& key : pattern->keys) ref.feature_keys.emplace_back(key.name, join(key, id));
+  if (!pattern->uri.has_id) {
+    ref.feature_store_uri.assign(at, rest.data() + rest.size());
   } else {
-    uri = put_in(uri, pattern->uri_at, id, pattern->uri_ends_in_generation ? fmt::format("{}", generation) : std::string());
+    ref.feature_store_uri =
+        join(pattern->uri, id, pattern->uri_ends_in_generation ? std::to_string(generation) : std::string());
   }
   return ref;
 }

@@ -20,13 +20,16 @@
 
 namespace draftflow::memory {
 
-// A ref without its id, numbers and extents; of its texts only what is left without the sample's id.
+// A ref without its id, numbers and extents, and without its URI and feature keys: these are texts around the id.
 struct RefPattern {
-  static constexpr std::size_t kNoId = std::string::npos;
+  struct Around {
+    std::string name, before, after;  // name: of a feature key
+    bool has_id = false;              // else all of the text is in `before`
+  };
   SampleRef ref;
-  std::size_t uri_at = kNoId;  // where the id stood in the URI; nowhere: the PackedRef has the URI
+  Around uri;  // without the id: the PackedRef has the URI
   bool uri_ends_in_generation = false;
-  std::vector<std::size_t> keys_at;  // where it stood in each feature key
+  std::vector<Around> keys;
 };
 
 struct PackedRef {

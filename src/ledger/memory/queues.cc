@@ -118,8 +118,11 @@ std::vector<std::int64_t> MemoryLedger::pick(Group& group, const RefRequest& req
   std::vector<std::int64_t> picked;
   std::int64_t tokens = 0;
   const auto take = [&](std::int64_t row) {
-    tokens += books_->samples[row].ref.tokens;
-    if (picked.size() == limit || (!picked.empty() && request.max_tokens > 0 && tokens > request.max_tokens)) return false;
+    if (picked.size() == limit) return false;
+    if (request.max_tokens > 0) {
+      tokens += books_->samples[row].ref.tokens;
+      if (!picked.empty() && tokens > request.max_tokens) return false;
+    }
     picked.push_back(row);
     return true;
   };
@@ -165,6 +168,13 @@ QueueAnswer MemoryLedger::lease_refs(const RefRequest& request) {
     const bool end = group.available == 0 && queue.leased == 0 && prompts_finished();
     return {.state = end ? QueueState::kEndOfStream : QueueState::kEmpty, .leases = {}};
   }
+  // Where many wait these lie far from each other: they are fetched together.
+  for (const std::int64_t row : picked) {
+    const auto* sample = reinterpret_cast<const char*>(&books_->samples[row]);
+    for (std::size_t line = 0; line < sizeof(memory::Sample); line += 64) __builtin_prefetch(sample + line);
+    __builtin_prefetch(&queue.refs[row], 1);
+  }
+  for (const std::int64_t row : picked) __builtin_prefetch(books_->samples[row].ref.rest.data());
   const LeaseNumber number = books_->last_lease + 1;
   const std::string token = books_->tokens.text_of(number);
   QueueAnswer answer{.state = QueueState::kRefs, .leases = {}};
@@ -221,9 +231,20 @@ std::vector<MemoryLedger::HeldRef> MemoryLedger::find_held(Group& group, const s
   std::vector<HeldRef> held;
   held.reserve(leases.size());
   Marks marks(leases.size());
+  const memory::RefLeaseOf* known = nullptr;
+  LeaseNumber last = 0;
+  std::size_t at = 0;  // in the rows of `known`
   for (const RefLease& lease : leases) {
     const LeaseNumber number = books_->tokens.number_of(lease.token);
-    const std::int64_t row = find_sample(lease.ref.sample_id.str());
+    if (std::exchange(last, number) != number) {
+      known = group.queue.leases.find(number);
+      at = 0;
+    }
+    // Mostly a lease comes back as it was given: then its rows are known without looking for the ids.
+    const std::string& id = lease.ref.sample_id.str();
+    const bool next = known != nullptr && at < known->rows.size() && id_of(known->rows[at]) == id;
+    const std::int64_t row = next ? std::int64_t{known->rows[at]} : find_sample(id);
+    ++at;
     QueueRef* const ref = row < 0 ? nullptr : group.queue.find(row);
     if (ref == nullptr) throw refusals::lost_ref(lease, group.name, -1, "");
     // One that is marked has ended by this call.
