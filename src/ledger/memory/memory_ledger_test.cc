@@ -28,6 +28,8 @@ TEST(MemoryLedger, LivesAsLongAsItsBooksOrALedgerOnThem) {
   EXPECT_EQ(second->status().prompts, 1);
   EXPECT_NE(open_memory_ledger(make_memory_ledger())->id(), id);
   expect_error<InvalidArgument>([] { open_memory_ledger(nullptr); }, "without its books");
+  expect_error<InvalidArgument>([] { open_ledger("mem://x"); }, "ledger mem://x: a ledger in memory has no name");
+  expect_error<InvalidArgument>([] { open_ledger_read_only("mem://x"); }, "name a SQLite file");
 }
 
 // Of a queue that lives long: what is acked costs its row, and neither its lease nor a place in an index.

@@ -25,7 +25,7 @@ struct Shard {
 
 class Shards {
  public:
-  static constexpr std::size_t kMostIndexes = 8;
+  static constexpr std::size_t kMostIndexes = 16;
   using Visit = std::function<void(std::int64_t row, std::string_view id, bool available)>;
 
   // The partition. `each` visits what the queue holds or may hold again, in commit order; it is called to build an index.
