@@ -207,8 +207,8 @@ TEST(BenchCommand, TheLedgersRowsAreMeasuredAndRemoved) {
     EXPECT_GT(row["value"].get<double>(), 0) << row;
     EXPECT_GT(row["limit"].get<double>(), 0) << row;
   }
-  EXPECT_THAT(names,
-              ::testing::ElementsAre("sqlite_commit_256", "sqlite_commit_256_random", "window_256_8_ms", "reconcile_1m_s"));
+  EXPECT_THAT(names, ::testing::ElementsAre("sqlite_commit_256", "sqlite_commit_256_random", "window_256_8_ms",
+                                            "reconcile_1m_s", "memory_lease_ack_1m"));
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
   const char* const wrong[] = {"draftflow", "bench", "ledger", "--rows", "nothing"};
   EXPECT_EQ(run_cli(5, wrong, {out, err, false}), 2);

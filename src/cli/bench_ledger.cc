@@ -33,7 +33,8 @@ constexpr const char* kExample =
     "The\n"
     "folder it works in is removed. A million samples take a minute and 2 GB; --behind sets how many are there before.";
 
-const std::vector<std::string> kRowNames{"sqlite_commit_256", "sqlite_commit_256_random", "window_256_8_ms", "reconcile_1m_s"};
+const std::vector<std::string> kRowNames{"sqlite_commit_256", "sqlite_commit_256_random", "window_256_8_ms", "reconcile_1m_s",
+                                         "memory_lease_ack_1m"};
 constexpr int kBatch = 256, kRanks = 8;
 
 struct Sizes {
@@ -125,6 +126,7 @@ class LedgerBench {
     if (wants("sqlite_commit_256_random")) rows.push_back(commit_row("sqlite_commit_256_random", /*random=*/true));
     if (wants("window_256_8_ms")) rows.push_back(window_row());
     if (wants("reconcile_1m_s")) rows.push_back(reconcile_row());
+    if (wants("memory_lease_ack_1m")) rows.push_back(memory_row());
     return rows;
   }
 
@@ -272,6 +274,43 @@ class LedgerBench {
             median_of(limits),
             value_at_most(10),
             fmt::format("{} samples, {:.0f} MiB more memory; the limit scans as many rows", sizes_.reconciled, grown)};
+  }
+
+  // One shard in eight, sixteen refs a call, while many others wait; the limit is the same while 1,000 do.
+  BenchRow memory_row() {
+    constexpr int kShards = 8, kRefs = 16;
+    const GroupId group("queue");
+    const double before = rss_mib();
+    const int calls = 25 * sizes_.batches;
+    int shard = 0;
+    const auto filled = [&](std::int64_t pending) {
+      auto ledger = open_memory_ledger(make_memory_ledger());
+      ledger->declare_group({.group = group, .kind = GroupKind::kQueue});
+      fill(*ledger, pending, false, nullptr);
+      return ledger;
+    };
+    const auto repetition = [&](Ledger& ledger) {
+      double seconds = 0;
+      for (int call = 0; call < calls; ++call) {
+        std::int64_t given = 0;
+        seconds += seconds_of([&] {
+          const QueueAnswer answer =
+              ledger.lease_refs({.group = group, .max_refs = kRefs, .partition = Partition{shard++ % kShards, kShards}});
+          ledger.ack_refs(group, answer.leases);
+          given = static_cast<std::int64_t>(answer.leases.size());
+        });
+        ledger.commit_samples(refs(given, false), {});  // as many wait as before
+      }
+      return std::vector{seconds};
+    };
+    const auto many = filled(sizes_.behind);
+    const double grown = rss_mib() - before;
+    const auto few = filled(std::min<std::int64_t>(sizes_.behind, 1000));
+    const auto medians = alternate(
+        sizes_.repetitions, [&] { return repetition(*many); }, [&] { return repetition(*few); });
+    BenchRow row = rate_row("memory_lease_ack_1m", calls * kRefs, "ref/s", medians[0], ratio_at_least(0.4));
+    row.note = fmt::format("{} pending, {:.0f} MiB; the limit at 1000", sizes_.behind, grown);
+    return row;
   }
 
   const std::filesystem::path folder_;

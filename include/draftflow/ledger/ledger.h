@@ -3,7 +3,8 @@
 // Ledger: owns the facts of one run: which prompts wait, which samples are committed, which windows were dealt and
 // trained, which checkpoints are durable, which bytes may go. Every transition is one transaction that checks its lease or
 // timeline; calling it again is harmless. No process is special: every producer and every trainer rank asks the ledger itself.
-// Time is the ledger's own. A Ledger is used by one thread at a time; any number of processes may open the same one.
+// Time is the ledger's own. A Ledger is used by one thread at a time; any number of processes may open the same one, or, of a
+// ledger in memory, any number of threads of one process.
 // Exhausted: the disk is full, nothing was changed; InDoubt: the commit's outcome is unknown, call again; Unavailable: the
 // ledger could not be reached, nothing was changed. The tables are described in docs/formats/ledger.md.
 //
@@ -164,6 +165,15 @@ std::unique_ptr<Ledger> open_sqlite_ledger_read_only(const std::filesystem::path
 // another program or version. "postgresql://trainer@host/runs?options=-csearch_path%3Drun_7"; what is left out comes from
 // PGHOST, PGPASSWORD ... and ~/.pgpass.
 std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url);
+
+// A ledger in this process's memory, for tests and programs of one process: it lives as long as its books or a Ledger on them,
+// and nothing outlives the process. Each thread opens a Ledger of its own; they take turns. Not for use by a forked child. Of a
+// prompt or a sample that is done it remembers some 200 bytes. Exhausted at 2^32 prompts or samples.
+//   const auto books = make_memory_ledger();
+//   const auto ledger = open_memory_ledger(books);
+class MemoryBooks;
+std::shared_ptr<MemoryBooks> make_memory_ledger();
+std::unique_ptr<Ledger> open_memory_ledger(std::shared_ptr<MemoryBooks> books);
 
 // By its name: a URL of PostgreSQL, or a SQLite file.
 bool is_ledger_url(const std::string& where);

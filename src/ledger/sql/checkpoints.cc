@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Checkpoints and what they let go.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <utility>
 
-#include "draftflow/base/error.h"
-#include "draftflow/base/text.h"
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
@@ -53,17 +49,11 @@ void SqlLedger::checkpointed(const GroupId& group_id, std::int64_t timeline, std
   Group group = find_windows(group_id, "checkpointed");
   check_newest(group, timeline, "checkpointed");
   if (step < 0 || step > group.trained_step) {
-    throw InvalidArgument(
-        fmt::format("checkpoint at step {} of timeline {}, group '{}': the newest trained step is {}; write a "
-                    "checkpoint after its step is acknowledged",
-                    step, timeline, printable(group.name), group.trained_step));
+    throw refusals::not_trained(step, timeline, group.name, group.trained_step);
   }
   const std::int64_t first_step =
       db_->find("SELECT first_step FROM timeline WHERE consumer = ?1 AND number = ?2", group.id, timeline).value_or(0);
-  if (step < first_step) {
-    throw InvalidArgument(fmt::format("checkpoint at step {} of timeline {}, group '{}': the timeline starts at step {}", step,
-                                      timeline, printable(group.name), first_step));
-  }
+  if (step < first_step) throw refusals::before_timeline(step, timeline, group.name, first_step);
   record_checkpoint(group, timeline, step);
   if (step > group.durable_step) {
     const std::int64_t through = windows_through(group, step);

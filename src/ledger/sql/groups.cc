@@ -1,46 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <utility>
 
-#include "draftflow/base/error.h"
-#include "draftflow/base/text.h"
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
-namespace {
-
-constexpr int kMaxWindow = 1 << 20;
-constexpr int kMaxResumable = 1 << 20;
-constexpr int kMaxAttempts = 1 << 20;
-constexpr int kMaxPasses = 1 << 20;
-
-const char* tail_name(std::int64_t tail) {
-  return tail == 0 ? "drop" : "carry";
-}
-
-const char* kind_name(std::int64_t kind) {
-  return kind == kWindowGroup ? "group of windows" : "queue";
-}
-
-void check_config(const GroupConfig& config) {
-  const auto check = [&](const char* name, int value, int least, int most) {
-    if (value >= least && value <= most) return;
-    throw InvalidArgument(
-        fmt::format("group '{}': {} is {}: {} to {} are allowed", printable(config.group.str()), name, value, least, most));
-  };
-  check("resumable_checkpoints", config.resumable_checkpoints, 1, kMaxResumable);
-  check("max_attempts", config.max_attempts, 1, kMaxAttempts);
-  check("passes", config.passes, 1, config.kind == GroupKind::kWindows ? kMaxPasses : 1);
-  if (config.kind == GroupKind::kWindows) return check("window", config.window, 1, kMaxWindow);
-  if (config.window != 0) {
-    throw InvalidArgument(fmt::format("group '{}' is a queue with a window of {}: a queue has none, 0 is allowed",
-                                      printable(config.group.str()), config.window));
-  }
-}
-
-}  // namespace
 
 void SqlLedger::declare_group(const GroupConfig& config) {
   check_config(config);
@@ -69,33 +33,14 @@ void SqlLedger::declare_group(const GroupConfig& config) {
 }
 
 void SqlLedger::check_same(const Group& group, const GroupConfig& config) {
-  const std::string name = printable(group.name);
-  if (group.open == 0) {
-    throw InvalidArgument(fmt::format("group '{}' of ledger {} was closed: declare one of another name", name, db_->name()));
-  }
-  const std::int64_t kind = config.kind == GroupKind::kWindows ? kWindowGroup : kQueueGroup;
-  if (group.kind != kind) {
-    throw InvalidArgument(
-        fmt::format("group '{}' was declared as a {}, not as a {}: the kind is fixed for the run; declare one of "
-                    "another name",
-                    name, kind_name(group.kind), kind_name(kind)));
-  }
-  if (kind == kQueueGroup) return;
-  if (group.window_size != config.window) {
-    throw InvalidArgument(
-        fmt::format("group '{}' was declared with a window of {}, not {}: W is fixed for the run; use {} again or"
-                    " start another run",
-                    name, group.window_size, config.window, group.window_size));
-  }
-  if (const std::int64_t tail = config.tail == TailPolicy::kDrop ? 0 : 1; group.tail != tail) {
-    throw InvalidArgument(fmt::format("group '{}' was declared with the tail policy '{}', not '{}': it is fixed for the run",
-                                      name, tail_name(group.tail), tail_name(tail)));
-  }
-  if (group.passes != config.passes) {
-    throw InvalidArgument(
-        fmt::format("group '{}' was declared with {} passes over its samples, not {}: they are fixed for the run", name,
-                    group.passes, config.passes));
-  }
+  if (group.open == 0) throw refusals::declared_closed(group.name, db_->name());
+  const GroupKind kind = group.kind == kQueueGroup ? GroupKind::kQueue : GroupKind::kWindows;
+  if (kind != config.kind) throw refusals::other_kind(group.name, kind, config.kind);
+  if (kind == GroupKind::kQueue) return;
+  if (group.window_size != config.window) throw refusals::other_window(group.name, group.window_size, config.window);
+  const TailPolicy tail = group.tail == 0 ? TailPolicy::kDrop : TailPolicy::kCarry;
+  if (tail != config.tail) throw refusals::other_tail(group.name, tail, config.tail);
+  if (group.passes != config.passes) throw refusals::other_passes(group.name, group.passes, config.passes);
 }
 
 // What was not handed to a sweeper yet is there.
@@ -151,10 +96,7 @@ SqlLedger::Group SqlLedger::find_group(const GroupId& group) {
       " durable_windows, released_windows, timeline, width, trained_step, durable_step, failed_trained, failed_durable,"
       " dropped, kind, max_attempts, leased, acked, failed, passes, pass_windows FROM consumer WHERE name = ?1",
       group.str());
-  if (!query.step()) {
-    throw InvalidArgument(
-        fmt::format("group '{}' is not declared in ledger {}: call declare_group first", printable(group.str()), db_->name()));
-  }
+  if (!query.step()) throw refusals::undeclared(group, db_->name());
   Group found;
   found.name = group.str();
   int column = 0;
@@ -191,19 +133,13 @@ SqlLedger::Group SqlLedger::find_group(const GroupId& group) {
 SqlLedger::Group SqlLedger::find_windows(const GroupId& group, const char* verb) {
   Group found = find_group(group);
   if (found.kind == kWindowGroup) return found;
-  throw InvalidArgument(
-      fmt::format("{} on group '{}': it is a queue, which has no windows; its verbs are lease_refs, ack_refs and "
-                  "fail_refs",
-                  verb, printable(found.name)));
+  throw refusals::is_queue(verb, found.name);
 }
 
 SqlLedger::Group SqlLedger::find_queue(const GroupId& group, const char* verb) {
   Group found = find_group(group);
   if (found.kind == kQueueGroup) return found;
-  throw InvalidArgument(
-      fmt::format("{} on group '{}': it is a group of windows, which leases no refs; its verbs are open_timeline, "
-                  "read_window and trained",
-                  verb, printable(found.name)));
+  throw refusals::is_windows(verb, found.name);
 }
 
 void SqlLedger::save(const Group& group) {
@@ -217,15 +153,9 @@ void SqlLedger::save(const Group& group) {
 }
 
 void SqlLedger::check_newest(const Group& group, std::int64_t timeline, const char* verb) {
-  if (group.open == 0) {
-    throw Conflict(
-        fmt::format("{} on timeline {} of group '{}': the group was closed; stop", verb, timeline, printable(group.name)));
-  }
+  if (group.open == 0) throw refusals::timeline_closed(verb, timeline, group.name);
   if (timeline == group.timeline && timeline != 0) return;
-  throw Conflict(
-      fmt::format("{} on timeline {} of group '{}': the newest timeline is {}; stop, another trainer took over (or open a "
-                  "timeline first)",
-                  verb, timeline, printable(group.name), group.timeline));
+  throw refusals::not_newest(verb, timeline, group.name, group.timeline);
 }
 
 }  // namespace draftflow

@@ -23,42 +23,16 @@ struct SqlLedger::Picked {
 
 namespace {
 
-constexpr std::size_t kMaxRefs = 4096;       // of one call
-constexpr std::int64_t kMostIndexed = 1024;  // a partition into more has no index
-constexpr std::int64_t kMaxIndexes = 64;     // each makes every commit and lease a little slower
-constexpr std::size_t kPage = 1024;          // rows read at once where many are looked at
-constexpr const char* kClosedReason = "the group was closed";
-
-void check_request(const RefRequest& request) {
-  const std::string group = printable(request.group.str());
-  check_lease_ms(request.lease_ms);
-  if (request.max_refs < 1) {
-    throw InvalidArgument(fmt::format("lease of {} refs of group '{}': at least 1 is allowed", request.max_refs, group));
-  }
-  if (request.max_tokens < 0) {
-    throw InvalidArgument(fmt::format("lease of refs of group '{}' with max_tokens {}: 0 (no cap) or more is allowed", group,
-                                      request.max_tokens));
-  }
-  if (!request.partition) return;
-  const auto& [index, count] = *request.partition;
-  if (count < 1) throw InvalidArgument(fmt::format("partition into {} of group '{}': at least 1 is allowed", count, group));
-  if (index < 0 || index >= count) {
-    throw InvalidArgument(
-        fmt::format("partition {} of {} of group '{}': the index is 0 to {}", index, count, group, count - 1));
-  }
-}
+constexpr std::int64_t kMaxIndexes = 64;  // each makes every commit and lease a little slower
+constexpr std::size_t kPage = 1024;       // rows read at once where many are looked at
 
 // 1: the whole queue.
 std::int64_t width_of(const RefRequest& request) {
   return request.partition ? request.partition->count : 1;
 }
 
-bool may_be_indexed(std::int64_t width) {
-  return width <= kMostIndexed && kShardModulus % width == 0;
-}
-
 void check_open(std::int64_t open, const std::string& group, const char* verb) {
-  if (open == 0) throw Conflict(fmt::format("{} on group '{}': the group was closed; stop", verb, printable(group)));
+  if (open == 0) throw refusals::group_closed(verb, group);
 }
 
 std::vector<std::int64_t> rows_of(const auto& refs) {
@@ -288,19 +262,13 @@ void SqlLedger::return_refs(const GroupId& group, const HolderId& holder) {
 // --- ack, fail
 
 void SqlLedger::throw_lost(const Group& queue, const RefLease& lease, const QueueRef& ref) {
-  std::string now = "available again";
-  if (ref.row < 0) now = "not in it";
-  if (ref.state == kAcked) now = "acked";
-  if (ref.state == kRefFailed) now = "failed";
+  std::string holder;
   if (ref.state == kRefLeased) {
     sql::Query found = db_->query("SELECT holder FROM queue_ref WHERE consumer = ?1 AND row = ?2", queue.id, ref.row);
     found.step();
-    now = fmt::format("leased to '{}'", printable(found.text(0)));
+    holder = found.text(0);
   }
-  throw Conflict(
-      fmt::format("the lease {} on sample '{}' of group '{}' was lost: the sample is {}; nothing was changed, drop this result "
-                  "and lease again",
-                  printable(lease.token, 40), printable(lease.ref.sample_id.str()), printable(queue.name), now));
+  throw refusals::lost_ref(lease, queue.name, ref.row < 0 ? -1 : ref.state, holder);
 }
 
 // The refs that these leases hold, each once; those whose lease ended by the same call before are left out. The queue's

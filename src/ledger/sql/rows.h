@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "ledger/refusals.h"
+#include "ledger/rules.h"
 #include "ledger/sql/sql_ledger.h"
 
 namespace draftflow {
@@ -55,12 +57,8 @@ struct SqlLedger::Prompt {
   std::string holder, token, ended_token;
 };
 
-enum PromptState : int { kPending = 0, kLeased = 1, kDone = 2, kPromptFailed = 3 };
-enum SampleState : int { kNeeded = 0, kMayGo = 1, kGoing = 2, kFreed = 3 };
-enum RefState : int { kAvailable = 0, kRefLeased = 1, kAcked = 2, kRefFailed = 3 };
 enum Kind : int { kWindowGroup = 0, kQueueGroup = 1 };
 
-constexpr std::size_t kMaxReasonBytes = 2000;
 constexpr const char* kPromptsFinished =
     "SELECT CASE WHEN prompts_closed = 1 AND prompts_pending = 0 AND prompts_leased = 0 THEN 1 ELSE 0 END FROM run WHERE id = "
     "1";
@@ -68,21 +66,5 @@ constexpr const char* kPromptsFinished =
 constexpr const char* kEndClaims =
     "UPDATE sample SET claims = claims - 1, state = CASE WHEN claims = 1 AND in_place = 0 THEN 1 ELSE state END"
     " WHERE state = 0 AND row IN ";
-
-// shard is dp_partition(id, kShardModulus), so that shard % n is dp_partition(id, n) for every n that divides it:
-// 32 x lcm(1 ... 41), which all n up to 42 do, the powers of two up to 1,024, and many more.
-constexpr std::int64_t kShardModulus = 7'009'926'071'666'918'400;
-
-// What a batch counts, one sum a token.
-class TokenSums {
- public:
-  void add(const std::vector<TokenCount>& counts, std::int64_t row);  // InvalidArgument; rows in ascending order
-  const std::map<std::int64_t, TokenCount>& all() const { return sums_; }
-
- private:
-  std::map<std::int64_t, TokenCount> sums_;
-};
-
-void check_lease_ms(std::int64_t lease_ms);
 
 }  // namespace draftflow

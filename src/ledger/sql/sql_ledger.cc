@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "draftflow/base/error.h"
-#include "draftflow/base/text.h"
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
@@ -18,11 +17,7 @@ std::string SqlLedger::id() {
 }
 
 void SqlLedger::declare(const std::string& key, const std::string& value) {
-  for (const std::string* text : {&key, &value}) {
-    if (find_invalid_utf8(*text) != std::string::npos || text->find('\0') != std::string::npos) {
-      throw InvalidArgument(fmt::format("fact '{}' of the ledger is not UTF-8 text without U+0000", printable(key)));
-    }
-  }
+  check_fact(key, value);
   std::optional<std::string> found = declared(key);
   if (!found) {
     sql::Transaction transaction(*db_);
@@ -30,10 +25,7 @@ void SqlLedger::declare(const std::string& key, const std::string& value) {
     transaction.commit();
     found = declared(key);
   }
-  if (found != value) {
-    throw Conflict(fmt::format("ledger {} says {} = '{}', not '{}': use the same settings as before, or another ledger",
-                               db_->name(), printable(key), printable(found.value_or("")), printable(value)));
-  }
+  if (found != value) throw refusals::other_fact(db_->name(), key, found.value_or(""), value);
 }
 
 std::optional<std::string> SqlLedger::declared(const std::string& key) {

@@ -13,11 +13,10 @@
 
 #include "draftflow/base/random.h"
 #include "draftflow/ledger/ledger.h"
+#include "ledger/rules.h"
 #include "ledger/sql/database.h"
 
 namespace draftflow {
-
-class TokenSums;
 
 class SqlLedger final : public Ledger {
  public:
@@ -82,7 +81,6 @@ class SqlLedger final : public Ledger {
   // prompts.cc
   void take_back_expired(std::int64_t now);
   Prompt find_prompt(const std::string& task_id);
-  [[noreturn]] void throw_lost(const std::string& task_id, const Prompt& prompt, const PromptLease& lease);
   void complete_prompt(const PromptLease& lease, const Prompt& prompt);
 
   // samples.cc
