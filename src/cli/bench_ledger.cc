@@ -81,6 +81,14 @@ void LedgerBench::fill(std::int64_t count, bool random, const Use& use) {
   }
 }
 
+void LedgerBench::remove_files(const std::string& prefix) {
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
+    if (entry.path().filename().string().starts_with(prefix)) files.push_back(entry.path());
+  }
+  for (const auto& path : files) std::filesystem::remove(path);
+}
+
 const GroupId& bench_queue() {
   static const GroupId queue("queue");
   return queue;

@@ -33,6 +33,7 @@ class LedgerBench {
 
   bool wants(const std::string& row) const { return wanted_.contains(row); }
   std::filesystem::path file(const std::string& name) const { return folder_ / name; }
+  void remove_files(const std::string& prefix);  // of those a row has done with: with millions behind they are large
   const LedgerSizes& sizes() const { return sizes_; }
   std::ostream& progress() { return progress_; }
 

@@ -10,11 +10,13 @@
 #include <cstdlib>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <ostream>
 #include <stdexcept>
 #include <thread>
 
 #include "cli/bench_ledger.h"
+#include "cli/stop.h"
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
 #include "ledger/postgres/private_server.h"
@@ -88,7 +90,8 @@ class Pgbench {
     const int status = std::system(command.c_str());
     const std::string said = read_text_file(output_);
     const std::size_t at = said.find("\ntps = ");
-    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGINT) throw BenchStopped();
+    const bool interrupted = WIFSIGNALED(status) ? WTERMSIG(status) == SIGINT : WEXITSTATUS(status) == kInterruptedExitCode;
+    if (interrupted) throw BenchStopped();  // system() kept the signal from us
     if (status != 0 || at == std::string::npos) throw Unavailable("pgbench has failed: " + said);
     return clients * transactions / std::strtod(said.c_str() + at + 7, nullptr);
   }
@@ -125,6 +128,12 @@ double seconds_of_clients(std::vector<std::unique_ptr<Ledger>>& clients, int bat
   return seconds;
 }
 
+// As root the server runs as another user, who may be kept out of the bench's folder.
+PrivateServer::Setup setup_of(const LedgerBench& bench) {
+  return {.data = ::geteuid() == 0 ? "" : bench.file("postgres"),
+          .settings = {"shared_buffers=512MB", "max_wal_size=4GB", "checkpoint_timeout=30min"}};
+}
+
 void copy_tables(PrivateServer& server) {
   server.ask(fmt::format("CREATE SCHEMA {}", kCopy));
   for (const char* const table : {"consumer", "sample", "sample_ref", "queue_ref"}) {
@@ -140,14 +149,21 @@ void copy_tables(PrivateServer& server) {
 std::vector<BenchRow> postgres_ledger_rows(LedgerBench& bench) {
   if (!bench.wants(kRow)) return {};
   const LedgerSizes& sizes = bench.sizes();
-  // As root the server runs as another user, who may be kept out of the bench's folder.
-  PrivateServer server({.data = ::geteuid() == 0 ? "" : bench.file("postgres"),
-                        .settings = {"shared_buffers=512MB", "max_wal_size=4GB", "checkpoint_timeout=30min"}});
-  const std::filesystem::path pgbench = server.why_not() ? "" : find_pgbench(server);
-  if (pgbench.empty()) {
-    bench.progress() << kRow << " is left out: " << server.why_not().value_or("pgbench is not installed") << std::endl;
+  std::optional<PrivateServer> started;
+  std::string why_not;
+  try {
+    started.emplace(setup_of(bench));
+    why_not = started->why_not().value_or("");
+  } catch (const Unavailable& error) {  // the other rows took long: they are to be shown
+    why_not = error.what();
+  }
+  const std::filesystem::path pgbench = why_not.empty() ? find_pgbench(*started) : "";
+  if (why_not.empty() && pgbench.empty()) why_not = "pgbench is not installed";
+  if (!why_not.empty()) {
+    bench.progress() << kRow << " is left out: " << why_not << std::endl;
     return {};
   }
+  PrivateServer& server = *started;
   server.ask(fmt::format("CREATE SCHEMA {}", kMine));
   std::vector<std::unique_ptr<Ledger>> clients;
   for (int i = 0; i < sizes.clients; ++i) clients.push_back(open_postgres_ledger(server.url(in_schema(kMine))));

@@ -75,6 +75,7 @@ std::vector<BenchRow> reconcile_ledger_rows(LedgerBench& bench) {
     limits.push_back(raw.seconds);
     limit_peaks.push_back(raw.peak_mib);
   }
+  bench.remove_files("reconcile.");
   std::vector<BenchRow> rows;
   const std::string what = fmt::format("{} samples of a trainer that was killed", windows * kBatch);
   if (bench.wants("reconcile_1m_s")) {

@@ -182,10 +182,12 @@ std::vector<BenchRow> sqlite_ledger_rows(LedgerBench& bench) {
     if (lease) others.push_back(lease_behind_row(bench, pair));
     if (commit) commits.push_back(commit_row(bench, pair, "sqlite_commit_256", false));
   }
+  bench.remove_files("ascending.");
   if (bench.wants("sqlite_commit_256_random")) {
     const Pair pair = finished(bench, "random", bench.sizes().behind, true);
     commits.push_back(commit_row(bench, pair, "sqlite_commit_256_random", true));
   }
+  bench.remove_files("random.");
   if (bench.wants("window_256_8_ms")) others.push_back(window_row(bench));
   commits.insert(commits.end(), others.begin(), others.end());
   return commits;
