@@ -152,6 +152,15 @@ void SqlLedger::save(const Group& group) {
       group.failed_durable, group.dropped, group.leased, group.acked, group.failed, group.pass_windows);
 }
 
+// What a queue has more or less of than `before`, on top of what others counted meanwhile: they may share the turn.
+void SqlLedger::add_counts(const Group& before, const Group& after) {
+  db_->run(
+      "UPDATE consumer SET available = available + ?2, leased = leased + ?3, acked = acked + ?4, failed = failed + ?5"
+      " WHERE id = ?1",
+      after.id, after.available - before.available, after.leased - before.leased, after.acked - before.acked,
+      after.failed - before.failed);
+}
+
 void SqlLedger::check_newest(const Group& group, std::int64_t timeline, const char* verb) {
   if (group.open == 0) throw refusals::timeline_closed(verb, timeline, group.name);
   if (timeline == group.timeline && timeline != 0) return;

@@ -74,7 +74,8 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
   PromptAnswer answer;
   answer.finished = db_->find(kPromptsFinished) == 1;
   // Waiting workers ask often: they must not queue for the write turn to hear that there is nothing.
-  const bool something = db_->find("SELECT 1 FROM prompt WHERE state = 0 LIMIT 1").has_value() ||
+  // In order, so that no engine looks for it from the first prompt on, over all that are done.
+  const bool something = db_->find("SELECT row FROM prompt WHERE state = 0 ORDER BY row LIMIT 1").has_value() ||
                          db_->find("SELECT 1 FROM prompt WHERE state = 1 AND expires_ms <= ?1 LIMIT 1", now).has_value();
   if (answer.finished || !something) return answer;
 

@@ -220,7 +220,7 @@ std::vector<SampleRef> SqlLedger::freeable(int limit) {
     while (going.step()) rows.push_back(going.integer(0));
   }
   const auto room = limit - static_cast<std::int64_t>(rows.size());
-  if (room > 0 && db_->find("SELECT 1 FROM sample WHERE state = 1 LIMIT 1")) {
+  if (room > 0 && db_->find("SELECT row FROM sample WHERE state = 1 ORDER BY row LIMIT 1")) {
     // Written down before the sweeper removes the first byte: a later rewind must know what may be gone.
     sql::Transaction transaction(*db_);
     {

@@ -100,6 +100,7 @@ class SqlLedger final : public Ledger {
   Group find_queue(const GroupId& group, const char* verb);
   void check_newest(const Group& group, std::int64_t timeline, const char* verb);
   void save(const Group& group);
+  void add_counts(const Group& before, const Group& after);
   void join_oldest(Group& group);
 
   // timelines.cc
@@ -132,12 +133,14 @@ class SqlLedger final : public Ledger {
   void empty_queue(Group& queue);
   bool is_indexed(std::int64_t width);
   void index_width(std::int64_t width);
-  std::vector<Picked> pick(const Group& queue, const RefRequest& request, std::size_t limit);
+  std::vector<Picked> pick(const Group& queue, const RefRequest& request, std::size_t limit, bool shared = false);
   std::vector<Picked> pick_filtered(const Group& queue, const RefRequest& request, std::size_t limit);
+  bool is_overdue(const Group& queue);
   bool may_give(const Group& queue, const RefRequest& request);
   QueueAnswer give_none(const Group& queue);
   std::vector<RefLease> load_leases(const std::vector<Picked>& picked, const std::string& token);
   std::vector<QueueRef> find_held(Group& queue, const std::vector<RefLease>& leases, bool to_ack);
+  void lock_shared_samples(const Group& queue, const std::vector<std::int64_t>& rows);
   [[noreturn]] void throw_lost(const Group& queue, const RefLease& lease, const QueueRef& ref);
   void end_claims(const std::vector<std::int64_t>& rows);
   std::vector<std::string> acked_ids(const Group& queue);
