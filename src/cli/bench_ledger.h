@@ -21,7 +21,7 @@ namespace draftflow::cli {
 constexpr int kBatch = 256;  // refs of one call
 
 struct LedgerSizes {
-  std::int64_t behind = 1'000'000, few_behind = 1'000, reconciled = 1'000'000;
+  std::int64_t behind = 100'000, few_behind = 1'000, many_behind = 1'000'000, reconciled = 1'000'000;
   int repetitions = 7, batches = 40, windows = 12, single_leases = 100;
   int clients = 4, client_repetitions = 5, client_batches = 12;  // PostgreSQL
 };

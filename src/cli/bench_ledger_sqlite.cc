@@ -19,14 +19,16 @@ constexpr int kRanks = 8;
 // A ledger and the engine alone with as much behind them.
 struct Pair {
   std::unique_ptr<Ledger> ledger;
-  std::unique_ptr<RawSqlite> raw;
+  std::unique_ptr<RawSqlite> raw;  // where it is needed
 };
 
-Pair finished(LedgerBench& bench, const std::string& name, std::int64_t behind, bool random) {
-  Pair pair{open_sqlite_ledger(bench.file(name + ".sqlite3")), std::make_unique<RawSqlite>(bench.file(name + ".raw"))};
+Pair finished(LedgerBench& bench, const std::string& name, std::int64_t behind, bool random, bool with_raw = true) {
+  Pair pair{open_sqlite_ledger(bench.file(name + ".sqlite3")), nullptr};
+  if (with_raw) pair.raw = std::make_unique<RawSqlite>(bench.file(name + ".raw"));
   pair.ledger->declare_group({.group = bench_queue(), .kind = GroupKind::kQueue});
   bench.fill(behind, random, [&](const std::vector<SampleRef>& batch) {
     finish_batch(*pair.ledger, batch);
+    if (!pair.raw) return;
     pair.raw->commit(RawSqlite::rows_of(batch));
     pair.raw->enqueue(static_cast<std::int64_t>(batch.size()), /*finished=*/true);
   });
@@ -69,8 +71,11 @@ BenchRow lease_ack_row(LedgerBench& bench, const Pair& pair) {
 }
 
 // The limit is another ledger, with hardly anything behind it.
-BenchRow lease_behind_row(LedgerBench& bench, const Pair& many) {
-  const Pair few = finished(bench, "few", bench.sizes().few_behind, false);
+BenchRow lease_behind_row(LedgerBench& bench) {
+  const LedgerSizes& sizes = bench.sizes();
+  const std::int64_t behind = sizes.many_behind;
+  const Pair many = finished(bench, "many", behind, false, /*with_raw=*/false);
+  const Pair few = finished(bench, "few", sizes.few_behind, false, /*with_raw=*/false);
   const int leases = bench.sizes().single_leases;
   for (const Pair* pair : {&many, &few}) {
     for (int i = 0; i < leases + 1; ++i) pair->ledger->commit_samples(bench.refs(kBatch, false), {});
@@ -90,8 +95,7 @@ BenchRow lease_behind_row(LedgerBench& bench, const Pair& many) {
           "us",
           1e6 * medians.limit,
           ratio_at_most(1.2),
-          fmt::format("the next lease of {}: {}, the limit {}", kBatch, behind_text(bench.sizes().behind),
-                      bench.sizes().few_behind)};
+          fmt::format("the next lease of {}: {}, the limit {}", kBatch, behind_text(behind), sizes.few_behind)};
 }
 
 BenchRow commit_row(LedgerBench& bench, const Pair& pair, const std::string& name, bool random) {
@@ -174,12 +178,10 @@ BenchRow window_row(LedgerBench& bench) {
 
 std::vector<BenchRow> sqlite_ledger_rows(LedgerBench& bench) {
   std::vector<BenchRow> commits, others;
-  const bool commit = bench.wants("sqlite_commit_256"), lease_ack = bench.wants("sqlite_lease_ack_256"),
-             lease = bench.wants("sqlite_lease_behind_1m");
-  if (commit || lease_ack || lease) {  // on one file, which takes long to fill
+  const bool commit = bench.wants("sqlite_commit_256"), lease_ack = bench.wants("sqlite_lease_ack_256");
+  if (commit || lease_ack) {  // on one file, which takes long to fill
     const Pair pair = finished(bench, "ascending", bench.sizes().behind, false);
     if (lease_ack) others.push_back(lease_ack_row(bench, pair));
-    if (lease) others.push_back(lease_behind_row(bench, pair));
     if (commit) commits.push_back(commit_row(bench, pair, "sqlite_commit_256", false));
   }
   bench.remove_files("ascending.");
@@ -188,6 +190,8 @@ std::vector<BenchRow> sqlite_ledger_rows(LedgerBench& bench) {
     commits.push_back(commit_row(bench, pair, "sqlite_commit_256_random", true));
   }
   bench.remove_files("random.");
+  if (bench.wants("sqlite_lease_behind_1m")) others.push_back(lease_behind_row(bench));
+  bench.remove_files("many.");
   if (bench.wants("window_256_8_ms")) others.push_back(window_row(bench));
   commits.insert(commits.end(), others.begin(), others.end());
   return commits;

@@ -150,6 +150,7 @@ pid_t PrivateServer::spawn(const std::vector<std::string>& arguments) const {
   const pid_t child = ::fork();
   if (child < 0) throw_errno(errno, "fork");
   if (child > 0) return child;
+  ::setpgid(0, 0);  // a Ctrl-C is for its owner, who ends it
   ::dup2(nothing.get(), STDIN_FILENO);
   ::dup2(log.get(), STDOUT_FILENO);
   ::dup2(log.get(), STDERR_FILENO);
