@@ -136,11 +136,9 @@ struct Group {
 
 class MemoryBooks {
  public:
-  MemoryBooks() = default;
-
   const std::string id = random_hex128();
   const std::string name = "mem://" + id;  // for messages
-  const LeaseTokens tokens;
+  const LeaseTokens tokens{};
 
   std::mutex mutex;  // guards all below
   std::string boot_id;

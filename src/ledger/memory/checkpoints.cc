@@ -9,8 +9,6 @@
 
 namespace draftflow {
 
-using memory::Group;
-
 // How many windows, from the first on, were trained at or before the step.
 std::int64_t MemoryLedger::windows_through(const Group& group, std::int64_t step) {
   const auto& windows = group.windows.windows;

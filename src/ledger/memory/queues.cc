@@ -11,7 +11,6 @@
 
 namespace draftflow {
 
-using memory::Group;
 using memory::LeaseNumber;
 using memory::Queue;
 using memory::QueueRef;

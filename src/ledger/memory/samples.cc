@@ -7,7 +7,6 @@
 
 namespace draftflow {
 
-using memory::Group;
 using memory::PackedRef;
 using memory::Sample;
 

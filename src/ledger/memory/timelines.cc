@@ -8,7 +8,6 @@
 
 namespace draftflow {
 
-using memory::Group;
 using memory::Timeline;
 
 void MemoryLedger::check_on_line(const Group& group, const CheckpointMark& mark) {

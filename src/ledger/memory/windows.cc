@@ -9,8 +9,6 @@
 
 namespace draftflow {
 
-using memory::Group;
-
 // Samples that wait in no window of the group.
 void MemoryLedger::for_each_undealt(const Group& group, const std::function<void(std::int64_t row)>& visit) {
   for (std::int64_t row = group.windows.next_row; row < books_->committed; ++row) {
