@@ -2,9 +2,9 @@
 //
 // The ledger's SQL over one schema of a PostgreSQL database (sql/database.h); time is the server's. The schema is the first of
 // the connection's search_path that exists, and the session sees no other: what a write turn covers is all that a transaction
-// can reach. Writers of all processes take turns by one advisory lock for each schema, taken alone or shared, which the server hands on
-// in the order of asking. One connection, opened by the constructor and again by the first call outside a transaction that finds it gone.
-// It needs a session of its own: directly, or through a pooler in session mode. Private to this room.
+// can reach. Writers of all processes take turns by one advisory lock for each schema, taken alone or shared, which the server
+// hands on in the order of asking. One connection, opened by the constructor and again by the first call outside a transaction
+// that finds it gone. It needs a session of its own: directly, or through a pooler in session mode. Private to this room.
 //
 //   postgres::Database db("postgresql://trainer@host/runs?options=-csearch_path%3Drun_7");
 #pragma once
