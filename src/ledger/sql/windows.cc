@@ -42,8 +42,11 @@ void SqlLedger::drop_tail(Group& group) {
   const std::int64_t committed = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
   if (group.windows == 0) throw refusals::no_step(group.name, group.available, group.window_size);
   end_claims_of_undealt(group);
-  db_->run("INSERT INTO dropped(consumer, row, reason) SELECT ?1, row, ?3 FROM sample WHERE row >= ?2 ON CONFLICT DO NOTHING",
-           group.id, group.next_row, group.pass_windows == 0 ? kTailReason : kLateReason);
+  // What was handed to a sweeper when a late group joined never was the group's.
+  db_->run(
+      "INSERT INTO dropped(consumer, row, reason) SELECT ?1, row, ?3 FROM sample WHERE row >= ?2 AND state < 2"
+      " ON CONFLICT DO NOTHING",
+      group.id, group.next_row, group.pass_windows == 0 ? kTailReason : kLateReason);
   group.next_row = committed;
   group.dropped += std::exchange(group.available, 0);
   save(group);

@@ -373,6 +373,23 @@ TEST(SqlLedger, CountersEqualARecountAfterAnyWalk) {
   EXPECT_GT(later_passes, 2);
 }
 
+TEST(SqlLedger, ATailIsDroppedWithoutWhatALateGroupNeverHad) {
+  const testing_support::TempFolder folder;
+  const auto ledger = testing_support::as_sql(open_sqlite_ledger(folder.path() / "l.sqlite3"));
+  const GroupId queue("queue"), late("late");
+  ledger->declare_group({.group = queue, .kind = GroupKind::kQueue});
+  ledger->commit_samples({make_ref("s0"), make_ref("s1"), make_ref("s2"), make_ref("s3")}, {});
+  ledger->ack_refs(queue, {ledger->lease_refs({.group = queue, .max_refs = 4}).leases.back()});
+  ASSERT_EQ(ledger->freeable(9).size(), 1u);  // s3 goes before the group joins
+  ledger->close_prompts();
+  ledger->declare_group({.group = late, .window = 2});
+  const std::int64_t timeline = ledger->open_timeline({.group = late}).number;
+  ASSERT_EQ(ledger->read_window(late, timeline, 0, {}).state, WindowState::kWindow);
+  EXPECT_EQ(ledger->read_window(late, timeline, 1, {}).state, WindowState::kEndOfStream);
+  EXPECT_EQ(ledger->status().of(late).dropped, 1);
+  testing_support::expect_books_balance(*ledger);
+}
+
 // A query plan that reads a whole table would make an operation slower with every sample resident.
 TEST(SqlLedger, NoStatementOfARunReadsAWholeTable) {
   Walk walk(3);
