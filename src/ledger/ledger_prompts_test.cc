@@ -261,6 +261,30 @@ TEST_P(LedgerPrompts, ClosedPromptsTakeTheOldOnesAgainAndNoNewOnes) {
   EXPECT_EQ(ledger_->status().prompts, 1);
 }
 
+TEST_P(LedgerPrompts, TwoRunsOnOneLedgerAreRefusedBeforeAnythingChanges) {
+  ingest({"a"});
+  PromptTask stranger = make_task("theirs");
+  stranger.run_id = RunId("other");
+  expect_error<Conflict>(
+      [&] {
+        ledger_->ingest_prompts({make_task("b"), stranger}, {});
+      },
+      "prompt 'theirs' is of run 'other', but ledger");
+  EXPECT_EQ(ledger_->status().prompts, 1);
+  EXPECT_EQ(ledger_->status().run_id, "run");
+  ledger_->close_prompts();
+  expect_error<Conflict>([&] { ledger_->ingest_prompts({stranger}, {}); }, "keeps the books of run 'run'");
+}
+
+TEST_P(LedgerPrompts, TheTasksOfAFirstCallAreOfOneRun) {
+  PromptTask stranger = make_task("theirs");
+  stranger.run_id = RunId("other");
+  expect_error<Conflict>([&] { ledger_->ingest_prompts({make_task("a"), stranger}, {}); }, "is of run 'other'");
+  EXPECT_EQ(ledger_->status().run_id, "");
+  EXPECT_EQ(ledger_->ingest_prompts({stranger}, {}), 1);
+  EXPECT_EQ(ledger_->status().run_id, "other");
+}
+
 TEST_P(LedgerPrompts, BadArgumentsAreNamed) {
   expect_error<InvalidArgument>([&] { ledger_->lease_prompts(worker_, 0, 1000); }, "lease of 0 prompts");
   expect_error<InvalidArgument>([&] { ledger_->lease_prompts(worker_, 1, 0); }, "lease of 0 ms");

@@ -39,6 +39,13 @@ Conflict other_fact(const std::string& ledger, const std::string& key, const std
 
 // --- prompts
 
+Conflict other_run(const PromptTask& task, const std::string& run_id, const std::string& ledger) {
+  return Conflict(
+      fmt::format("prompt '{}' is of run '{}', but ledger {} keeps the books of run '{}': a ledger is of one run; "
+                  "give this one a ledger of its own",
+                  printable(task.task_id.str()), printable(task.run_id.str()), ledger, printable(run_id)));
+}
+
 InvalidArgument prompts_closed(const std::string& task_id, const std::string& ledger) {
   return InvalidArgument(fmt::format("prompt '{}' is new, but the prompts of ledger {} are closed: start another run for it",
                                      printable(task_id), ledger));

@@ -24,6 +24,7 @@ namespace refusals {
 Conflict other_fact(const std::string& ledger, const std::string& key, const std::string& found, const std::string& value);
 
 // --- prompts
+Conflict other_run(const PromptTask& task, const std::string& run_id, const std::string& ledger);
 InvalidArgument prompts_closed(const std::string& task_id, const std::string& ledger);
 Conflict other_text(const std::string& task_id, const std::string& ledger);
 Conflict unknown_prompt(const std::string& task_id, const std::string& ledger);

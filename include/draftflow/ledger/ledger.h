@@ -53,7 +53,8 @@ class Ledger {
 
   // --- prompts
   // A batch is all or nothing; a task id already there is skipped (Conflict if its payload differs). Counts are added for the
-  // tasks that are new. Returns how many were new. InvalidArgument for a new task after close_prompts.
+  // tasks that are new. Returns how many were new. InvalidArgument for a new task after close_prompts; Conflict, naming both,
+  // for one of another run than the first.
   virtual std::int64_t ingest_prompts(const std::vector<PromptTask>& tasks,
                                       const std::vector<std::vector<TokenCount>>& counts) = 0;
   virtual void close_prompts() = 0;  // no more will come

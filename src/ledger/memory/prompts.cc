@@ -38,6 +38,9 @@ std::int64_t MemoryLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
   std::unordered_map<std::string_view, std::array<unsigned char, 16>> of_this_call;
   std::vector<Prompt> made;
   TokenSums sums;
+  const auto noted = books_->facts.find("run_id");
+  std::optional<std::string> run_id;
+  if (noted != books_->facts.end()) run_id = noted->second;
   for (std::size_t i = 0; i < tasks.size(); ++i) {
     const std::string& task_id = tasks[i].task_id.str();
     const std::int64_t row = find_prompt_row(task_id);
@@ -47,6 +50,8 @@ std::int64_t MemoryLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
       if (digest_of(prompt_task_from_json(task_json(tasks[i])).payload) == known) continue;
       throw refusals::other_text(task_id, books_->name);
     }
+    if (run_id && *run_id != tasks[i].run_id.str()) throw refusals::other_run(tasks[i], *run_id, books_->name);
+    run_id = tasks[i].run_id.str();
     if (books_->prompts_closed) throw refusals::prompts_closed(task_id, books_->name);
     auto task = std::make_unique<PromptTask>(prompt_task_from_json(task_json(tasks[i])));
     const std::int64_t next = books_->prompt_count + static_cast<std::int64_t>(made.size());
@@ -59,7 +64,7 @@ std::int64_t MemoryLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
     throw Exhausted("a ledger in memory holds at most 2^32 prompts: start another run");
   }
   make_whole([&] {
-    if (books_->prompt_count == 0 && !made.empty()) note_run_id(made.front().task->run_id);
+    if (!made.empty()) note_run_id(made.front().task->run_id);
     for (Prompt& prompt : made) {
       const std::int64_t row = books_->prompt_count++;
       books_->prompt_index.insert(prompt.task_id, row);

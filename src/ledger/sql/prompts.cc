@@ -19,14 +19,17 @@ std::int64_t SqlLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
   sql::Transaction transaction(*db_);
   const bool closed = db_->find("SELECT prompts_closed FROM run WHERE id = 1") == 1;
   std::int64_t row = db_->find("SELECT prompts FROM run WHERE id = 1").value_or(0);
+  std::optional<std::string> run_id = declared("run_id");
   for (std::size_t i = 0; i < tasks.size(); ++i) {
     const std::string& task_id = tasks[i].task_id.str();
     if (db_->run("INSERT INTO prompt(row, task_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING", row, task_id) == 0) {
       refuse_other_payload(tasks[i]);
       continue;
     }
+    if (run_id && *run_id != tasks[i].run_id.str()) throw refusals::other_run(tasks[i], *run_id, db_->name());
     if (closed) throw refusals::prompts_closed(task_id, db_->name());
-    if (row == 0) note_run_id(tasks[i].run_id);
+    if (!run_id) note_run_id(tasks[i].run_id);
+    run_id = tasks[i].run_id.str();
     db_->run("INSERT INTO prompt_task(row, json) VALUES (?1, ?2)", row, task_json(tasks[i]));
     if (!counts.empty()) sums.add(counts[i], row);
     ++row;
