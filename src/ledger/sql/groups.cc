@@ -23,6 +23,8 @@ const char* kind_name(std::int64_t kind) {
   return kind == kWindowGroup ? "group of windows" : "queue";
 }
 
+}  // namespace
+
 void check_config(const GroupConfig& config) {
   const auto check = [&](const char* name, int value, int least, int most) {
     if (value >= least && value <= most) return;
@@ -37,8 +39,6 @@ void check_config(const GroupConfig& config) {
                                       printable(config.group.str()), config.window));
   }
 }
-
-}  // namespace
 
 void SqlLedger::declare_group(const GroupConfig& config) {
   check_config(config);

@@ -57,10 +57,6 @@ bool may_be_indexed(std::int64_t width) {
   return width <= kMostIndexed && kShardModulus % width == 0;
 }
 
-void check_open(std::int64_t open, const std::string& group, const char* verb) {
-  if (open == 0) throw Conflict(fmt::format("{} on group '{}': the group was closed; stop", verb, printable(group)));
-}
-
 std::vector<std::int64_t> rows_of(const auto& refs) {
   std::vector<std::int64_t> rows;
   for (const auto& ref : refs) rows.push_back(ref.row);
@@ -68,6 +64,10 @@ std::vector<std::int64_t> rows_of(const auto& refs) {
 }
 
 }  // namespace
+
+void check_open(std::int64_t open, const std::string& group, const char* verb) {
+  if (open == 0) throw Conflict(fmt::format("{} on group '{}': the group was closed; stop", verb, printable(group)));
+}
 
 // --- what a queue holds
 
@@ -207,6 +207,13 @@ QueueAnswer SqlLedger::give_none(const Group& queue) {
   return {.state = end ? QueueState::kEndOfStream : QueueState::kEmpty, .leases = {}};
 }
 
+// An expired lease keeps its token until somebody else takes the ref: its holder may still ack, if only slow. The group's
+// counters are the caller's.
+std::int64_t SqlLedger::take_back_expired(const Group& queue, std::int64_t now) {
+  return db_->run("UPDATE queue_ref SET state = 0, expires_ms = NULL WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2",
+                  queue.id, now);
+}
+
 QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   check_request(request);
   // Waiting consumers ask often: they must not queue for the write turn to hear that there is nothing.
@@ -220,10 +227,7 @@ QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   Group queue = find_queue(request.group, "lease_refs");
   check_open(queue.open, queue.name, "lease_refs");
   const std::int64_t now = db_->now_ms();
-  // An expired lease keeps its token until somebody else takes the ref: its holder may still ack, if only slow.
-  const std::int64_t back =
-      db_->run("UPDATE queue_ref SET state = 0, expires_ms = NULL WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2",
-               queue.id, now);
+  const std::int64_t back = take_back_expired(queue, now);
   index_width(width_of(request));
   const std::vector<Picked> picked = pick(queue, request, std::min(static_cast<std::size_t>(request.max_refs), kMaxRefs));
   const std::string token = random_hex128();

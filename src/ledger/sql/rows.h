@@ -63,9 +63,20 @@ constexpr const char* kEndClaims =
     "UPDATE sample SET claims = claims - 1, state = CASE WHEN claims = 1 AND in_place = 0 THEN 1 ELSE state END"
     " WHERE state = 0 AND row IN ";
 
+// The open groups that need the sample s: each that has it in a window not released, or may still deal it, and each queue in
+// which it is available or leased.
+constexpr const char* kClaims =
+    "((SELECT COUNT(*) FROM queue_ref q JOIN consumer c ON c.id = q.consumer WHERE q.row = s.row AND c.open = 1"
+    " AND q.state < 2) + (SELECT COUNT(*) FROM consumer c WHERE c.open = 1 AND c.kind = 0 AND"
+    " (EXISTS (SELECT 1 FROM window_ref w WHERE w.row = s.row AND w.consumer = c.id AND w.number >= c.released_windows)"
+    " OR (s.row >= c.next_row AND NOT EXISTS (SELECT 1 FROM dropped d WHERE d.row = s.row AND d.consumer = c.id)))))";
+
 // shard is dp_partition(id, kShardModulus), so that shard % n is dp_partition(id, n) for every n that divides it:
 // 32 x lcm(1 ... 41), which all n up to 42 do, the powers of two up to 1,024, and many more.
 constexpr std::int64_t kShardModulus = 7'009'926'071'666'918'400;
+
+// Of a sample in a window, as exports tell it.
+const char* window_state(std::int64_t window, std::int64_t trained_windows, std::int64_t durable_windows, bool failed);
 
 // What a batch counts, one sum a token.
 class TokenSums {
@@ -78,5 +89,9 @@ class TokenSums {
 };
 
 void check_lease_ms(std::int64_t lease_ms);
+void check_open(std::int64_t open, const std::string& group, const char* verb);  // Conflict
+void check_config(const GroupConfig& config);
+void check_ref(const SampleRef& ref);
+bool is_in_place(const SampleRef& ref);  // a file of the user's: never counted as resident, never freed
 
 }  // namespace draftflow

@@ -18,6 +18,25 @@ constexpr std::uint64_t kMaxSampleBytes = 1ULL << 48;
 constexpr std::int64_t kMaxSampleTokens = 1LL << 40;
 constexpr std::uint64_t kMaxGeneration = 1ULL << 53;
 
+void add_within(std::int64_t& sum, std::int64_t value, const char* what) {
+  if (__builtin_add_overflow(sum, value, &sum)) {
+    throw InvalidArgument(fmt::format("the refs of one call say that they have more than 2^63 {} together", what));
+  }
+}
+
+std::string ref_json(const SampleRef& ref) {
+  try {
+    return sample_ref_to_json(ref);
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {  // the JSON library's own
+    throw InvalidArgument(fmt::format("ref of sample '{}' cannot be written as JSON: {}", printable(ref.sample_id.str()),
+                                      printable(error.what())));
+  }
+}
+
+}  // namespace
+
 void check_ref(const SampleRef& ref) {
   const auto refuse = [&](const std::string& what) {
     throw InvalidArgument(fmt::format("ref of sample '{}': {}", printable(ref.sample_id.str()), what));
@@ -33,29 +52,9 @@ void check_ref(const SampleRef& ref) {
   }
 }
 
-void add_within(std::int64_t& sum, std::int64_t value, const char* what) {
-  if (__builtin_add_overflow(sum, value, &sum)) {
-    throw InvalidArgument(fmt::format("the refs of one call say that they have more than 2^63 {} together", what));
-  }
-}
-
-// Files of the user's: never counted as resident, never freed.
 bool is_in_place(const SampleRef& ref) {
   return ref.feature_store_uri.starts_with("file://");
 }
-
-std::string ref_json(const SampleRef& ref) {
-  try {
-    return sample_ref_to_json(ref);
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {  // the JSON library's own
-    throw InvalidArgument(fmt::format("ref of sample '{}' cannot be written as JSON: {}", printable(ref.sample_id.str()),
-                                      printable(error.what())));
-  }
-}
-
-}  // namespace
 
 void SqlLedger::note_run_id(const RunId& run_id) {
   db_->run("INSERT INTO fact(key, value) VALUES ('run_id', ?1) ON CONFLICT DO NOTHING", run_id.str());
@@ -141,14 +140,15 @@ void SqlLedger::insert_samples(const std::vector<NewSample>& samples, std::int64
 void SqlLedger::replace_sample(const NewSample& sample, std::int64_t row) {
   const SampleRef& ref = *sample.ref;
   std::uint64_t generation = 0;
-  std::int64_t bytes = 0, tokens = 0, in_place = 0;
+  std::int64_t bytes = 0, tokens = 0, in_place = 0, state = 0;
   {
-    sql::Query old = db_->query("SELECT generation, bytes, tokens, in_place FROM sample WHERE row = ?1", row);
+    sql::Query old = db_->query("SELECT generation, bytes, tokens, in_place, state FROM sample WHERE row = ?1", row);
     old.step();
     generation = static_cast<std::uint64_t>(old.integer(0));
     bytes = old.integer(1);
     tokens = old.integer(2);
     in_place = old.integer(3);
+    state = old.integer(4);
   }
   const std::string what = fmt::format("sample '{}' is committed with generation {}; generation {}",
                                        printable(ref.sample_id.str()), generation, ref.generation);
@@ -157,7 +157,8 @@ void SqlLedger::replace_sample(const NewSample& sample, std::int64_t row) {
   // A lease that ran out may still be acked: its ref is taken, too.
   const bool leased =
       db_->find("SELECT 1 FROM queue_ref WHERE row = ?1 AND (state > 0 OR token IS NOT NULL) LIMIT 1", row).has_value();
-  if (dealt || leased) {
+  // What every group has dropped, or was closed over, may be gone already.
+  if (dealt || leased || state != kNeeded) {
     throw Conflict(what + " comes too late, a group has taken the sample: remove it from the store");
   }
   const bool now_in_place = is_in_place(ref);
