@@ -129,6 +129,46 @@ TEST_P(LedgerExport, TheNewLedgerGoesOnFromTheOldOnesCheckpoint) {
   EXPECT_THAT(other->check(), IsEmpty());
 }
 
+TEST_P(LedgerExport, IsOfOneMomentWhileOthersWrite) {
+  live();
+  const auto lines = export_of(*ledger_);
+  const auto theirs = open();
+  std::vector<std::string> during;
+  ledger_->export_to([&](const std::string& line) {
+    during.push_back(line);
+    if (during.size() > 20) return;
+    theirs->commit_samples({make_ref(fmt::format("new{}", during.size()))}, {});
+    theirs->drop_prompts({TaskId("p1")}, "gone", false);
+  });
+  EXPECT_EQ(during, lines);
+  EXPECT_GT(export_of(*ledger_).size(), lines.size());
+}
+
+// More than a page of each, so that the pages' edges are crossed.
+TEST_P(LedgerExport, ManyRowsComePageByPage) {
+  declare(1);
+  declare_queue();
+  std::vector<PromptTask> prompts;
+  std::vector<std::vector<TokenCount>> counts;
+  for (int i = 0; i < 600; ++i) {
+    prompts.push_back(make_task(fmt::format("p{}", i)));
+    counts.push_back({{i, 1, 0}});
+  }
+  ledger_->ingest_prompts(prompts, counts);
+  commit_many(0, 1100);
+  const std::int64_t timeline = open_timeline(*ledger_);
+  for (std::int64_t window = 0; window < 530; ++window) {
+    ledger_->read_window(group_, timeline, window);
+    ledger_->trained(group_, timeline, window, window + 1, {});
+  }
+  const auto lines = export_of(*ledger_);
+  const auto other = open_other();
+  import_into(*other, lines);
+  EXPECT_EQ(export_of(*other), lines);
+  EXPECT_EQ(other->token_counts().size(), 600u);
+  EXPECT_EQ(other->trained_ids(group_).size(), 530u);
+}
+
 // A late call of who had leased in the old ledger: the new one knows no such lease; what had ended before is known.
 TEST_P(LedgerExport, LeasesEndAndWhatHadEndedIsStillKnown) {
   declare_queue();

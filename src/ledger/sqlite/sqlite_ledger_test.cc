@@ -443,6 +443,19 @@ TEST(SqlLedger, AReadOnlyLedgerReadsAndNeverWrites) {
   EXPECT_EQ(open_sqlite_ledger_read_only(path)->status().prompts, 2);
 }
 
+TEST(SqlLedger, WhoOnlyReadsTellsLeasesOfAnEarlierBootAsEnded) {
+  const testing_support::TempFolder folder;
+  const auto path = folder.path() / "l.sqlite3";
+  const auto ledger = open_sqlite_ledger(path, LedgerClock{"an earlier boot", [] { return std::int64_t{1} << 50; }});
+  ledger->ingest_prompts({make_task("a")}, {});
+  ledger->lease_prompts(HolderId("w"), 1, 1000);
+  EXPECT_EQ(ledger->leases().at(0).expired, 0);
+  const HolderLeases told = open_sqlite_ledger_read_only(path)->leases().at(0);
+  EXPECT_EQ(told.count, 1);
+  EXPECT_EQ(told.expired, 1);
+  EXPECT_EQ(told.expires_in_ms, 0);
+}
+
 TEST(SqlLedger, TheFileIsPrivateToUserAndGroup) {
   const testing_support::TempFolder folder;
   const auto ledger = open_sqlite_ledger(folder.path() / "l.sqlite3");
