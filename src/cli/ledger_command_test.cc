@@ -3,6 +3,9 @@
 // draftflow ledger and the leases of draftflow status, over a real ledger and a real store.
 #include <fmt/format.h>
 #include <sqlite3.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
 
 #include "cli/store_command_testing.h"
 #include "draftflow/base/error.h"
@@ -135,6 +138,15 @@ TEST_F(LedgerCommand, AnExportMakesTheSameLedgerElsewhere) {
   const Outcome again = run({"ledger", "import", file("copy.sqlite3"), "--from", file("e.jsonl")});
   EXPECT_EQ(again.code, 6);
   EXPECT_THAT(again.err, HasSubstr("is not empty: it is ledger " + ledger()->id()));
+}
+
+TEST_F(LedgerCommand, AnExportGoesThroughAPipe) {
+  fill();
+  const std::string program = std::string("'") + DRAFTFLOW_BINARY_DIR + "/bin/draftflow' ledger ";
+  const std::string out = program + "export '" + file() + "'";
+  EXPECT_EQ(std::system((out + " | " + program + "import '" + file("copy.sqlite3") + "' --from - > /dev/null").c_str()), 0);
+  EXPECT_EQ(run({"ledger", "export", file("copy.sqlite3")}).out, run({"ledger", "export", file()}).out);
+  EXPECT_EQ(WEXITSTATUS(std::system((out + " > /dev/full 2> /dev/null").c_str())), 5);
 }
 
 TEST_F(LedgerCommand, AnExportThatIsCutShortOrNotThereIsRefused) {

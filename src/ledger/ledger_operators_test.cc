@@ -217,15 +217,19 @@ TEST_P(LedgerOperators, ALateGroupDropsOnlyWhatItHas) {
   EXPECT_THAT(freeable_ids(), IsEmpty()) << "the first group has it in a window yet to come";
 }
 
-TEST_P(LedgerOperators, WhatWasDroppedByAllIsNotReplaced) {
-  declare(2);
-  ingest({"s0"});
-  const PromptLease lease = lease_one();
-  ledger_->commit_sample(make_ref("s0", 1), lease);
-  drop_of_windows({"s0"});
-  free(freeable_ids());
-  expect_error<Conflict>([&] { ledger_->commit_sample(make_ref("s0", 2), lease); }, "comes too late");
-  EXPECT_EQ(ledger_->status().resident_bytes, 0u);
+TEST_P(LedgerOperators, WhatEveryGroupIsDoneWithIsNotReplaced) {
+  for (const bool close : {false, true}) {
+    const std::string id = close ? "closed" : "dropped";
+    ledger_->declare_group({.group = GroupId(id), .window = 2});
+    ingest({id});
+    const PromptLease lease = lease_one();
+    ledger_->commit_sample(make_ref(id, 1), lease);
+    if (!close) ledger_->drop_refs(GroupId(id), typed({id}), "by hand");
+    ledger_->close_group(GroupId(id));
+    free(freeable_ids());
+    expect_error<Conflict>([&] { ledger_->commit_sample(make_ref(id, 2), lease); }, "comes too late");
+    EXPECT_EQ(ledger_->status().resident_bytes, 0u);
+  }
 }
 
 TEST_P(LedgerOperators, ADropOutlivesARewind) {
