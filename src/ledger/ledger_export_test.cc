@@ -138,7 +138,7 @@ TEST_P(LedgerExport, IsOfOneMomentWhileOthersWrite) {
     during.push_back(line);
     if (during.size() > 20) return;
     theirs->commit_samples({make_ref(fmt::format("new{}", during.size()))}, {});
-    theirs->drop_prompts({TaskId("p1")}, "gone", false);
+    theirs->drop_prompts({TaskId("p2")}, "gone", false);
   });
   EXPECT_EQ(during, lines);
   EXPECT_GT(export_of(*ledger_).size(), lines.size());
