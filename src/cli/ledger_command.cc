@@ -145,14 +145,20 @@ int run_check(const LedgerArguments& arguments, const Console& console) {
 
 // --- export, import
 
+// Ends an export or an import within the ledger's call, which then leaves everything as it was.
+struct Interrupted {};
+
 int run_export(const LedgerArguments& arguments, const Console& console) {
   const auto ledger = open_ledger_read_only(ledger_path(arguments.ledger).string());
-  ledger->export_to([&](const std::string& line) {
-    console.out << line << '\n';
-    if (!console.out)
-      throw Exhausted("writing to standard output failed: the disk behind it may be full; what is there is cut short");
-    if (stop_flag()) throw Unavailable("interrupted: what was written is cut short");
-  });
+  try {
+    ledger->export_to([&](const std::string& line) {
+      if (stop_flag()) throw Interrupted();
+      console.out << line << '\n';
+      if (!console.out) throw Exhausted("writing to standard output failed: the disk behind it may be full; export again");
+    });
+  } catch (const Interrupted&) {
+    return kInterruptedExitCode;  // without its last line an export is known to be cut short
+  }
   return 0;
 }
 
@@ -166,12 +172,16 @@ bool is_sqlite(std::istream& file) {
   return found;
 }
 
+// Character by character, so that a file without line breaks cannot fill memory.
 std::optional<std::string> next_line(std::istream& file) {
-  constexpr std::size_t kMaxLine = 256 << 20;  // of one record
-  if (stop_flag()) throw Unavailable("interrupted: nothing was imported");
+  constexpr std::size_t kMaxLine = 64 << 20;  // of one record
+  if (stop_flag()) throw Interrupted();
   std::string line;
-  if (!std::getline(file, line)) return std::nullopt;
-  if (line.size() > kMaxLine) throw Corrupt(fmt::format("a line of {} bytes: at most {} are allowed", line.size(), kMaxLine));
+  for (int c = file.rdbuf()->sbumpc(); c != '\n'; c = file.rdbuf()->sbumpc()) {
+    if (c == std::char_traits<char>::eof()) return line.empty() ? std::nullopt : std::optional(line);
+    if (line.size() == kMaxLine) throw Corrupt(fmt::format("a line of more than {} bytes: this is no export", kMaxLine));
+    line += static_cast<char>(c);
+  }
   return line;
 }
 
@@ -191,20 +201,29 @@ ReferenceImport import_reference(const std::filesystem::path& file, const std::f
   return import_reference_ledger(*open_ledger(where.string()), reference);
 }
 
+// What else there is to say of it.
+std::string import_from(const std::string& from, const std::filesystem::path& where) {
+  if (from == "-") {
+    open_ledger(where.string())->import_from([] { return next_line(std::cin); });
+    return "";
+  }
+  std::ifstream file(from, std::ios::binary);
+  if (!file) throw NotFound(fmt::format("there is no file {} to read: check the path", printable(from, 4096)));
+  if (!is_sqlite(file)) {
+    open_ledger(where.string())->import_from([&] { return next_line(file); });
+    return "";
+  }
+  const ReferenceImport taken = import_reference(from, where);
+  return fmt::format("; of the reference's samples {} wait and {} are done with", taken.waiting, taken.done);
+}
+
 int run_import(const LedgerArguments& arguments, const Console& console) {
   const std::filesystem::path where = ledger_path(arguments.ledger);
   std::string more;
-  if (arguments.from == "-") {
-    open_ledger(where.string())->import_from([] { return next_line(std::cin); });
-  } else {
-    std::ifstream file(arguments.from, std::ios::binary);
-    if (!file) throw NotFound(fmt::format("there is no file {} to read: check the path", printable(arguments.from, 4096)));
-    if (is_sqlite(file)) {
-      const ReferenceImport taken = import_reference(arguments.from, where);
-      more = fmt::format("; of the reference's samples {} wait and {} are done with", taken.waiting, taken.done);
-    } else {
-      open_ledger(where.string())->import_from([&] { return next_line(file); });
-    }
+  try {
+    more = import_from(arguments.from, where);
+  } catch (const Interrupted&) {
+    return kInterruptedExitCode;
   }
   const LedgerStatus status = open_ledger_read_only(where.string())->status();
   if (arguments.json) {

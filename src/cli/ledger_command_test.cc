@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 
+#include "cli/stop.h"
 #include "cli/store_command_testing.h"
 #include "draftflow/base/error.h"
 #include "draftflow/ledger/ledger.h"
@@ -147,6 +148,13 @@ TEST_F(LedgerCommand, AnExportGoesThroughAPipe) {
   EXPECT_EQ(std::system((out + " | " + program + "import '" + file("copy.sqlite3") + "' --from - > /dev/null").c_str()), 0);
   EXPECT_EQ(run({"ledger", "export", file("copy.sqlite3")}).out, run({"ledger", "export", file()}).out);
   EXPECT_EQ(WEXITSTATUS(std::system((out + " > /dev/full 2> /dev/null").c_str())), 5);
+  stop_flag() = true;
+  const Outcome stopped = run({"ledger", "export", file()});
+  replace_file(temp_.path() / "e.jsonl", "{}\n");
+  const Outcome stopped_too = run({"ledger", "import", file("new.sqlite3"), "--from", file("e.jsonl")});
+  stop_flag() = false;
+  EXPECT_EQ(stopped.code, 130);
+  EXPECT_EQ(stopped_too.code, 130);
 }
 
 TEST_F(LedgerCommand, AnExportThatIsCutShortOrNotThereIsRefused) {
