@@ -44,10 +44,8 @@ bench: build ## store and ledger beside their raw limits; fills 1,000,000 sample
 	@$(BUILD)/bin/draftflow bench ledger --dir $(BUILD) $(if $(QUICK),--quick)
 
 CHAOS_SECONDS ?= 600
-chaos: deps ## ten minutes of killed, stopped and restarted processes on each kind of ledger (CHAOS_SECONDS)
-	@test -f build/chaos/build.ninja || cmake --preset release -B build/chaos -DDRAFTFLOW_TORCH=OFF -DDRAFTFLOW_CHAOS=ON > /dev/null
-	@cmake --build build/chaos -j$(JOBS) --target chaos_test
-	@DRAFTFLOW_CHAOS_SECONDS=$(CHAOS_SECONDS) build/chaos/bin/chaos_test --gtest_filter='Chaos.*'
+chaos: build ## ten minutes of killed, stopped and restarted processes on each kind of ledger (CHAOS_SECONDS)
+	@DRAFTFLOW_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BUILD)/bin/chaos_test --gtest_filter='Chaos.*'
 
 example-model: build ## make the example model, tokenizer and prompts again (examples/README.md)
 	@bash examples/make/make.sh

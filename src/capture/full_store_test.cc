@@ -32,6 +32,21 @@ TEST_F(CaptureTest, AFullBudgetPausesUntilStopped) {
   EXPECT_EQ(capture().captured, 1);
 }
 
+// Nothing would ever be freed: the bytes wait for the stream's end, and the stream for bytes.
+TEST_F(CaptureTest, AFullBudgetThatCannotEmptyIsRefusedWithTheArithmetic) {
+  ingest(id_prompts(3));
+  ledger()->declare_group({.group = GroupId("train"), .window = 1, .passes = 2});
+  options_.lease_tasks = 1;
+  options_.high_watermark_bytes = options_.low_watermark_bytes = kSampleBytes + 1;
+  EXPECT_THAT([&] { capture(); },
+              ThrowsMessage<Exhausted>(testing::AllOf(HasSubstr("group 'train' trains each sample 2 times"),
+                                                      HasSubstr("2 of 3 prompts"), HasSubstr("or train one epoch"))));
+  EXPECT_EQ(status().committed, 2);
+  EXPECT_EQ(status().prompts_pending, 1);
+  options_.high_watermark_bytes = 1 << 20;
+  EXPECT_EQ(capture().captured, 1);
+}
+
 TEST_F(CaptureTest, WithNothingLeftToCaptureAFullBudgetIsNoReasonToWait) {
   options_.high_watermark_bytes = options_.low_watermark_bytes = 1;
   prompts(id_prompts(1));

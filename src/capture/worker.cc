@@ -170,14 +170,15 @@ class Worker {
   }
 
   void capture_all() {
-    const auto store = open_or_create_store();
-    declare_store(*ledger_, *store);
-    store->gc();  // what writers that died left behind
+    store_ = open_or_create_store();
+    declare_store(*ledger_, *store_);
+    store_->gc();  // what writers that died left behind
     Backpressure backpressure({.high_bytes = options_.high_watermark_bytes, .low_bytes = options_.low_watermark_bytes});
     while (!stop_.load()) {
       const LedgerStatus status = ledger_->status();
       if (status.prompts_closed && status.prompts_pending + status.prompts_leased == 0) break;  // done, however full
       if (backpressure.update(status.resident_bytes)) {
+        refuse_endless_pause(status);
         pause(fmt::format("{} are resident, the high watermark is {}", human_bytes(status.resident_bytes),
                           human_bytes(options_.high_watermark_bytes)));
         continue;
@@ -189,12 +190,25 @@ class Worker {
       for (const PromptLease& lease : answer.leases) {
         if (stop_.load()) break;
         const auto start = Clock::now();
-        capture_one(*target_, *store, lease);
+        capture_one(*target_, lease);
         progress_.busy_seconds += seconds_since(start);
         report(false);
       }
     }
     ledger_->return_leases(holder_);
+  }
+
+  // A group that trains its samples several times frees nothing before the stream has ended, and a paused stream does not end.
+  void refuse_endless_pause(const LedgerStatus& status) const {
+    for (const GroupStatus& group : status.groups) {
+      if (!group.open || group.passes == 1 || status.committed == 0) continue;
+      const std::uint64_t each = status.resident_bytes / static_cast<std::uint64_t>(status.committed);
+      throw Exhausted(fmt::format(
+          "group '{}' trains each sample {} times, so none is freed before the stream has ended: {} of {} prompts make {} "
+          "resident, and the high watermark is {}; raise it to {} or more, or train one epoch",
+          printable(group.group), group.passes, status.committed, status.prompts, human_bytes(status.resident_bytes),
+          human_bytes(options_.high_watermark_bytes), human_bytes(each * static_cast<std::uint64_t>(status.prompts + 1))));
+    }
   }
 
   void pause(const std::string& reason) {
@@ -206,14 +220,14 @@ class Worker {
   }
 
   // One prompt: whatever goes wrong with it is written beside its name, and the next one is taken.
-  void capture_one(const Llama& target, FeatureStore& store, const PromptLease& lease) {
+  void capture_one(const Llama& target, const PromptLease& lease) {
     const std::string& name = lease.task.task_id.str();
     try {
       keep_leases();
       const TensorMap features = prefill(target, lease);
       keep_leases();
       if (ledger_->is_committed(SampleId(name))) return;
-      put_and_commit(store, lease, features);
+      put_and_commit(lease, features);
       ++progress_.captured;
       progress_.tokens += features[0].second.shape[0];
     } catch (const Error& error) {
@@ -264,7 +278,7 @@ class Worker {
     }
   }
 
-  void put_and_commit(FeatureStore& store, const PromptLease& lease, const TensorMap& features) {
+  void put_and_commit(const PromptLease& lease, const TensorMap& features) {
     PutMetadata metadata{.run_id = lease.task.run_id};
     metadata.source_task_id = lease.task.task_id.str();
     metadata.num_tokens = features[0].second.shape[0];
@@ -272,41 +286,41 @@ class Worker {
                          {"target_repr", "\"hidden_state\""},
                          {"aux_hidden_state_layer_ids", Json(layers_).dump()},
                          {"source", Json(lease.task.source_id).dump()}};
-    const SampleRef ref = put_when_there_is_room(store, features, lease, metadata);
+    const SampleRef ref = put_when_there_is_room(features, lease, metadata);
     try {
       ledger_->commit_sample(ref, lease);
     } catch (const Error& error) {
-      if (error.kind() == ErrorKind::kConflict) store.remove(ref);
+      if (error.kind() == ErrorKind::kConflict) store_->remove(ref);
       throw;
     }
     progress_.bytes += ref.estimated_bytes;
   }
 
-  SampleRef put_when_there_is_room(FeatureStore& store, const TensorMap& features, const PromptLease& lease,
-                                   const PutMetadata& metadata) {
+  SampleRef put_when_there_is_room(const TensorMap& features, const PromptLease& lease, const PutMetadata& metadata) {
     const auto start = Clock::now();
+    // A put retires the generations before it: never what another worker has put since it took the prompt over.
+    const PutFence fence{.still_mine = [&] { return ledger_->extend_lease(lease, options_.lease_ms); },
+                         .taken_over = lease.taken_over};
     for (;;) {
-      // A put retires the generations before it: never what another worker has put since it took the prompt over.
-      if (!ledger_->extend_lease(lease, options_.lease_ms)) {
-        throw Conflict(fmt::format("the lease on prompt '{}' was lost before its put", printable(lease.task.task_id.str())));
-      }
       try {
-        return store.put(features, SampleId(lease.task.task_id.str()), metadata);
+        return store_->put(features, SampleId(lease.task.task_id.str()), metadata, fence);
       } catch (const Error& error) {
         if (error.kind() != ErrorKind::kExhausted || stop_.load() || seconds_since(start) > kFullDiskSeconds) throw;
         ledger_->extend_leases(holder_, options_.lease_ms);
-        collect(store);
+        collect();
         pause(error.what());
       }
     }
   }
 
-  // What others left or, in layout specforge, freed.
-  void collect(FeatureStore& store) {
+  // What others left or, in layout specforge, freed. An attach that was made while the disk was full cannot put, and is made
+  // again.
+  void collect() {
     if (collected_ && seconds_since(*collected_) < kGcSeconds) return;
     collected_ = Clock::now();
     try {
-      store.gc();
+      store_ = open_or_create_store();
+      store_->gc();
     } catch (const Error&) {  // that the store is full is what there is to tell
     }
   }
@@ -328,6 +342,7 @@ class Worker {
   const LlamaConfig config_;
   const std::vector<int> layers_;
   const std::optional<Llama> target_;     // none if it only ingests
+  std::unique_ptr<FeatureStore> store_;   // from capture_all() on
   const std::unique_ptr<Ledger> ledger_;  // last: a wrong configuration leaves no ledger
   CaptureProgress progress_;
   std::optional<Clock::time_point> collected_;

@@ -24,12 +24,7 @@ namespace {
 class Checker {
  public:
   explicit Checker(Stage& stage)
-      : stage_(stage),
-        plan_(stage.plan),
-        tables_(plan_.ledger),
-        store_(open_store(plan_, 0)),
-        samples_(tables_.samples()),
-        overruns_(set_of(read_lines(plan_.folder / "overruns.log"))) {}
+      : stage_(stage), plan_(stage.plan), tables_(plan_.ledger), store_(open_store(plan_, 0)), samples_(tables_.samples()) {}
 
   std::vector<std::string> run() {
     check_prompts();
@@ -147,8 +142,7 @@ class Checker {
 
   void check_failure(const GroupPlan& group, const std::string& id, bool failed) {
     const Kind kind = kind_of(plan_, id);
-    const bool may_fail =
-        kind == Kind::kNotFinite || kind == Kind::kDeleted || kind == Kind::kDamaged || overruns_.contains(id);
+    const bool may_fail = kind == Kind::kNotFinite || kind == Kind::kDeleted || kind == Kind::kDamaged;
     if (failed && !may_fail) wrong("group {}: sample {} failed, and nothing was wrong with it", group.name, id);
     if (!failed && kind == Kind::kNotFinite) wrong("group {}: sample {} was trained on, and holds a NaN", group.name, id);
   }
@@ -255,7 +249,7 @@ class Checker {
         },
         [&](const std::filesystem::path& file, const std::string& what) { wrong("{} is damaged: {}", file.string(), what); });
     for (const std::string& id : needed_) {
-      if (!there.contains(id) && kind_of(plan_, id) != Kind::kDeleted && !was_overrun(plan_, *store_, id, committed[id])) {
+      if (!there.contains(id) && kind_of(plan_, id) != Kind::kDeleted) {
         wrong("sample {} generation {} is needed, and its bytes are gone", id, committed[id]);
       }
     }
@@ -317,7 +311,6 @@ class Checker {
   Tables tables_;
   std::unique_ptr<FeatureStore> store_;
   const std::vector<SampleRow> samples_;
-  const std::set<std::string> overruns_;
   std::set<std::string> needed_;
   std::vector<std::string> wrong_;
 };

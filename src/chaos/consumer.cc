@@ -204,14 +204,6 @@ class Rank {
     const Kind kind = kind_of(stage_.plan, id);
     const bool meant = error.kind() == ErrorKind::kNotFound ? kind == Kind::kDeleted : kind == Kind::kDamaged;
     if (meant) return;
-    for (int i = 0; error.kind() == ErrorKind::kNotFound && i < 20; ++i) {  // it may not have told of it yet
-      if (was_overrun(stage_.plan, *store_, id, ref.generation)) {
-        stage_.board.add(Count::kOverruns);
-        append_line(stage_.plan.folder / "overruns.log", id);
-        return;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    }
     const GroupStatus status = ledger_.status().of(group_);
     if (status.timeline != history_.mark.timeline || !status.open) return;  // taken over: it needs nothing any more
     stage_.violation(fmt::format("group {}: sample {} of window to come cannot be read: {}", plan_.name, id, error.what()));

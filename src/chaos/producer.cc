@@ -115,19 +115,24 @@ class Producer {
     pause_ms(draw < 3 ? stage_.random.below(2 * kLeaseMs) : stage_.random.below(3));
   }
 
-  // A put retires the generations before it: never what another producer has put since.
+  // A put retires the generations before it: never what another producer has put since, whenever this one goes on.
   std::optional<SampleRef> put(const PromptLease& lease, const TensorMap& tensors) {
     const std::string& id = lease.task.task_id.str();
     for (;;) {
       const bool blind = stage_.plan.bug == Bug::kBlindPut;
-      const std::int64_t asked_ms = steady_ms();
-      if (!blind && (ledger_.is_committed(SampleId(id)) || !ledger_.extend_lease(lease, kLeaseMs))) return std::nullopt;
-      stage_.point(Point::kNone);
-      log_put(stage_.plan, {"intent", id, lease.token, 0, asked_ms});
+      if (!blind && ledger_.is_committed(SampleId(id))) return std::nullopt;
+      PutFence fence{.taken_over = lease.taken_over && stage_.plan.bug != Bug::kStaleNumber};
+      fence.still_mine = [&] {
+        if (!blind && !ledger_.extend_lease(lease, kLeaseMs)) return false;
+        stage_.point(Point::kNone);
+        log_put(stage_.plan, {"holds", id, lease.token});
+        if (stage_.random.below(50) == 0) pause_ms(stage_.random.below(3 * kLeaseMs));  // its answer is old by now
+        return true;
+      };
       try {
         PutMetadata metadata{.run_id = lease.task.run_id};
         metadata.num_tokens = tensors[0].second.shape[0];
-        SampleRef ref = store_->put(tensors, SampleId(id), metadata);
+        SampleRef ref = store_->put(tensors, SampleId(id), metadata, fence);
         log_put(stage_.plan, {"put", id, lease.token, ref.generation});
         return ref;
       } catch (const Exhausted& full) {

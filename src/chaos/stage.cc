@@ -48,15 +48,16 @@ const char* bug_name(Bug bug) {
     case Bug::kAbortAfterConflict: return "AbortAfterConflict";
     case Bug::kForgottenFailure: return "ForgottenFailure";
     case Bug::kBlindPut: return "BlindPut";
+    case Bug::kStaleNumber: return "StaleNumber";
     default: return "None";
   }
 }
 
 const char* count_name(Count count) {
-  static constexpr const char* kNames[] = {"commits",   "late commits", "reads",         "unreadable",    "overruns",
-                                           "exhausted", "unavailable",  "stale calls",   "steps",         "checkpoints",
-                                           "freed",     "deaths",       "stalls",        "squeezed puts", "orphans",
-                                           "too old",   "off the line", "older resumed", "rewound"};
+  static constexpr const char* kNames[] = {"commits",      "late commits",  "reads",         "unreadable",  "exhausted",
+                                           "unavailable",  "stale calls",   "steps",         "checkpoints", "freed",
+                                           "deaths",       "stalls",        "squeezed puts", "orphans",     "too old",
+                                           "off the line", "older resumed", "rewound"};
   static_assert(std::size(kNames) == static_cast<std::size_t>(Count::kEnd));
   return kNames[static_cast<std::size_t>(count)];
 }
@@ -224,38 +225,6 @@ std::unique_ptr<FeatureStore> open_store(const Plan& plan, std::uint64_t free_sp
 void log_put(const Plan& plan, const PutStep& step) {
   append_line(plan.folder / "puts.log",
               fmt::format("{} {} {} {} {}", step.what, step.id, step.token, step.generation, step.at_ms));
-}
-
-std::vector<PutStep> put_steps(const Plan& plan, const std::string& id) {
-  std::vector<PutStep> steps;
-  for (const std::string& line : read_lines(plan.folder / "puts.log")) {
-    if (line.find(id) == std::string::npos) continue;
-    std::istringstream words(line);
-    PutStep step;
-    words >> step.what >> step.id >> step.token >> step.generation >> step.at_ms;
-    if (step.id == id) steps.push_back(step);
-  }
-  return steps;
-}
-
-bool was_overrun(const Plan& plan, FeatureStore& store, const std::string& id, std::uint64_t generation) {
-  std::map<std::string, std::int64_t> intents;  // by lease: when its last put began
-  for (const PutStep& step : put_steps(plan, id)) {
-    if (step.what == "intent") {
-      intents[step.token] = step.at_ms;
-      continue;
-    }
-    const std::int64_t took = step.at_ms - intents[step.token];
-    if (step.what == "put" && step.generation > generation && took >= kLeaseMs / 2) return true;
-    intents.erase(step.token);
-  }
-  // One that was killed before it could say what it had put.
-  const bool slow = std::ranges::any_of(intents, [](const auto& one) { return steady_ms() - one.second >= kLeaseMs / 2; });
-  try {
-    return slow && store.find(SampleId(id)).generation > generation;
-  } catch (const Error&) {
-    return false;  // nothing of it is there
-  }
 }
 
 void with_patience(Stage& stage, const std::function<void()>& call) {

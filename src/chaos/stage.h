@@ -39,6 +39,7 @@ enum class Bug {
   kAbortAfterConflict,  // a producer that lost its lease removes every generation of the sample
   kForgottenFailure,    // a sample that cannot be read is skipped without a report
   kBlindPut,            // a producer puts without asking whether the prompt is still its own
+  kStaleNumber,         // a producer that took a prompt over does not say so to the store
   kEnd
 };
 const char* bug_name(Bug bug);
@@ -73,7 +74,6 @@ enum class Count {
   kCommitConflicts,  // a producer came too late, and removed its bytes
   kReads,
   kFailedReads,
-  kOverruns,  // samples unread because of was_overrun()
   kExhausted,
   kUnavailable,  // and InDoubt
   kStaleCalls,   // calls of a trainer that was taken over, each a Conflict
@@ -172,8 +172,8 @@ std::optional<std::string> check_tensors(Stage& stage, const std::string& id, co
 std::unique_ptr<FeatureStore> make_store(const Plan& plan, std::uint64_t max_resident_bytes);
 std::unique_ptr<FeatureStore> open_store(const Plan& plan, std::uint64_t free_space_floor);
 
-// What a producer did with a prompt, in puts.log: "intent" when it has heard that the lease holds, "put", "committed",
-// "removed".
+// What a producer did with a prompt, in puts.log, for whoever looks into a broken promise: "holds" when it has heard that the
+// lease holds, "put", "committed", "removed".
 struct PutStep {
   std::string what, id, token;
   std::uint64_t generation = 0;
@@ -181,10 +181,6 @@ struct PutStep {
 };
 constexpr std::int64_t kLeaseMs = 240;
 void log_put(const Plan& plan, const PutStep& step);
-std::vector<PutStep> put_steps(const Plan& plan, const std::string& id);
-// Whether that generation of the sample was retired by a producer that had been told that its lease holds, and was then slower
-// with its put than the lease is long. Nothing prevents that: CONTRIBUTING.md says more.
-bool was_overrun(const Plan& plan, FeatureStore& store, const std::string& id, std::uint64_t generation);
 
 // Calls until it is neither Exhausted nor Unavailable nor InDoubt, for half a minute at most.
 void with_patience(Stage& stage, const std::function<void()>& call);

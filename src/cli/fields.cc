@@ -162,7 +162,7 @@ Fields train_fields(TrainOptions& o) {
       {"head_dim", &o.head_dim, "width of a head of the draft; 0: as the target"},
       {"intermediate", &o.intermediate, "width of the draft's feed-forward layer; 0: as the target"},
       {"seed", &o.seed, "of the draft's first weights and the order of offline sets"},
-      {"epochs", &o.epochs, "passes over an offline set", 1},
+      {"epochs", &o.epochs, "passes over the samples; a stream keeps its bytes until the last one", 1},
       {"total_steps", &o.total_steps, "length of the schedule, optimizer steps; 0: from the number of samples"},
       {"checkpoint_every", &o.checkpoint_every, "optimizer steps between checkpoints", 1},
       {"resumable_checkpoints", &o.resumable_checkpoints, "newest checkpoints that pin their samples", 1},

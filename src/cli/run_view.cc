@@ -101,10 +101,11 @@ std::string group_lines(const GroupStatus& g) {
         "queue      {}{}: {} available, {} leased, {} acknowledged; aside: {} dropped, {} failed; {} stay for it\n",
         printable(g.group), g.open ? "" : " (closed)", g.available, g.leased, g.durable, g.dropped, g.failed, g.pinned);
   }
+  const std::string passes = g.passes > 1 ? fmt::format(", {} passes", g.passes) : "";
   return fmt::format(
-             "group      {}{}: {} available, {} in windows of {}, {} trained, {} durable; aside: {} dropped, {} failed\n",
-             printable(g.group), g.open ? "" : " (closed)", g.available, g.windowed, g.window, g.trained, g.durable, g.dropped,
-             g.failed) +
+             "group      {}{}{}: {} available, {} in windows of {}, {} trained, {} durable; aside: {} dropped, {} failed\n",
+             printable(g.group), g.open ? "" : " (closed)", passes, g.available, g.windowed, g.window, g.trained, g.durable,
+             g.dropped, g.failed) +
          fmt::format("           timeline {} with {} rank{}, trained to step {}, durable to step {}; {} samples stay for it\n",
                      g.timeline, g.width, g.width == 1 ? "" : "s", g.trained_step, g.durable_step, g.pinned);
 }

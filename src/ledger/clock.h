@@ -24,6 +24,7 @@ struct LedgerClock {
 LedgerClock boot_clock();
 
 std::unique_ptr<Ledger> open_sqlite_ledger(const std::filesystem::path& path, LedgerClock clock);
+std::unique_ptr<Ledger> open_memory_ledger(std::shared_ptr<MemoryBooks> books, LedgerClock clock);
 // Makes nothing: NotFound where there is no ledger.
 std::unique_ptr<Ledger> open_postgres_ledger_read_only(const std::string& url);
 std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url, std::optional<std::function<std::int64_t()>> test_clock);

@@ -69,7 +69,9 @@ Json to_json(const ExportedGroup& group) {
           {"timeline", group.timeline},
           {"width", group.width},
           {"trained_step", group.trained_step},
-          {"durable_step", group.durable_step}};
+          {"durable_step", group.durable_step},
+          {"passes", group.config.passes},
+          {"pass_windows", group.pass_windows}};
 }
 
 Json to_json(const ExportedTimeline& t) {
@@ -101,6 +103,9 @@ Json to_json(const ExportedSample& sample) {
     if (place.attempts != 0) object["attempts"] = place.attempts;
     put_if(object, "ended_token", place.ended_token);
     put_if(object, "reason", place.reason);
+    for (const auto& [window, reason] : place.later_failures) {
+      object["later_failures"].push_back(Json::array({window, reason}));
+    }
   }
   return {{"kind", "sample"}, {"state", sample.state}, {"groups", std::move(groups)}, {"ref", Json::parse(sample.ref)}};
 }
@@ -230,7 +235,21 @@ ExportedGroup read_group(Fields& f) {
   group.width = f.number("width");
   group.trained_step = f.number("trained_step");
   group.durable_step = f.number("durable_step");
+  config.passes = static_cast<int>(std::min(f.number("passes"), kMost));
+  group.pass_windows = f.number("pass_windows");
   return group;
+}
+
+std::vector<std::pair<std::int64_t, std::string>> numbered(Fields& f, const char* field, const char* allowed) {
+  const Json& all = f.raw(field);
+  if (!all.is_array()) f.refuse(field, all, allowed);
+  std::vector<std::pair<std::int64_t, std::string>> read;
+  for (const Json& one : all) {
+    const bool fits = one.is_array() && one.size() == 2 && one[1].is_string();
+    if (!fits || one[1].get_ref<const std::string&>().find('\0') != std::string::npos) f.refuse(field, one, allowed);
+    read.emplace_back(f.number_of(field, one[0]), one[1].get<std::string>());
+  }
+  return read;
 }
 
 ExportedTimeline read_timeline(Fields& f) {
@@ -243,12 +262,7 @@ ExportedTimeline read_timeline(Fields& f) {
   t.width = f.number("width");
   t.launch = f.text("launch");
   t.lost = f.number("lost");
-  const Json& ranks = f.raw("ranks");
-  if (!ranks.is_array()) f.refuse("ranks", ranks, "a list of [rank, holder]");
-  for (const Json& one : ranks) {
-    if (!one.is_array() || one.size() != 2 || !one[1].is_string()) f.refuse("ranks", one, "[rank, holder]");
-    t.ranks.emplace_back(f.number_of("ranks", one[0]), one[1].get<std::string>());
-  }
+  t.ranks = numbered(f, "ranks", "a list of [rank, holder]");
   return t;
 }
 
@@ -266,6 +280,7 @@ ExportedSample read_sample(Fields& f, const std::string& what) {
     place.attempts = g.number_if("attempts").value_or(0);
     place.ended_token = g.text_if("ended_token");
     place.reason = g.text_if("reason");
+    if (g.has("later_failures")) place.later_failures = numbered(g, "later_failures", "a list of [window, reason]");
     g.done();
     sample.groups.emplace_back(name, std::move(place));
   }

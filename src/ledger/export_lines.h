@@ -42,6 +42,7 @@ struct ExportedGroup {
   bool open = true;
   std::int64_t next_row = 0, durable_windows = 0, released_windows = 0;
   std::int64_t timeline = 0, width = 1, trained_step = 0, durable_step = 0;
+  std::int64_t pass_windows = 0;  // of each pass, once the stream has ended; config has the passes
 };
 struct ExportedTimeline {
   std::string group;
@@ -60,12 +61,13 @@ struct ExportedWindow {
   std::optional<std::int64_t> timeline = {}, step = {};  // that trained it
 };
 // What a group has made of a sample: "available", "windowed", "trained", "durable", "acked", "failed", "dropped". A group that
-// the sample never was of is not named.
+// the sample never was of is not named. Of several passes it is what the first one has made of it.
 struct ExportedPlace {
   std::string state;
   std::optional<std::int64_t> window = {}, position = {};  // of windows
   std::int64_t attempts = 0;                               // of a queue
   std::optional<std::string> ended_token = {}, reason = {};
+  std::vector<std::pair<std::int64_t, std::string>> later_failures = {};  // windows of later passes, with the reason
 };
 struct ExportedSample {
   std::string state;                                          // "needed", "may_go", "going", "freed"

@@ -21,6 +21,10 @@ using testing_support::make_task;
 
 class LedgerExport : public testing_support::QueueStory {
  protected:
+  void SetUp() override {
+    QueueStory::SetUp();
+    if (!GetParam().tables) GTEST_SKIP() << "this ledger has no export";
+  }
   std::unique_ptr<Ledger> open_other() {
     return GetParam().open(other_.path(), {.boot_id = boot_, .now_ms = [this] { return now_ms_; }});
   }
@@ -64,6 +68,18 @@ class LedgerExport : public testing_support::QueueStory {
   std::int64_t timeline_ = 0;
 };
 INSTANTIATE_LEDGER_STORY(LedgerExport);
+
+// What has no tables says so.
+class LedgerWithoutExport : public testing_support::LedgerStory {};
+INSTANTIATE_LEDGER_STORY(LedgerWithoutExport);
+
+TEST_P(LedgerWithoutExport, IsRefusedByName) {
+  if (GetParam().tables) GTEST_SKIP() << "this ledger has one";
+  ingest({"a"});
+  expect_error<InvalidArgument>([&] { export_of(*ledger_); }, "a ledger in memory has no export");
+  expect_error<InvalidArgument>([&] { import_into(*ledger_, {}); }, "a ledger in memory has no export");
+  EXPECT_EQ(lease_one().task.task_id.str(), "a");
+}
 
 TEST_P(LedgerExport, AnEmptyLedgerIsTwoLines) {
   const auto lines = export_of(*ledger_);
@@ -125,8 +141,127 @@ TEST_P(LedgerExport, TheNewLedgerGoesOnFromTheOldOnesCheckpoint) {
   EXPECT_EQ(rest.leases[0].attempt, 1);
   other->ack_refs(queue_, rest.leases);
   EXPECT_EQ(other->retry_failed(queue_, typed({"s4"})), 1);
-  EXPECT_EQ(other->lease_prompts(worker_, 9, 1000).leases.size(), 2u);
+  const auto prompts = other->lease_prompts(worker_, 9, 1000).leases;
+  ASSERT_EQ(prompts.size(), 2u);
+  EXPECT_TRUE(prompts[0].taken_over) << "it was leased when the old ledger was exported";
+  EXPECT_FALSE(prompts[1].taken_over) << "nobody ever had it";
   EXPECT_THAT(other->check(), IsEmpty());
+}
+
+// A prompt that was leased, or whose lease had run out, may still be written by who had it.
+TEST_P(LedgerExport, ThatAnEarlierHolderMayStillWriteGoesAlong) {
+  ingest({"held", "ran out", "taken back", "given back", "never"});
+  lease_one("holder", 1000);
+  lease_one("slow", 10);
+  now_ms_ += 10;
+  ledger_->return_leases(HolderId("holder"));
+  lease_one("holder", 1000);  // the first in the order, again
+  lease_one("slow", 20);      // takes back "ran out", which is taken over
+  lease_one("other", 1000);
+  lease_one("other", 1000);
+  ledger_->return_leases(HolderId("other"));
+  now_ms_ += 30;  // and nobody asks
+  const auto lines = export_of(*ledger_);
+  const auto other = open_other();
+  import_into(*other, lines);
+  EXPECT_EQ(export_of(*other), lines) << "the expiry counts once";
+  std::vector<std::string> taken_over;
+  for (const PromptLease& lease : other->lease_prompts(worker_, 9, 1000).leases) {
+    if (lease.taken_over) taken_over.push_back(lease.task.task_id.str());
+  }
+  EXPECT_THAT(taken_over, ElementsAre("held", "ran out"));
+}
+
+class LedgerExportOfPasses : public LedgerExport {
+ protected:
+  // Two passes and a half of three, with a failure in each of two; what the first checkpoints let go is gone.
+  void live_through_passes() {
+    ledger_->declare_group({.group = group_, .window = 2, .passes = 3});
+    commit_many(0, 5);
+    ledger_->close_prompts();
+    timeline_ = open_timeline(*ledger_);
+    for (std::int64_t number = 0; number < 5; ++number) {
+      const Window window = ledger_->read_window(group_, timeline_, number).window.value();
+      std::vector<FailedSample> failed;
+      if (number == 1) failed.push_back({window.refs[0].sample_id, "in the first pass"});
+      if (number == 2) failed.push_back({window.refs[1].sample_id, "in the second pass"});
+      ledger_->trained(group_, timeline_, number, number + 1, failed);
+    }
+    ledger_->checkpointed(group_, timeline_, 5);
+    free(freeable_ids(2));
+    ledger_->read_window(group_, timeline_, 5);
+    ledger_->report_failed(group_, timeline_, 5, {{SampleId("s3"), "before its step"}});
+  }
+};
+INSTANTIATE_LEDGER_STORY(LedgerExportOfPasses);
+
+TEST_P(LedgerExportOfPasses, TheNewLedgerIsInTheSamePass) {
+  live_through_passes();
+  const auto lines = export_of(*ledger_);
+  const auto other = open_other();
+  import_into(*other, lines);
+  EXPECT_EQ(export_of(*other), lines);
+  EXPECT_THAT(other->check(), IsEmpty());
+  const GroupStatus here = ledger_->status().of(group_), there = other->status().of(group_);
+  EXPECT_EQ(there.passes, 3);
+  EXPECT_EQ(there.windowed, 2);
+  EXPECT_EQ(there.durable, here.durable);
+  EXPECT_EQ(there.failed, 2);
+  EXPECT_EQ(there.pinned, here.pinned);
+  EXPECT_EQ(other->trained_ids(group_), ledger_->trained_ids(group_));
+  const TimelineInfo line = other->open_timeline({.group = group_, .resume = mark(timeline_, 5)});
+  EXPECT_EQ(line.first_window, 5);
+  const Window last = other->read_window(group_, line.number, 5).window.value();
+  EXPECT_EQ(last.refs[0].sample_id.str(), "s2");
+  other->trained(group_, line.number, 5, 6, {});
+  EXPECT_EQ(other->read_window(group_, line.number, 6).state, WindowState::kEndOfStream);
+  other->checkpointed(group_, line.number, 6);
+  EXPECT_EQ(other->freeable(9).size(), 3u - static_cast<std::size_t>(other->status().freed) + 2u);
+  EXPECT_THAT(other->check(), IsEmpty());
+}
+
+TEST_P(LedgerExportOfPasses, WhatDoesNotFitItsPassesIsRefused) {
+  live_through_passes();
+  const std::vector<std::string> whole = export_of(*ledger_);
+  const auto other = open_other();
+  const auto refused = [&](const std::string& kind, const auto& edit, const std::string& why) {
+    std::vector<std::string> lines = whole;
+    for (std::string& line : lines) {
+      auto json = nlohmann::ordered_json::parse(line);
+      if (json["kind"] != kind || !edit(json)) continue;
+      line = json.dump();
+      break;
+    }
+    SCOPED_TRACE(why);
+    EXPECT_NE(lines, whole);
+    expect_error<Corrupt>([&] { import_into(*other, lines); }, why);
+    EXPECT_EQ(export_of(*other).size(), 2u);
+  };
+  const auto set = [](const char* field, const nlohmann::ordered_json& value) {
+    return [field, value](auto& json) {
+      json[field] = value;
+      return true;
+    };
+  };
+  const auto place = [](const char* sample, const char* field, const nlohmann::ordered_json& value) {
+    return [sample, field, value](auto& json) {
+      if (json["ref"]["sample_id"] != sample) return false;
+      json["groups"]["train"][field] = value;
+      return true;
+    };
+  };
+  refused("group", set("passes", 0), "passes is 0: 1 to 1048576 are allowed");
+  refused("group", set("passes", 2), "more or fewer windows than its passes have");
+  refused("group", set("pass_windows", 1), "the first pass has 1 windows");
+  refused("group", set("pass_windows", 3), "window 2 of a later pass is none that has it");
+  refused("group", set("pass_windows", 9), "sample 's1' cannot be 'durable' in group 'train': window 2 of a later pass");
+  refused("group", set("pass_windows", 0), "window 2 of a later pass is none that has it");
+  refused("sample", place("s2", "window", 3), "the first pass has 2 windows");
+  refused("sample", place("s1", "later_failures", {{3, "x"}}), "window 3 of a later pass is none that has it");
+  refused("sample", place("s1", "later_failures", {{0, "x"}}), "window 0 of a later pass is none that has it");
+  refused("sample", place("s1", "later_failures", {{6, "x"}}), "window 6 of a later pass is none that has it");
+  refused("sample", place("s1", "later_failures", 3), "it must be a list of [window, reason]");
+  refused("sample", place("s4", "later_failures", {{2, "x"}}), "it is in no window that could fail");
 }
 
 TEST_P(LedgerExport, IsOfOneMomentWhileOthersWrite) {

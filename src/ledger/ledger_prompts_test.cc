@@ -87,6 +87,8 @@ TEST_P(LedgerPrompts, AnExpiredLeaseGoesToTheNextAndIsNoAttempt) {
   const PromptLease taken = lease_one("second");
   EXPECT_EQ(taken.task.task_id.str(), "a");
   EXPECT_EQ(taken.task.attempt, 0);
+  EXPECT_FALSE(lost.taken_over);
+  EXPECT_TRUE(taken.taken_over) << "the first may still be at work";
   expect_error<Conflict>([&] { ledger_->commit_sample(make_ref("a"), lost); }, "leased to 'second'");
   expect_error<Conflict>([&] { ledger_->fail_prompt(lost, "late", true, 3); }, "was lost");
   EXPECT_FALSE(ledger_->is_committed(SampleId("a")));

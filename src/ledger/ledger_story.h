@@ -57,10 +57,19 @@ struct Backend {
   std::string name;
   std::unique_ptr<Ledger> (*open)(const std::filesystem::path& folder, LedgerClock clock);
   bool server_time = false;  // which no boot of this host ends
+  bool tables = true;        // of SQL, which an export reads
 };
 
 inline std::unique_ptr<Ledger> open_sqlite_in(const std::filesystem::path& folder, LedgerClock clock) {
   return open_sqlite_ledger(folder / "ledger.sqlite3", std::move(clock));
+}
+
+// Books for each story, however often it opens its ledger.
+inline std::unique_ptr<Ledger> open_memory_in(const std::filesystem::path& folder, LedgerClock clock) {
+  static std::map<std::filesystem::path, std::shared_ptr<MemoryBooks>> all;
+  std::shared_ptr<MemoryBooks>& books = all[folder];
+  if (!books) books = make_memory_ledger();
+  return open_memory_ledger(books, std::move(clock));
 }
 
 class LedgerStory : public ::testing::TestWithParam<Backend> {
@@ -169,8 +178,10 @@ inline std::unique_ptr<Ledger> open_postgres_in(const std::filesystem::path& fol
 #define DRAFTFLOW_STORY_BACKENDS \
   ::testing::Values(::draftflow::testing_support::Backend{"Postgres", ::draftflow::testing_support::open_postgres_in, true})
 #else
-#define DRAFTFLOW_STORY_BACKENDS \
-  ::testing::Values(::draftflow::testing_support::Backend{"Sqlite", ::draftflow::testing_support::open_sqlite_in})
+#define DRAFTFLOW_STORY_BACKENDS                                                                                   \
+  ::testing::Values(                                                                                               \
+      ::draftflow::testing_support::Backend{"Memory", ::draftflow::testing_support::open_memory_in, false, false}, \
+      ::draftflow::testing_support::Backend{"Sqlite", ::draftflow::testing_support::open_sqlite_in})
 #endif
 
 #define INSTANTIATE_LEDGER_STORY(fixture) \

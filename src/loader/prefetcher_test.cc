@@ -333,7 +333,9 @@ TEST_F(PrefetcherTest, NoMoreThanTheAllowedWindowsAreFetchedAhead) {
 class FailingStore : public FeatureStore {
  public:
   explicit FailingStore(std::function<void()> fail) : fail_(std::move(fail)) {}
-  SampleRef put(const TensorMap&, const SampleId&, const PutMetadata&) override { throw InvalidArgument("read-only"); }
+  SampleRef put(const TensorMap&, const SampleId&, const PutMetadata&, const PutFence&) override {
+    throw InvalidArgument("read-only");
+  }
   TensorMap read(const SampleRef&, const std::vector<std::string>&) override {
     fail_();
     return good_tensors();

@@ -97,8 +97,9 @@ inline Backend shared_dir_backend(const char* name, const SharedDirKind& kind) {
 class SharedMemoryStore : public FeatureStore {
  public:
   explicit SharedMemoryStore(std::shared_ptr<FeatureStore> store) : store_(std::move(store)) {}
-  SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) override {
-    return store_->put(tensors, sample_id, metadata);
+  SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata,
+                const PutFence& fence) override {
+    return store_->put(tensors, sample_id, metadata, fence);
   }
   Fetched get(const SampleRef& ref, const GetOptions& options) override { return store_->get(ref, options); }
   TensorMap read(const SampleRef& ref, const std::vector<std::string>& names) override { return store_->read(ref, names); }

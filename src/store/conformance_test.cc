@@ -86,6 +86,45 @@ TEST_P(Conformance, PutAgainSupersedes) {
   expect_same(store->read(current), small_tensors(2));
 }
 
+// A writer is held up between its question and its put's appearance, for as long as you like: another has taken its work over.
+TEST_P(Conformance, ALatePutRetiresNothingOfWhoeverTookItsWorkOver) {
+  const auto next = attach();
+  next->put(small_tensors(0), SampleId("other"), run_metadata());  // its numbers began before the late one's
+  const auto late = attach();
+  std::optional<SampleRef> taken_over;
+  const PutFence held_up{.still_mine = [&] {
+    taken_over = next->put(small_tensors(2), SampleId("a"), run_metadata(), {.taken_over = true});
+    return true;
+  }};
+  const SampleRef lost = late->put(small_tensors(1), SampleId("a"), run_metadata(), held_up);
+  ASSERT_TRUE(taken_over.has_value());
+  next->gc();
+  expect_same(next->read(*taken_over), small_tensors(2));
+  EXPECT_THROW(late->read(lost), NotFound);
+  EXPECT_FALSE(late->remove(lost));
+  expect_same(next->read(*taken_over), small_tensors(2));
+  EXPECT_EQ(next->health().resident_samples, 2u);
+}
+
+TEST_P(Conformance, APutThatHasLostItsLeaseLeavesNothing) {
+  const auto store = attach();
+  const SampleRef old = store->put(small_tensors(1), SampleId("a"), run_metadata());
+  int asked = 0;
+  for (const char* id : {"a", "b"}) {
+    const PutFence lost{.still_mine = [&] { return ++asked == 0; }};
+    EXPECT_THAT(message_of<Conflict>([&] { store->put(small_tensors(2), SampleId(id), run_metadata(), lost); }),
+                HasSubstr("the lease that it works under was lost; nothing was kept"));
+    const PutFence unsure{.still_mine = [&]() -> bool { throw Unavailable("no ledger"); }};
+    EXPECT_THROW(store->put(small_tensors(2), SampleId(id), run_metadata(), unsure), Unavailable);
+  }
+  EXPECT_EQ(asked, 2);
+  expect_same(store->read(old), small_tensors(1));
+  const StoreHealth health = store->health();
+  EXPECT_EQ(health.resident_samples, 1u);
+  EXPECT_EQ(health.resident_bytes, old.estimated_bytes);
+  EXPECT_EQ(store->gc().temporaries_removed, 0u);
+}
+
 TEST_P(Conformance, RemoveIsAtOnceAndIdempotent) {
   const auto store = attach();
   const SampleRef ref = store->put(small_tensors(), SampleId("a"), run_metadata());

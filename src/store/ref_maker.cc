@@ -47,6 +47,12 @@ void check_metadata(const PutMetadata& metadata, const SampleId& sample_id) {
 
 }  // namespace
 
+void ask(const PutFence& fence, const SampleId& sample_id) {
+  if (!fence.still_mine || fence.still_mine()) return;
+  throw Conflict(fmt::format("put of sample '{}': the lease that it works under was lost; nothing was kept: drop this result",
+                             printable(sample_id.str())));
+}
+
 void check_put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) {
   if (tensors.empty()) {
     throw InvalidArgument(

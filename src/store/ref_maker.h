@@ -18,6 +18,9 @@ namespace draftflow::store {
 
 constexpr const char* kCodecsKey = "codecs";  // in a ref's metadata: {"hidden": "int8"}
 
+// Conflict unless the fence lets the put go on.
+void ask(const PutFence& fence, const SampleId& sample_id);
+
 // InvalidArgument, before anything is written, for what could not be stored or would make a ref that cannot be JSON.
 void check_put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata);
 

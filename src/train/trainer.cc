@@ -214,7 +214,7 @@ class TrainRun {
       throw InvalidArgument(fmt::format("{} prompts make no window of {}: add prompts or choose a smaller window",
                                         status.prompts, options_.window));
     }
-    return status.prompts / options_.window;
+    return status.prompts / options_.window * options_.epochs;
   }
 
   OptimizerOptions optimizer_options() const {
@@ -283,8 +283,10 @@ class TrainRun {
                                                      .share = share()});
       return;
     }
-    ledger_->declare_group(
-        {.group = group_, .window = options_.window, .resumable_checkpoints = options_.resumable_checkpoints});
+    ledger_->declare_group({.group = group_,
+                            .window = options_.window,
+                            .resumable_checkpoints = options_.resumable_checkpoints,
+                            .passes = options_.epochs});
     const TimelineInfo timeline = ledger_->open_timeline({.group = group_,
                                                           .resume = resume_,
                                                           .width = options_.ranks,

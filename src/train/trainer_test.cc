@@ -117,6 +117,29 @@ TEST(Trainer, AnInterruptedRunGoesOnToTheSameNumbers) {
   EXPECT_EQ(broken.draft_bytes(), straight.draft_bytes());
 }
 
+TEST(Trainer, AStreamOfTwoEpochsIsTrainedTwiceAndThenFreed) {
+  TestRun straight, broken;
+  const auto twice = [](TestRun& run) {
+    TrainOptions options = run.options();
+    options.epochs = 2;
+    return options;
+  };
+  straight.fill_stream();
+  broken.fill_stream();
+  EXPECT_EQ(straight.train(twice(straight)).step, 12);
+  const auto ledger = open_sqlite_ledger(straight.options().ledger);
+  const std::vector<std::string> ids = ledger->trained_ids(GroupId("train"));
+  ASSERT_EQ(ids.size(), 48u);
+  EXPECT_TRUE(std::equal(ids.begin(), ids.begin() + 24, ids.begin() + 24));
+  EXPECT_EQ(ledger->status().freed, kSamples);
+  EXPECT_EQ(straight.open_store()->health().resident_samples, 0u);
+  EXPECT_EQ(broken.train(twice(broken), 4).step, 4);
+  EXPECT_EQ(broken.open_store()->health().resident_samples, static_cast<std::uint64_t>(kSamples));
+  EXPECT_EQ(broken.train(twice(broken), 5).step, 9);
+  EXPECT_EQ(broken.train(twice(broken)).step, 12);
+  EXPECT_EQ(broken.draft_bytes(), straight.draft_bytes());
+}
+
 // As after a SIGKILL between two checkpoints: what was trained since is forgotten by the weights, so it is trained again.
 TEST(Trainer, StepsAfterTheLastCheckpointAreTrainedAgain) {
   TestRun straight, broken;

@@ -3,7 +3,8 @@
 // Ledger: owns the facts of one run: which prompts wait, which samples are committed, which windows were dealt and
 // trained, which checkpoints are durable, which bytes may go. Every transition is one transaction that checks its lease or
 // timeline; calling it again is harmless. No process is special: every producer and every trainer rank asks the ledger itself.
-// Time is the ledger's own. A Ledger is used by one thread at a time; any number of processes may open the same one.
+// Time is the ledger's own. A Ledger is used by one thread at a time; any number of processes may open the same one, or, of a
+// ledger in memory, any number of threads of one process.
 // Exhausted: the disk is full, nothing was changed; InDoubt: the commit's outcome is unknown, call again; Unavailable: the
 // ledger could not be reached, nothing was changed. The tables are described in docs/formats/ledger.md.
 //
@@ -13,6 +14,8 @@
 // A group is one training run over the samples. It is declared before the first commit, or joins at the oldest sample whose
 // bytes are there. Bytes go when every group's claim on them has ended. Windows are dealt in commit order and trained in the
 // order of their numbers, each at a greater step than the one before; whatever the number of ranks, the order is the same.
+// A group of several passes is dealt its windows again, in their order and under new numbers, once the stream has ended, and
+// claims its samples until the last pass is durable.
 // A queue is the other kind of group, for consumers that take what comes and answer for each ref: no windows, no steps.
 //
 //   auto ledger = open_sqlite_ledger("run/ledger.sqlite3");
@@ -59,7 +62,7 @@ class Ledger {
   // times is failed: it kills its workers. Until somebody else leases the prompt, a late commit or fail still holds.
   virtual PromptAnswer lease_prompts(const HolderId& holder, int max_tasks, std::int64_t lease_ms) = 0;
   virtual void extend_leases(const HolderId& holder, std::int64_t lease_ms) = 0;
-  // Whether the lease still holds; if so, it does for at least half of lease_ms from now. To be asked right before each put: a
+  // Whether the lease still holds; if so, it does for at least half of lease_ms from now. To be asked by each put (PutFence): a
   // put retires what another holder, who took the prompt over, has put and not committed yet.
   virtual bool extend_lease(const PromptLease& lease, std::int64_t lease_ms) = 0;
   // attempt + 1; pending again while retryable and attempts < max_attempts, else failed with the reason. Conflict: lost.
@@ -78,7 +81,7 @@ class Ledger {
   virtual bool is_committed(const SampleId& id) = 0;
   virtual std::optional<SampleRef> get_committed(const SampleId& id) = 0;
   virtual std::vector<std::string> all_committed_ids() = 0;  // commit order
-  // Trained or durable, in training order; in a queue acked, in commit order.
+  // Trained or durable, in training order, once for each pass; in a queue acked, in commit order.
   virtual std::vector<std::string> trained_ids(const GroupId& group) = 0;
   virtual std::vector<TokenCount> token_counts() = 0;
   // Refs whose bytes the books say are in a store, or may be: not freed, and not files in place. In commit order from `from`
@@ -86,8 +89,9 @@ class Ledger {
   virtual RefPage resident_refs(std::int64_t from, int limit) = 0;
 
   // --- groups
-  // Makes the group, or finds it: with another kind, W or tail policy InvalidArgument; resumable_checkpoints and max_attempts
-  // become the new values. The verbs of windows on a queue, and the other way round, are InvalidArgument, naming the kind.
+  // Makes the group, or finds it: with another kind, W, tail policy or passes InvalidArgument; resumable_checkpoints and
+  // max_attempts become the new values. The verbs of windows on a queue, and the other way round, are InvalidArgument, naming
+  // the kind.
   virtual void declare_group(const GroupConfig& config) = 0;
   // Ends the group's claims on every sample, for good: those that no other group claims may go. What a queue has not acked is
   // dropped("the group was closed"). Idempotent; whoever goes on to use the group gets Conflict.
@@ -99,7 +103,8 @@ class Ledger {
   // Opens the next timeline, or joins that of the launch. Without a checkpoint everything trained returns to its window
   // untrained. With one: Conflict if it is of another ledger, group or line; recorded as durable first if the ledger has not
   // heard of it. What was trained after it returns, in order. InvalidArgument, with the arithmetic, for a width that does not
-  // divide W, and, with the count, if bytes that would be needed are freed (unless accept_loss).
+  // divide W, and, with the count, if bytes that would be needed are freed (unless accept_loss, which takes a group of one
+  // pass).
   virtual TimelineInfo open_timeline(const TimelineRequest& request) = 0;
   // A window's share. A window that is not dealt is dealt from the refs that wait in none, as soon as W are committed; the
   // number asked for may be at most one past the dealt ones (InvalidArgument). kEndOfStream once the prompts are finished and
@@ -153,8 +158,8 @@ class Ledger {
   // Counts every row anew, on one view, and holds the counters, the rules between the tables and each record against them; what
   // the engine itself can tell of its bytes, too. One finding a text; none: all is well. Reads everything, changes nothing.
   virtual std::vector<std::string> check() = 0;
-  // Failed prompts are pending again, with no attempts and no expiries behind them; the others stay as they are. Returns how
-  // many. Idempotent.
+  // Failed prompts are pending again, with no attempts behind them; the others stay as they are. Of expiries one is kept, so
+  // that the next lease is taken_over as it was: who held the prompt then may still be writing. Returns how many. Idempotent.
   virtual std::int64_t retry_prompts(const std::vector<TaskId>& ids) = 0;
   // Pending prompts are failed with the reason, those whose lease ran out among them. All or nothing; what is failed stays as
   // it is, so that it is idempotent. Conflict, naming the prompt, if one is leased or done. Returns how many. With dry_run the
@@ -166,7 +171,8 @@ class Ledger {
   virtual std::int64_t drop_refs(const GroupId& group, const std::vector<SampleId>& ids, const std::string& reason,
                                  bool dry_run = false) = 0;
   // The whole ledger as lines of JSON (docs/formats/ledger_export.md), of one view; memory stays bounded. Leases end: what is
-  // leased is told as pending or available. Unavailable in the midst of it: begin again, with all lines.
+  // leased is told as pending, with one expiry more, or available. Unavailable in the midst of it: begin again, with all lines.
+  // InvalidArgument from a ledger in memory, which does not keep all that a line has; of import_from, too.
   virtual void export_to(const std::function<void(const std::string& line)>& write) = 0;
   // Makes this ledger, which must be empty (Conflict, saying what is in it), the one that the lines tell of, its id included,
   // so that checkpoints can be resumed; from then on the old one must not be used. All or nothing. Corrupt, naming the line,
@@ -188,6 +194,15 @@ std::unique_ptr<Ledger> open_sqlite_ledger_read_only(const std::filesystem::path
 // another program or version. "postgresql://trainer@host/runs?options=-csearch_path%3Drun_7"; what is left out comes from
 // PGHOST, PGPASSWORD ... and ~/.pgpass.
 std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url);
+
+// A ledger in this process's memory, for tests and programs of one process: it lives as long as its books or a Ledger on them,
+// and nothing outlives the process. Each thread opens a Ledger of its own; they take turns. Not for use by a forked child. Of a
+// prompt or a sample that is done it remembers some 200 bytes. Exhausted at 2^32 prompts or samples.
+//   const auto books = make_memory_ledger();
+//   const auto ledger = open_memory_ledger(books);
+class MemoryBooks;
+std::shared_ptr<MemoryBooks> make_memory_ledger();
+std::unique_ptr<Ledger> open_memory_ledger(std::shared_ptr<MemoryBooks> books);
 
 // By its name: a URL of PostgreSQL, or a SQLite file.
 bool is_ledger_url(const std::string& where);

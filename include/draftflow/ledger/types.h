@@ -23,7 +23,8 @@ struct TokenCount {
 
 struct PromptLease {
   PromptTask task;
-  std::string token;  // names this lease in commit and fail
+  std::string token;        // names this lease in commit and fail
+  bool taken_over = false;  // it ran out for another holder before, who may still be at work: say so to the store's put
 };
 
 // Says which it is: tasks, none just now (others are leased), or none ever again.
@@ -46,6 +47,7 @@ struct GroupConfig {
   TailPolicy tail = TailPolicy::kDrop;   // fixed when the group is made
   GroupKind kind = GroupKind::kWindows;  // fixed when the group is made
   int max_attempts = 3;                  // a queue's ref that has failed so often stays failed
+  int passes = 1;                        // how often each sample is trained; fixed when the group is made; 1 for a queue
 };
 
 // A checkpoint as a trainer presents it on resume, and as the ledger stores it.
@@ -131,6 +133,7 @@ struct GroupStatus {
   std::string group;
   GroupKind kind = GroupKind::kWindows;
   int window = 0;
+  int passes = 1;              // in those after the first a dealt sample counts once for each
   bool open = true;            // false: closed, its claims have ended
   std::int64_t available = 0;  // in no window yet; in a queue: not leased
   std::int64_t leased = 0;     // a lease that ran out counts until somebody asks for refs again

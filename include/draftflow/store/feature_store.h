@@ -39,6 +39,17 @@ struct PutMetadata {
   JsonMembers metadata;  // goes into the ref's metadata
 };
 
+// For a writer that works under a lease, which it may lose while it writes: however long it is held up, at whatever instant,
+// nothing of those who have the lease after it is retired.
+struct PutFence {
+  // Asked once the number of the generation is fixed, before it appears: whether the lease still holds. False: nothing appears,
+  // and put is Conflict. It may throw: nothing appears either.
+  std::function<bool()> still_mine;
+  // Another writer had the lease before and may still be at it: the number is greater than all that were given, by any
+  // process, until now, so that what the other lets appear is superseded by this.
+  bool taken_over = false;
+};
+
 // Who frees. kLedgered: only remove and abort, which the ledger's sweep calls; a release just ends the lease.
 // kConsumeOnce: the release of the last lease frees, and max_hold_age_ms frees what nobody took.
 enum class StoreKind { kLedgered, kConsumeOnce };
@@ -110,7 +121,8 @@ class FeatureStore {
   // At least one tensor. The new generation is greater than every earlier one of the sample, which stop being gettable
   // when put returns. On failure nothing became visible and nothing is left behind. Exhausted: the budget, the disk or the
   // free-space floor; nothing was written. A retry makes a new generation.
-  virtual SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) = 0;
+  virtual SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata,
+                        const PutFence& fence = {}) = 0;
 
   // Exactly the ref's generation, under a lease that other processes see. NotFound: freed, superseded, never written,
   // another incarnation or store, or a name that the ref lacks. Corrupt: bytes, dtype or shape differ. No lease is left

@@ -46,7 +46,7 @@ struct TrainOptions {
   int heads = 0, kv_heads = 0, head_dim = 0;  // of the draft; 0: as the target
   std::int64_t intermediate = 0;
   std::uint64_t seed = 0;
-  int epochs = 1;                // offline sets only
+  int epochs = 1;                // passes over the samples; fixed for a stream's group, whose bytes stay until the last one
   std::int64_t total_steps = 0;  // of the schedule; 0: from the number of samples
   int checkpoint_every = 20;     // optimizer steps
   int resumable_checkpoints = 1;

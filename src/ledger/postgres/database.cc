@@ -451,8 +451,9 @@ void Database::begin(const std::string& sql) {
 }
 
 // Each statement of READ COMMITTED sees all that was committed when it starts, and they start when the turn is ours: all that
-// its earlier holders did. The server gives the lock up when the transaction has become visible, or when the session ends.
-void Database::begin_write() {
+// its earlier holders did. In a shared turn that may be more from one statement to the next; a row that was locked is as it
+// was when the lock was had. The server gives the lock up when the transaction has become visible, or when the session ends.
+void Database::begin_write(sql::Turn turn) {
   const PGconn* connection = ready();
   for (const char* setting : {"in_hot_standby", "default_transaction_read_only"}) {
     const char* value = PQparameterStatus(connection, setting);
@@ -463,7 +464,8 @@ void Database::begin_write() {
                       name_, setting));
     }
   }
-  begin(fmt::format("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({})", turn_key_));
+  begin(fmt::format("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock{}({})",
+                    turn == sql::Turn::kShared ? "_shared" : "", turn_key_));
 }
 
 void Database::begin_read() {

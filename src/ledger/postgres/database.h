@@ -2,9 +2,9 @@
 //
 // The ledger's SQL over one schema of a PostgreSQL database (sql/database.h); time is the server's. The schema is the first of
 // the connection's search_path that exists, and the session sees no other: what a write turn covers is all that a transaction
-// can reach. Writers of all processes take turns by one advisory lock for each schema, which the server hands on in the order
-// of asking. One connection, opened by the constructor and again by the first call outside a transaction that finds it gone.
-// It needs a session of its own: directly, or through a pooler in session mode. Private to this room.
+// can reach. Writers of all processes take turns by one advisory lock for each schema, taken alone or shared, which the server
+// hands on in the order of asking. One connection, opened by the constructor and again by the first call outside a transaction
+// that finds it gone. It needs a session of its own: directly, or through a pooler in session mode. Private to this room.
 //
 //   postgres::Database db("postgresql://trainer@host/runs?options=-csearch_path%3Drun_7");
 #pragma once
@@ -38,6 +38,7 @@ class Database final : public sql::Database {
   std::vector<std::string> cached_sql() const override;
   std::int64_t now_ms() override;
   std::string clock_id() const override { return "server"; }  // it goes on over boots
+  bool shares_turns() const override { return true; }
 
   const std::string& schema() const { return schema_; }
 
@@ -57,7 +58,7 @@ class Database final : public sql::Database {
   };
 
   sql::Statement& prepare(std::string_view sql) override;
-  void begin_write() override;
+  void begin_write(sql::Turn turn) override;
   void commit() override;
   void begin_read() override;
   void roll_back() noexcept override;

@@ -1,67 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// For tests only: a private PostgreSQL cluster in a temporary folder, reached by a Unix socket in it and by nothing else, and a
-// proxy that loses COMMITs. Everything goes with its object; the server also goes with the thread that started it, so that it
-// outlives no test that was killed, whose folder the next server takes away. A server and a proxy are used by one thread at a
-// time.
+// For tests only: a private PostgreSQL cluster (private_server.h) with a schema for whoever asks, and a proxy that loses
+// COMMITs. A server and a proxy are used by one thread at a time.
 //
 //   DRAFTFLOW_REQUIRE_POSTGRES(server);
 //   postgres::Database db(server.fresh_schema());
 #pragma once
 
-#include <sys/types.h>
-
 #include <atomic>
 #include <filesystem>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "draftflow/base/file.h"
+#include "ledger/postgres/private_server.h"
 
 namespace draftflow::testing_support {
 
-class TestingServer {
+class TestingServer : public postgres::PrivateServer {
  public:
-  TestingServer();  // starts it, unless there is a why_not()
-  TestingServer(const TestingServer&) = delete;
-  TestingServer& operator=(const TestingServer&) = delete;
-  ~TestingServer();
-
   static TestingServer& shared();  // one for the process, started by the first call
 
-  // Why there is none: PostgreSQL's programs are not installed. One that is there and does not start is an error.
-  const std::optional<std::string>& why_not() const { return why_not_; }
-
-  // Everybody is let in without a password, except the role "locked". `more` is in a URL's form: "&options=...".
-  std::string url(const std::string& more = "", const std::string& user = "postgres",
-                  const std::string& database = "postgres") const;
-  std::string fresh_schema();               // the URL of a new schema: a ledger of one's own
-  std::string ask(const std::string& sql);  // as the administrator: the first field of the answer, or ""
-  const std::filesystem::path& folder() const { return folder_; }
-
-  void start();
-  void stop(bool immediate);  // immediate: as in a crash
-  void restart(bool immediate) {
-    stop(immediate);
-    start();
-  }
+  std::string fresh_schema();  // the URL of a new schema: a ledger of one's own
 
  private:
-  struct Account {
-    uid_t uid = 0;
-    gid_t gid = 0;
-  };
-  void make_cluster();
-  pid_t spawn(const std::vector<std::string>& arguments) const;
-  std::string log() const;
-
-  std::optional<std::string> why_not_;
-  std::filesystem::path programs_, folder_;
-  UniqueFd lock_;                   // held while the folder is used
-  std::optional<Account> account_;  // PostgreSQL does not run as root
-  pid_t server_ = -1;
   int schemas_ = 0;
 };
 

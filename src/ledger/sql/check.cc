@@ -28,7 +28,7 @@ class Recount {
   template <class... Args>
   void count(const std::string& what, std::int64_t kept, const std::string& sql, const Args&... args) {
     const std::int64_t rows = db_.find(sql, args...).value_or(0);
-    if (rows != kept) say(fmt::format("{}: the counter says {}, the rows {}", what, kept, rows));
+    if (rows != kept) say(miscounted(what, kept, rows));
   }
 
   void same(const std::string& what, const std::string& kept, const std::string& rows, std::int64_t id) {
@@ -151,9 +151,27 @@ void recount_windows(Recount& recount, std::int64_t id, const GroupStatus& group
     recount.none(named + "needed for training, and may go", "s.sample_id",
                  refs("s.state > 0 AND (t.step IS NULL OR t.step > c.durable_step)"), id);
   }
-  recount.count(named + "samples in two windows", 0,
-                "SELECT COUNT(*) FROM (SELECT row FROM window_ref WHERE consumer = ?1 GROUP BY row HAVING COUNT(*) > 1) AS x",
+  // Each pass has a sample in one window.
+  recount.count(named + "samples in more windows than passes", 0,
+                "SELECT COUNT(*) FROM (SELECT row FROM window_ref WHERE consumer = ?1 GROUP BY row HAVING COUNT(*) >"
+                " (SELECT CASE WHEN pass_windows = 0 THEN 1 ELSE passes END FROM consumer WHERE id = ?1)) AS x",
                 id);
+  recount.count(
+      named + "samples of a later pass that are not those of the first", 0,
+      "SELECT COUNT(*) FROM window_ref w JOIN consumer c ON c.id = w.consumer WHERE w.consumer = ?1 AND c.pass_windows"
+      " > 0 AND w.number >= c.pass_windows AND NOT EXISTS (SELECT 1 FROM window_ref f WHERE f.consumer = w.consumer"
+      " AND f.number = w.number % c.pass_windows AND f.position = w.position AND f.row = w.row)",
+      id);
+  if (group.open && group.passes > 1) {
+    recount.none(named + "bytes went that another pass needs", "s.sample_id",
+                 refs("s.state > 0 AND (c.pass_windows = 0 OR"
+                      " c.durable_windows <= (c.passes - 1) * c.pass_windows + w.number % c.pass_windows)"),
+                 id);
+  }
+  recount.none(named + "more or fewer windows than its passes have", "c.name",
+               "consumer c WHERE c.id = ?1 AND c.pass_windows > 0 AND NOT (c.pass_windows <= c.windows AND c.windows <="
+               " c.passes * c.pass_windows AND c.released_windows <= c.pass_windows AND c.passes > 1)",
+               id);
   recount.count(named + "samples dropped, and in a window", 0,
                 "SELECT COUNT(*) FROM window_ref w JOIN dropped d ON d.consumer = w.consumer AND d.row = w.row"
                 " WHERE w.consumer = ?1",

@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Checkpoints and what they let go.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <utility>
 
-#include "draftflow/base/error.h"
-#include "draftflow/base/text.h"
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
@@ -25,12 +21,13 @@ void SqlLedger::record_checkpoint(const Group& group, std::int64_t timeline, std
            step);
 }
 
-// The windows that each of the newest resumable checkpoints holds.
+// The windows of the first pass that each of the newest resumable checkpoints holds for the last time.
 std::int64_t SqlLedger::releasable_windows(const Group& group) {
   const std::optional<std::int64_t> oldest = db_->find(
       "SELECT DISTINCT step FROM checkpoint WHERE consumer = ?1 AND abandoned = 0 ORDER BY step DESC LIMIT 1 OFFSET ?2",
       group.id, group.resumable_checkpoints - 1);
-  return oldest ? windows_through(group, *oldest) : 0;
+  if (!oldest || (group.passes > 1 && group.pass_windows == 0)) return 0;
+  return std::max<std::int64_t>(windows_through(group, *oldest) - (group.passes - 1) * group.pass_windows, 0);
 }
 
 // Ends the group's claims on the samples of newly released windows, or makes them anew.
@@ -52,17 +49,11 @@ void SqlLedger::checkpointed(const GroupId& group_id, std::int64_t timeline, std
   Group group = find_windows(group_id, "checkpointed");
   check_newest(group, timeline, "checkpointed");
   if (step < 0 || step > group.trained_step) {
-    throw InvalidArgument(
-        fmt::format("checkpoint at step {} of timeline {}, group '{}': the newest trained step is {}; write a "
-                    "checkpoint after its step is acknowledged",
-                    step, timeline, printable(group.name), group.trained_step));
+    throw refusals::not_trained(step, timeline, group.name, group.trained_step);
   }
   const std::int64_t first_step =
       db_->find("SELECT first_step FROM timeline WHERE consumer = ?1 AND number = ?2", group.id, timeline).value_or(0);
-  if (step < first_step) {
-    throw InvalidArgument(fmt::format("checkpoint at step {} of timeline {}, group '{}': the timeline starts at step {}", step,
-                                      timeline, printable(group.name), first_step));
-  }
+  if (step < first_step) throw refusals::before_timeline(step, timeline, group.name, first_step);
   record_checkpoint(group, timeline, step);
   if (step > group.durable_step) {
     const std::int64_t through = windows_through(group, step);

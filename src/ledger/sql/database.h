@@ -25,6 +25,11 @@
 
 namespace draftflow::sql {
 
+// Of a write transaction: alone among all writers, or beside others that share their turn too. Who shares one must lock the
+// rows that it decides by (SELECT ... FOR UPDATE), take locks in the order queue_ref, sample, consumer and in each by ascending
+// row, and add to counters instead of setting them.
+enum class Turn { kAlone, kShared };
+
 // Of a list, which takes as many placeholders as it has values. Text must outlive its use.
 using Value = std::variant<std::int64_t, std::string_view, std::nullptr_t>;
 
@@ -101,14 +106,16 @@ class Database {
   virtual std::string clock_id() const = 0;
   // What the engine finds wrong with its own bytes, within a view of the caller's; a few texts at most.
   virtual std::vector<std::string> damage() { return {}; }
+  // Whether turns are really shared: then the engine knows FOR UPDATE OF ... SKIP LOCKED. Without, each is alone.
+  virtual bool shares_turns() const { return false; }
 
  protected:
   virtual Statement& prepare(std::string_view sql) = 0;  // std::logic_error if it is in use
   friend class Transaction;
   friend class Snapshot;
-  // All writers of a ledger take turns, fairly, from here to the end of the transaction. PermissionDenied on a ledger that was
-  // opened to be read.
-  virtual void begin_write() = 0;
+  // All writers of a ledger take turns, fairly, from here to the end of the transaction; who waits to be alone is not
+  // overtaken. PermissionDenied on a ledger that was opened to be read.
+  virtual void begin_write(Turn turn) = 0;
   // InDoubt if whether it holds is unknown; after any other error nothing was changed.
   virtual void commit() = 0;
   virtual void begin_read() = 0;  // one consistent view over several reads
@@ -140,7 +147,7 @@ class Database {
 
 class Transaction {
  public:
-  explicit Transaction(Database& database) : database_(database) { database_.begin_write(); }
+  explicit Transaction(Database& database, Turn turn = Turn::kAlone) : database_(database) { database_.begin_write(turn); }
   Transaction(const Transaction&) = delete;
   Transaction& operator=(const Transaction&) = delete;
   ~Transaction() { database_.roll_back(); }  // does nothing after a commit

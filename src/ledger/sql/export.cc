@@ -44,7 +44,7 @@ class Export {
  private:
   struct Group {
     std::string name;
-    std::int64_t kind = 0, open = 0, next_row = 0, durable_windows = 0, trained_windows = 0;
+    std::int64_t kind = 0, open = 0, next_row = 0, durable_windows = 0, pass_windows = 0, trained_windows = 0;
   };
   struct Sample {
     ExportedSample line;
@@ -77,8 +77,9 @@ class Export {
 
   void prompts_page(std::int64_t from) {
     sql::Query row = db_.query(
-        "SELECT p.row, t.json, p.state, p.attempts, p.expiries, p.ended_token, p.reason FROM prompt p JOIN prompt_task t"
-        " ON t.row = p.row WHERE p.row >= ?1 AND p.row < ?2 ORDER BY p.row",
+        // Who has it leased may go on writing when the lease has ended by this: as if its time had run out.
+        "SELECT p.row, t.json, p.state, p.attempts, p.expiries + CASE WHEN p.state = 1 THEN 1 ELSE 0 END, p.ended_token,"
+        " p.reason FROM prompt p JOIN prompt_task t ON t.row = p.row WHERE p.row >= ?1 AND p.row < ?2 ORDER BY p.row",
         from, from + kPage);
     while (row.step()) {
       constexpr const char* kStates[] = {"pending", "pending", "done", "failed"};
@@ -97,7 +98,8 @@ class Export {
     {
       sql::Query row = db_.query(
           "SELECT id, name, kind, window_size, resumable_checkpoints, tail, max_attempts, open, next_row, durable_windows,"
-          " released_windows, timeline, width, trained_step, durable_step, trained_windows FROM consumer ORDER BY id");
+          " released_windows, timeline, width, trained_step, durable_step, passes, pass_windows,"
+          " trained_windows FROM consumer ORDER BY id");
       while (row.step()) {
         ExportedGroup group{.config = {.group = GroupId(row.text(1))}};
         group.config.kind = row.integer(2) == kWindowGroup ? GroupKind::kWindows : GroupKind::kQueue;
@@ -111,8 +113,10 @@ class Export {
                                     &group.width, &group.trained_step, &group.durable_step}) {
           *field = row.integer(column++);
         }
-        groups_[row.integer(0)] = {row.text(1),    row.integer(2), row.integer(7),
-                                   row.integer(8), row.integer(9), row.integer(15)};
+        group.config.passes = static_cast<int>(row.integer(15));
+        group.pass_windows = row.integer(16);
+        groups_[row.integer(0)] = {row.text(1),    row.integer(2),  row.integer(7), row.integer(8),
+                                   row.integer(9), row.integer(16), row.integer(17)};
         ids.push_back(row.integer(0));
         lines.push_back(std::move(group));
       }
@@ -191,15 +195,23 @@ class Export {
   }
 
   void windows_of(std::int64_t from, std::map<std::int64_t, Sample>& page) {
-    sql::Query row = db_.query("SELECT row, consumer, number, position, reason FROM window_ref WHERE row >= ?1 AND row < ?2",
-                               from, from + kPage);
+    sql::Query row = db_.query(
+        "SELECT row, consumer, number, position, reason FROM window_ref WHERE row >= ?1 AND row < ?2 ORDER BY row, consumer,"
+        " number",
+        from, from + kPage);
     while (row.step()) {
       const Group& group = groups_[row.integer(1)];
-      ExportedPlace place{.state = window_state(row.integer(2), group.trained_windows, group.durable_windows, !row.is_null(4))};
-      place.window = row.integer(2);
+      const std::int64_t window = row.integer(2);
+      ExportedPlace& place = page[row.integer(0)].places[row.integer(1)];
+      // Of a later pass only a failure is told: the rest follows from the first pass and the windows.
+      if (group.pass_windows > 0 && window >= group.pass_windows) {
+        if (!row.is_null(4)) place.later_failures.emplace_back(window, row.text(4));
+        continue;
+      }
+      place.state = window_state(window, group.trained_windows, group.durable_windows, !row.is_null(4));
+      place.window = window;
       place.position = row.integer(3);
       place.reason = text_if(row, 4);
-      page[row.integer(0)].places[row.integer(1)] = std::move(place);
     }
   }
 

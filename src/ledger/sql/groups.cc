@@ -1,44 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <utility>
 
-#include "draftflow/base/error.h"
-#include "draftflow/base/text.h"
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
-namespace {
-
-constexpr int kMaxWindow = 1 << 20;
-constexpr int kMaxResumable = 1 << 20;
-constexpr int kMaxAttempts = 1 << 20;
-
-const char* tail_name(std::int64_t tail) {
-  return tail == 0 ? "drop" : "carry";
-}
-
-const char* kind_name(std::int64_t kind) {
-  return kind == kWindowGroup ? "group of windows" : "queue";
-}
-
-}  // namespace
-
-void check_config(const GroupConfig& config) {
-  const auto check = [&](const char* name, int value, int least, int most) {
-    if (value >= least && value <= most) return;
-    throw InvalidArgument(
-        fmt::format("group '{}': {} is {}: {} to {} are allowed", printable(config.group.str()), name, value, least, most));
-  };
-  check("resumable_checkpoints", config.resumable_checkpoints, 1, kMaxResumable);
-  check("max_attempts", config.max_attempts, 1, kMaxAttempts);
-  if (config.kind == GroupKind::kWindows) return check("window", config.window, 1, kMaxWindow);
-  if (config.window != 0) {
-    throw InvalidArgument(fmt::format("group '{}' is a queue with a window of {}: a queue has none, 0 is allowed",
-                                      printable(config.group.str()), config.window));
-  }
-}
 
 void SqlLedger::declare_group(const GroupConfig& config) {
   check_config(config);
@@ -53,9 +19,9 @@ void SqlLedger::declare_group(const GroupConfig& config) {
   } else {
     const std::int64_t id = db_->find("SELECT COALESCE(MAX(id), 0) + 1 FROM consumer").value_or(1);
     db_->run(
-        "INSERT INTO consumer(id, name, window_size, resumable_checkpoints, tail, next_row, kind, max_attempts) VALUES (?1, ?2,"
-        " ?3, ?4, ?5, 0, ?6, ?7)",
-        id, config.group.str(), config.window, config.resumable_checkpoints, tail, kind, config.max_attempts);
+        "INSERT INTO consumer(id, name, window_size, resumable_checkpoints, tail, next_row, kind, max_attempts,"
+        " passes) VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8)",
+        id, config.group.str(), config.window, config.resumable_checkpoints, tail, kind, config.max_attempts, config.passes);
     Group group = find_group(config.group);
     if (kind == kQueueGroup) {
       fill_queue(group);
@@ -67,28 +33,14 @@ void SqlLedger::declare_group(const GroupConfig& config) {
 }
 
 void SqlLedger::check_same(const Group& group, const GroupConfig& config) {
-  const std::string name = printable(group.name);
-  if (group.open == 0) {
-    throw InvalidArgument(fmt::format("group '{}' of ledger {} was closed: declare one of another name", name, db_->name()));
-  }
-  const std::int64_t kind = config.kind == GroupKind::kWindows ? kWindowGroup : kQueueGroup;
-  if (group.kind != kind) {
-    throw InvalidArgument(
-        fmt::format("group '{}' was declared as a {}, not as a {}: the kind is fixed for the run; declare one of "
-                    "another name",
-                    name, kind_name(group.kind), kind_name(kind)));
-  }
-  if (kind == kQueueGroup) return;
-  if (group.window_size != config.window) {
-    throw InvalidArgument(
-        fmt::format("group '{}' was declared with a window of {}, not {}: W is fixed for the run; use {} again or"
-                    " start another run",
-                    name, group.window_size, config.window, group.window_size));
-  }
-  if (const std::int64_t tail = config.tail == TailPolicy::kDrop ? 0 : 1; group.tail != tail) {
-    throw InvalidArgument(fmt::format("group '{}' was declared with the tail policy '{}', not '{}': it is fixed for the run",
-                                      name, tail_name(group.tail), tail_name(tail)));
-  }
+  if (group.open == 0) throw refusals::declared_closed(group.name, db_->name());
+  const GroupKind kind = group.kind == kQueueGroup ? GroupKind::kQueue : GroupKind::kWindows;
+  if (kind != config.kind) throw refusals::other_kind(group.name, kind, config.kind);
+  if (kind == GroupKind::kQueue) return;
+  if (group.window_size != config.window) throw refusals::other_window(group.name, group.window_size, config.window);
+  const TailPolicy tail = group.tail == 0 ? TailPolicy::kDrop : TailPolicy::kCarry;
+  if (tail != config.tail) throw refusals::other_tail(group.name, tail, config.tail);
+  if (group.passes != config.passes) throw refusals::other_passes(group.name, group.passes, config.passes);
 }
 
 // What was not handed to a sweeper yet is there.
@@ -115,10 +67,10 @@ void SqlLedger::close_group(const GroupId& group_id) {
 }
 
 void SqlLedger::end_claims_of_windows(Group& group) {
-  db_->run(std::string(kEndClaims) + "(SELECT row FROM window_ref WHERE consumer = ?1 AND number >= ?2)", group.id,
-           group.released_windows);
+  db_->run(std::string(kEndClaims) + "(SELECT row FROM window_ref WHERE consumer = ?1 AND number >= ?2 AND number < ?3)",
+           group.id, group.released_windows, group.first_pass_windows());
   end_claims_of_undealt(group);
-  group.released_windows = group.windows;
+  group.released_windows = group.first_pass_windows();
 }
 
 std::vector<FailedSample> SqlLedger::failed_refs(const GroupId& group_id, int limit) {
@@ -142,12 +94,9 @@ SqlLedger::Group SqlLedger::find_group(const GroupId& group) {
   sql::Query query = db_->query(
       "SELECT id, window_size, resumable_checkpoints, tail, open, next_row, available, windows, trained_windows,"
       " durable_windows, released_windows, timeline, width, trained_step, durable_step, failed_trained, failed_durable,"
-      " dropped, kind, max_attempts, leased, acked, failed FROM consumer WHERE name = ?1",
+      " dropped, kind, max_attempts, leased, acked, failed, passes, pass_windows FROM consumer WHERE name = ?1",
       group.str());
-  if (!query.step()) {
-    throw InvalidArgument(
-        fmt::format("group '{}' is not declared in ledger {}: call declare_group first", printable(group.str()), db_->name()));
-  }
+  if (!query.step()) throw refusals::undeclared(group, db_->name());
   Group found;
   found.name = group.str();
   int column = 0;
@@ -173,7 +122,9 @@ SqlLedger::Group SqlLedger::find_group(const GroupId& group) {
                               &found.max_attempts,
                               &found.leased,
                               &found.acked,
-                              &found.failed}) {
+                              &found.failed,
+                              &found.passes,
+                              &found.pass_windows}) {
     *field = query.integer(column++);
   }
   return found;
@@ -182,41 +133,38 @@ SqlLedger::Group SqlLedger::find_group(const GroupId& group) {
 SqlLedger::Group SqlLedger::find_windows(const GroupId& group, const char* verb) {
   Group found = find_group(group);
   if (found.kind == kWindowGroup) return found;
-  throw InvalidArgument(
-      fmt::format("{} on group '{}': it is a queue, which has no windows; its verbs are lease_refs, ack_refs and "
-                  "fail_refs",
-                  verb, printable(found.name)));
+  throw refusals::is_queue(verb, found.name);
 }
 
 SqlLedger::Group SqlLedger::find_queue(const GroupId& group, const char* verb) {
   Group found = find_group(group);
   if (found.kind == kQueueGroup) return found;
-  throw InvalidArgument(
-      fmt::format("{} on group '{}': it is a group of windows, which leases no refs; its verbs are open_timeline, "
-                  "read_window and trained",
-                  verb, printable(found.name)));
+  throw refusals::is_windows(verb, found.name);
 }
 
 void SqlLedger::save(const Group& group) {
   db_->run(
       "UPDATE consumer SET open = ?2, next_row = ?3, available = ?4, windows = ?5, trained_windows = ?6, durable_windows = ?7,"
       " released_windows = ?8, timeline = ?9, width = ?10, trained_step = ?11, durable_step = ?12, failed_trained = ?13,"
-      " failed_durable = ?14, dropped = ?15, leased = ?16, acked = ?17, failed = ?18 WHERE id = ?1",
+      " failed_durable = ?14, dropped = ?15, leased = ?16, acked = ?17, failed = ?18, pass_windows = ?19 WHERE id = ?1",
       group.id, group.open, group.next_row, group.available, group.windows, group.trained_windows, group.durable_windows,
       group.released_windows, group.timeline, group.width, group.trained_step, group.durable_step, group.failed_trained,
-      group.failed_durable, group.dropped, group.leased, group.acked, group.failed);
+      group.failed_durable, group.dropped, group.leased, group.acked, group.failed, group.pass_windows);
+}
+
+// What a queue has more or less of than `before`, on top of what others counted meanwhile: they may share the turn.
+void SqlLedger::add_counts(const Group& before, const Group& after) {
+  db_->run(
+      "UPDATE consumer SET available = available + ?2, leased = leased + ?3, acked = acked + ?4, failed = failed + ?5"
+      " WHERE id = ?1",
+      after.id, after.available - before.available, after.leased - before.leased, after.acked - before.acked,
+      after.failed - before.failed);
 }
 
 void SqlLedger::check_newest(const Group& group, std::int64_t timeline, const char* verb) {
-  if (group.open == 0) {
-    throw Conflict(
-        fmt::format("{} on timeline {} of group '{}': the group was closed; stop", verb, timeline, printable(group.name)));
-  }
+  if (group.open == 0) throw refusals::timeline_closed(verb, timeline, group.name);
   if (timeline == group.timeline && timeline != 0) return;
-  throw Conflict(
-      fmt::format("{} on timeline {} of group '{}': the newest timeline is {}; stop, another trainer took over (or open a "
-                  "timeline first)",
-                  verb, timeline, printable(group.name), group.timeline));
+  throw refusals::not_newest(verb, timeline, group.name, group.timeline);
 }
 
 }  // namespace draftflow

@@ -132,12 +132,14 @@ class SqlLedger::Import {
     made = {.id = static_cast<std::int64_t>(groups_.size()), .line = group};
     db_.run(
         "INSERT INTO consumer(id, name, kind, window_size, resumable_checkpoints, tail, max_attempts, open, next_row,"
-        " durable_windows, released_windows, timeline, width, trained_step, durable_step) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, "
+        " durable_windows, released_windows, timeline, width, trained_step, durable_step, passes, pass_windows) VALUES (?1, "
+        "?2, ?3, ?4, ?5, ?6, ?7, "
         "?8,"
-        " ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+        " ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         made.id, config.group.str(), config.kind == GroupKind::kWindows ? 0 : 1, config.window, config.resumable_checkpoints,
         config.tail == TailPolicy::kDrop ? 0 : 1, group.config.max_attempts, group.open ? 1 : 0, group.next_row,
-        group.durable_windows, group.released_windows, group.timeline, group.width, group.trained_step, group.durable_step);
+        group.durable_windows, group.released_windows, group.timeline, group.width, group.trained_step, group.durable_step,
+        config.passes, group.pass_windows);
   }
 
   Group& group_of(const std::string& name) {
@@ -185,15 +187,27 @@ class SqlLedger::Import {
     static const std::vector<std::string> kStates = {"available", "", "acked", "failed"};
     if (place.state == "dropped") return drop(group, place);
     const int state = index_of(place.state, kStates);
-    if (state == static_cast<int>(kStates.size()) || place.window || place.position) return "the group is a queue";
+    if (state == static_cast<int>(kStates.size()) || place.window || place.position || !place.later_failures.empty()) {
+      return "the group is a queue";
+    }
     queue_refs_.add({group.id, row_, std::int64_t{state}, dp_partition(ref.sample_id.str(), kShardModulus), place.attempts,
                      place.ended_token, place.reason});
     return "";
   }
   std::string place_in_windows(const Group& group, const ExportedPlace& place) {
+    if (!place.later_failures.empty() && !(place.window && place.position)) return "it is in no window that could fail";
     if (place.state == "dropped") return drop(group, place);
     std::string state = "available";
     if (place.window && place.position) {
+      const std::int64_t first_pass = group.line.pass_windows > 0 ? group.line.pass_windows : group.windows;
+      if (*place.window >= first_pass) return fmt::format("the first pass has {} windows", first_pass);
+      for (const auto& [window, reason] : place.later_failures) {
+        const std::int64_t pass_windows = group.line.pass_windows;
+        if (pass_windows == 0 || window < pass_windows || window >= group.windows || window % pass_windows != *place.window) {
+          return fmt::format("window {} of a later pass is none that has it", window);
+        }
+        later_failures_.push_back({group.id, window, *place.position, reason});
+      }
       window_refs_.add({group.id, *place.window, *place.position, row_, place.reason});
       state = window_state(*place.window, group.trained_windows, group.line.durable_windows, place.reason.has_value());
     } else if (!group.line.open || row_ < group.line.next_row) {
@@ -215,7 +229,20 @@ class SqlLedger::Import {
     ended_ = true;
   }
 
+  // The windows of later passes have the samples of the first one's.
+  void deal_again() {
+    db_.run(
+        "INSERT INTO window_ref(consumer, number, position, row) SELECT t.consumer, t.number, f.position, f.row FROM"
+        " training_window t JOIN consumer c ON c.id = t.consumer JOIN window_ref f ON f.consumer = t.consumer AND"
+        " f.number = t.number % c.pass_windows WHERE c.pass_windows > 0 AND t.number >= c.pass_windows");
+    for (const LaterFailure& one : later_failures_) {
+      db_.run("UPDATE window_ref SET reason = ?4 WHERE consumer = ?1 AND number = ?2 AND position = ?3", one.group, one.window,
+              one.position, one.reason);
+    }
+  }
+
   void derive() {
+    deal_again();
     db_.run(
         "UPDATE training_window SET failed = CASE WHEN step IS NULL THEN 0 ELSE (SELECT COUNT(*) FROM window_ref w WHERE"
         " w.consumer = training_window.consumer AND w.number = training_window.number AND w.reason IS NOT NULL) END,"
@@ -279,12 +306,18 @@ class SqlLedger::Import {
                     found.size(), all));
   }
 
+  struct LaterFailure {
+    std::int64_t group = 0, window = 0, position = 0;
+    std::string reason;
+  };
+
   SqlLedger& ledger_;
   sql::Database& db_;
   LedgerStatus status_;
   std::map<std::string, Group> groups_;
   std::int64_t lines_ = 0, prompts_ = 0, row_ = 0;
   bool ended_ = false;
+  std::vector<LaterFailure> later_failures_;
   Rows facts_{db_, "fact(key, value)", 2}, tokens_{db_, "token_count(token, count, first_row)", 3},
       prompt_rows_{db_, "prompt(row, task_id, state, attempts, expiries, ended_token, reason)", 7},
       task_rows_{db_, "prompt_task(row, json)", 2},

@@ -65,8 +65,11 @@ std::vector<HolderLeases> SqlLedger::leases() {
 }
 
 std::int64_t SqlLedger::retry_prompts(const std::vector<TaskId>& ids) {
+  // An expiry is not forgotten: who held the prompt then may still be writing (PromptLease::taken_over).
   static const sql::InList kRetry(
-      "UPDATE prompt SET state = 0, attempts = 0, expiries = 0, reason = NULL WHERE state = 3 AND task_id IN ", 1);
+      "UPDATE prompt SET state = 0, attempts = 0, expiries = CASE WHEN expiries > 0 THEN 1 ELSE 0 END, reason = NULL"
+      " WHERE state = 3 AND task_id IN ",
+      1);
   sql::Transaction transaction(*db_);
   std::int64_t again = 0;
   kRetry.for_parts(each_once(ids),
@@ -85,23 +88,10 @@ std::int64_t SqlLedger::drop_prompts(const std::vector<TaskId>& ids, const std::
     std::int64_t row = 0;
     {
       sql::Query found = db_->query("SELECT row, state, holder FROM prompt WHERE task_id = ?1", id);
-      if (!found.step()) {
-        throw InvalidArgument(fmt::format("prompt '{}' is not in ledger {}: nothing was dropped", printable(id), db_->name()));
-      }
+      if (!found.step()) throw refusals::no_prompt_to_drop(id, db_->name());
       row = found.integer(0);
       if (found.integer(1) == kPromptFailed) continue;
-      if (found.integer(1) == kLeased) {
-        throw Conflict(
-            fmt::format("prompt '{}' is leased to '{}': nothing was dropped; wait until it is done, or until its "
-                        "lease has run out",
-                        printable(id), printable(found.text(2))));
-      }
-      if (found.integer(1) == kDone) {
-        throw Conflict(
-            fmt::format("prompt '{}' is done, its sample is committed: nothing was dropped; drop the sample from "
-                        "the groups that should not have it",
-                        printable(id)));
-      }
+      if (found.integer(1) != kPending) throw refusals::undroppable_prompt(id, found.integer(1), found.text(2));
     }
     db_->run("UPDATE prompt SET state = 3, token = NULL, holder = NULL, expires_ms = NULL, reason = ?2 WHERE row = ?1", row,
              printable(reason, kMaxReasonBytes));
@@ -114,33 +104,25 @@ std::int64_t SqlLedger::drop_prompts(const std::vector<TaskId>& ids, const std::
 
 // The sample's row, or -1 if the group has dropped it before.
 std::int64_t SqlLedger::droppable_row(const Group& group, const SampleId& id) {
-  const auto refuse = [&](const std::string& found) {
-    throw Conflict(fmt::format("sample '{}' of group '{}' {}: nothing was dropped; only what is available to the group can be",
-                               printable(id.str()), printable(group.name), found));
-  };
   std::int64_t row = 0, state = 0;
   {
     sql::Query found = db_->query("SELECT row, state FROM sample WHERE sample_id = ?1", id.str());
-    if (!found.step()) {
-      throw InvalidArgument(
-          fmt::format("sample '{}' is not in ledger {}: nothing was dropped", printable(id.str()), db_->name()));
-    }
+    if (!found.step()) throw refusals::no_sample_to_drop(id, db_->name());
     row = found.integer(0);
     state = found.integer(1);
   }
   if (db_->find("SELECT 1 FROM dropped WHERE consumer = ?1 AND row = ?2", group.id, row)) return -1;
   if (group.kind == kQueueGroup) {
     sql::Query found = db_->query("SELECT state, holder FROM queue_ref WHERE row = ?2 AND consumer = ?1", group.id, row);
-    if (!found.step()) refuse("was never in it");
-    if (found.integer(0) == kRefLeased) refuse(fmt::format("is leased to '{}'", printable(found.text(1))));
-    if (found.integer(0) == kAcked) refuse("is acked");
-    if (found.integer(0) == kRefFailed) refuse("has failed");
+    if (!found.step()) throw refusals::undroppable_ref(id, group.name, -1, "");
+    if (found.integer(0) != kAvailable) throw refusals::undroppable_ref(id, group.name, found.integer(0), found.text(1));
     return row;
   }
-  if (const auto window = db_->find("SELECT number FROM window_ref WHERE row = ?2 AND consumer = ?1", group.id, row)) {
-    refuse(fmt::format("{} window {}", *window < group.trained_windows ? "was trained in" : "is in", *window));
+  // Of several passes, the first one's.
+  if (const auto window = db_->find("SELECT MIN(number) FROM window_ref WHERE row = ?2 AND consumer = ?1", group.id, row)) {
+    throw refusals::in_window(id, group.name, *window, *window < group.trained_windows);
   }
-  if (row < group.next_row || state != kNeeded) refuse("was never the group's, which joined later");
+  if (row < group.next_row || state != kNeeded) throw refusals::never_the_groups(id, group.name);
   return row;
 }
 
@@ -150,7 +132,7 @@ std::int64_t SqlLedger::drop_refs(const GroupId& group_id, const std::vector<Sam
   static const sql::InList kForget("DELETE FROM queue_ref WHERE consumer = ?1 AND row IN ", 2);
   sql::Transaction transaction(*db_);
   Group group = find_group(group_id);
-  check_open(group.open, group.name, "drop_refs");
+  if (group.open == 0) throw refusals::group_closed("drop_refs", group.name);
   if (group.kind == kQueueGroup) {
     const std::int64_t back = take_back_expired(group, db_->now_ms());
     group.available += back;

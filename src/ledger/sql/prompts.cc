@@ -10,37 +10,10 @@
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
-namespace {
-
-constexpr int kMaxLeaseBatch = 1024;  // prompts of one call
-constexpr std::int64_t kMaxLeaseMs = 7LL * 24 * 3600 * 1000;
-constexpr std::int64_t kMaxExpiries = 100;  // a prompt whose lease runs out this often kills its workers
-
-std::string task_json(const PromptTask& task) {
-  try {
-    return prompt_task_to_json(task);
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {  // the JSON library's own
-    throw InvalidArgument(
-        fmt::format("prompt '{}' cannot be written as JSON: {}", printable(task.task_id.str()), printable(error.what())));
-  }
-}
-
-}  // namespace
-
-void check_lease_ms(std::int64_t lease_ms) {
-  if (lease_ms < 1 || lease_ms > kMaxLeaseMs) {
-    throw InvalidArgument(fmt::format("lease of {} ms: 1 to {} are allowed", lease_ms, kMaxLeaseMs));
-  }
-}
 
 std::int64_t SqlLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
                                        const std::vector<std::vector<TokenCount>>& counts) {
-  if (!counts.empty() && counts.size() != tasks.size()) {
-    throw InvalidArgument(
-        fmt::format("{} prompts with {} lists of token counts: one for each, or none", tasks.size(), counts.size()));
-  }
+  check_counts(tasks.size(), "prompts", counts.size());
   std::int64_t added = 0;
   TokenSums sums;
   sql::Transaction transaction(*db_);
@@ -52,10 +25,7 @@ std::int64_t SqlLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
       refuse_other_payload(tasks[i]);
       continue;
     }
-    if (closed) {
-      throw InvalidArgument(fmt::format("prompt '{}' is new, but the prompts of ledger {} are closed: start another run for it",
-                                        printable(task_id), db_->name()));
-    }
+    if (closed) throw refusals::prompts_closed(task_id, db_->name());
     if (row == 0) note_run_id(tasks[i].run_id);
     db_->run("INSERT INTO prompt_task(row, json) VALUES (?1, ?2)", row, task_json(tasks[i]));
     if (!counts.empty()) sums.add(counts[i], row);
@@ -72,10 +42,7 @@ void SqlLedger::refuse_other_payload(const PromptTask& task) {
   sql::Query found =
       db_->query("SELECT t.json FROM prompt p JOIN prompt_task t ON t.row = p.row WHERE p.task_id = ?1", task.task_id.str());
   if (!found.step() || prompt_task_from_json(found.text(0)).payload == prompt_task_from_json(task_json(task)).payload) return;
-  throw Conflict(
-      fmt::format("prompt '{}' is on the books of ledger {} with another text: the prompts have changed since; start "
-                  "another run for them",
-                  printable(task.task_id.str()), db_->name()));
+  throw refusals::other_text(task.task_id.str(), db_->name());
 }
 
 void SqlLedger::close_prompts() {
@@ -90,8 +57,7 @@ void SqlLedger::take_back_expired(std::int64_t now) {
   const std::int64_t poisoned = db_->run(
       "UPDATE prompt SET state = 3, expiries = expiries + 1, token = NULL, holder = NULL, expires_ms = NULL, reason = ?3"
       " WHERE state = 1 AND expires_ms <= ?1 AND expiries + 1 >= ?2",
-      now, kMaxExpiries,
-      fmt::format("its lease ran out {} times: the worker that took it died or hung each time", kMaxExpiries));
+      now, kMaxExpiries, poison_reason());
   const std::int64_t back = db_->run(
       "UPDATE prompt SET state = 0, expiries = expiries + 1, expires_ms = NULL WHERE state = 1 AND expires_ms <= ?1", now);
   if (poisoned + back == 0) return;
@@ -103,27 +69,31 @@ void SqlLedger::take_back_expired(std::int64_t now) {
 
 PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std::int64_t lease_ms) {
   check_lease_ms(lease_ms);
-  if (max_tasks < 1) throw InvalidArgument(fmt::format("lease of {} prompts: at least 1 is allowed", max_tasks));
+  check_max_tasks(max_tasks);
   const std::int64_t now = db_->now_ms();
   PromptAnswer answer;
   answer.finished = db_->find(kPromptsFinished) == 1;
   // Waiting workers ask often: they must not queue for the write turn to hear that there is nothing.
-  const bool something = db_->find("SELECT 1 FROM prompt WHERE state = 0 LIMIT 1").has_value() ||
+  // In order, so that no engine looks for it from the first prompt on, over all that are done.
+  const bool something = db_->find("SELECT row FROM prompt WHERE state = 0 ORDER BY row LIMIT 1").has_value() ||
                          db_->find("SELECT 1 FROM prompt WHERE state = 1 AND expires_ms <= ?1 LIMIT 1", now).has_value();
   if (answer.finished || !something) return answer;
 
   sql::Transaction transaction(*db_);
   take_back_expired(now);
-  std::vector<std::pair<std::int64_t, std::int64_t>> rows;  // row, attempts
+  struct Pending {
+    std::int64_t row, attempts, expiries;
+  };
+  std::vector<Pending> rows;
   {
-    sql::Query pending = db_->query("SELECT row, attempts FROM prompt WHERE state = 0 ORDER BY row LIMIT ?1",
+    sql::Query pending = db_->query("SELECT row, attempts, expiries FROM prompt WHERE state = 0 ORDER BY row LIMIT ?1",
                                     std::min(max_tasks, kMaxLeaseBatch));
-    while (pending.step()) rows.emplace_back(pending.integer(0), pending.integer(1));
+    while (pending.step()) rows.push_back({pending.integer(0), pending.integer(1), pending.integer(2)});
   }
-  for (const auto& [row, attempts] : rows) {
+  for (const auto& [row, attempts, expiries] : rows) {
     sql::Query task = db_->query("SELECT json FROM prompt_task WHERE row = ?1", row);
     if (!task.step()) throw Corrupt(fmt::format("ledger {} has lost the text of prompt {}", db_->name(), row));
-    PromptLease lease{.task = prompt_task_from_json(task.text(0)), .token = random_hex128()};
+    PromptLease lease{.task = prompt_task_from_json(task.text(0)), .token = random_hex128(), .taken_over = expiries > 0};
     lease.task.attempt = static_cast<int>(attempts);
     db_->run("UPDATE prompt SET state = 1, holder = ?2, token = ?3, expires_ms = ?4 WHERE row = ?1", row, holder.str(),
              lease.token, now + lease_ms);
@@ -165,10 +135,7 @@ bool SqlLedger::extend_lease(const PromptLease& lease, std::int64_t lease_ms) {
 SqlLedger::Prompt SqlLedger::find_prompt(const std::string& task_id) {
   sql::Query query =
       db_->query("SELECT row, state, attempts, holder, token, ended_token FROM prompt WHERE task_id = ?1", task_id);
-  if (!query.step()) {
-    throw Conflict(
-        fmt::format("prompt '{}' is not in ledger {}: its lease is of another ledger", printable(task_id), db_->name()));
-  }
+  if (!query.step()) throw refusals::unknown_prompt(task_id, db_->name());
   Prompt prompt;
   prompt.row = query.integer(0);
   prompt.state = query.integer(1);
@@ -179,22 +146,14 @@ SqlLedger::Prompt SqlLedger::find_prompt(const std::string& task_id) {
   return prompt;
 }
 
-void SqlLedger::throw_lost(const std::string& task_id, const Prompt& prompt, const PromptLease& lease) {
-  std::string now = "pending again";
-  if (prompt.state == kLeased) now = fmt::format("leased to '{}'", printable(prompt.holder));
-  if (prompt.state == kDone) now = "done";
-  if (prompt.state == kPromptFailed) now = "failed";
-  throw Conflict(fmt::format("the lease {} on prompt '{}' was lost: the prompt is {}; drop this result and lease again",
-                             printable(lease.token, 40), printable(task_id), now));
-}
-
 void SqlLedger::fail_prompt(const PromptLease& lease, const std::string& reason, bool retryable, int max_attempts) {
-  if (max_attempts < 1) throw InvalidArgument(fmt::format("max_attempts is {}: at least 1 is allowed", max_attempts));
+  check_max_attempts(max_attempts);
   const std::string& task_id = lease.task.task_id.str();
   sql::Transaction transaction(*db_);
   const Prompt prompt = find_prompt(task_id);
   if (prompt.state != kDone && !lease.token.empty() && prompt.ended_token == lease.token) return;  // said before
-  if (prompt.state > kLeased || lease.token.empty() || prompt.token != lease.token) throw_lost(task_id, prompt, lease);
+  if (prompt.state > kLeased || lease.token.empty() || prompt.token != lease.token)
+    throw refusals::lost_prompt(lease, prompt.state, prompt.holder);
   const bool again = retryable && prompt.attempts + 1 < max_attempts;
   db_->run(
       "UPDATE prompt SET state = ?2, attempts = attempts + 1, reason = ?3, ended_token = token, token = NULL, holder = NULL,"
@@ -209,7 +168,7 @@ void SqlLedger::fail_prompt(const PromptLease& lease, const std::string& reason,
 
 void SqlLedger::complete_prompt(const PromptLease& lease, const Prompt& prompt) {
   if (prompt.state > kLeased || lease.token.empty() || prompt.token != lease.token) {
-    throw_lost(lease.task.task_id.str(), prompt, lease);
+    throw refusals::lost_prompt(lease, prompt.state, prompt.holder);
   }
   db_->run(
       "UPDATE prompt SET state = 2, ended_token = token, token = NULL, holder = NULL, expires_ms = NULL, reason = NULL"

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Queues: refs leased in commit order to whoever asks, acked or failed by the token of their lease. A call is one transaction
-// of a few statements, whatever the number of refs.
+// of a few statements, whatever the number of refs. lease_refs and ack_refs, which all consumers call all the time, share the
+// write turn where the engine can; every other verb is alone.
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <unordered_map>
 #include <utility>
 
@@ -23,38 +25,17 @@ struct SqlLedger::Picked {
 
 namespace {
 
-constexpr std::size_t kMaxRefs = 4096;       // of one call
-constexpr std::int64_t kMostIndexed = 1024;  // a partition into more has no index
-constexpr std::int64_t kMaxIndexes = 64;     // each makes every commit and lease a little slower
-constexpr std::size_t kPage = 1024;          // rows read at once where many are looked at
-constexpr const char* kClosedReason = "the group was closed";
-
-void check_request(const RefRequest& request) {
-  const std::string group = printable(request.group.str());
-  check_lease_ms(request.lease_ms);
-  if (request.max_refs < 1) {
-    throw InvalidArgument(fmt::format("lease of {} refs of group '{}': at least 1 is allowed", request.max_refs, group));
-  }
-  if (request.max_tokens < 0) {
-    throw InvalidArgument(fmt::format("lease of refs of group '{}' with max_tokens {}: 0 (no cap) or more is allowed", group,
-                                      request.max_tokens));
-  }
-  if (!request.partition) return;
-  const auto& [index, count] = *request.partition;
-  if (count < 1) throw InvalidArgument(fmt::format("partition into {} of group '{}': at least 1 is allowed", count, group));
-  if (index < 0 || index >= count) {
-    throw InvalidArgument(
-        fmt::format("partition {} of {} of group '{}': the index is 0 to {}", index, count, group, count - 1));
-  }
-}
+constexpr std::int64_t kMaxIndexes = 64;  // each makes every commit and lease a little slower
+constexpr std::size_t kPage = 1024;       // rows read at once where many are looked at
+constexpr const char* kTokens = "(SELECT s.tokens FROM sample s WHERE s.row = q.row)";
 
 // 1: the whole queue.
 std::int64_t width_of(const RefRequest& request) {
   return request.partition ? request.partition->count : 1;
 }
 
-bool may_be_indexed(std::int64_t width) {
-  return width <= kMostIndexed && kShardModulus % width == 0;
+void check_open(std::int64_t open, const std::string& group, const char* verb) {
+  if (open == 0) throw refusals::group_closed(verb, group);
 }
 
 std::vector<std::int64_t> rows_of(const auto& refs) {
@@ -64,10 +45,6 @@ std::vector<std::int64_t> rows_of(const auto& refs) {
 }
 
 }  // namespace
-
-void check_open(std::int64_t open, const std::string& group, const char* verb) {
-  if (open == 0) throw Conflict(fmt::format("{} on group '{}': the group was closed; stop", verb, printable(group)));
-}
 
 // --- what a queue holds
 
@@ -143,14 +120,15 @@ void SqlLedger::index_width(std::int64_t width) {
 }
 
 // The first available refs of the partition, in commit order, at most `limit` and as many as the cap on tokens admits.
-std::vector<SqlLedger::Picked> SqlLedger::pick(const Group& queue, const RefRequest& request, std::size_t limit) {
+// In a shared turn they are locked, and what others have just locked is theirs.
+std::vector<SqlLedger::Picked> SqlLedger::pick(const Group& queue, const RefRequest& request, std::size_t limit, bool shared) {
   const std::int64_t width = width_of(request);
   if (width > 1 && !is_indexed(width)) return pick_filtered(queue, request, limit);
-  constexpr const char* kPick =
-      "SELECT q.row, q.attempts, s.tokens FROM queue_ref q JOIN sample s ON s.row = q.row WHERE q.consumer = ?1 AND "
-      "q.state = "
-      "0";
-  constexpr const char* kInOrder = " ORDER BY q.row LIMIT ?2";
+  // A join might be made by reading all samples in their order (PostgreSQL's merge join), those of finished refs first.
+  const std::string choose = fmt::format("SELECT q.row, q.attempts, {} FROM queue_ref q WHERE q.consumer = ?1 AND q.state = 0",
+                                         request.max_tokens > 0 ? kTokens : "0");
+  const std::string in_order =
+      fmt::format(" ORDER BY q.row LIMIT ?2{}", shared && db_->shares_turns() ? " FOR UPDATE OF q SKIP LOCKED" : "");
   std::vector<Picked> picked;
   std::int64_t tokens = 0;
   const auto take = [&](sql::Query found) {
@@ -161,9 +139,9 @@ std::vector<SqlLedger::Picked> SqlLedger::pick(const Group& queue, const RefRequ
     }
   };
   if (width == 1) {
-    take(db_->query(std::string(kPick) + kInOrder, queue.id, limit));
+    take(db_->query(choose + in_order, queue.id, limit));
   } else {
-    take(db_->query(fmt::format("{} AND q.shard % {} = ?3{}", kPick, width, kInOrder), queue.id, limit,
+    take(db_->query(fmt::format("{} AND q.shard % {} = ?3{}", choose, width, in_order), queue.id, limit,
                     request.partition->index));
   }
   return picked;
@@ -175,8 +153,9 @@ std::vector<SqlLedger::Picked> SqlLedger::pick_filtered(const Group& queue, cons
   std::int64_t tokens = 0, last = -1;
   for (std::size_t seen = kPage; seen == kPage;) {
     sql::Query found = db_->query(
-        "SELECT q.row, q.attempts, s.tokens, s.sample_id FROM queue_ref q JOIN sample s ON s.row = q.row WHERE q.consumer = ?1 "
-        "AND q.state = 0 AND q.row > ?2 ORDER BY q.row LIMIT ?3",
+        fmt::format("SELECT q.row, q.attempts, {}, (SELECT s.sample_id FROM sample s WHERE s.row = q.row) FROM queue_ref q"
+                    " WHERE q.consumer = ?1 AND q.state = 0 AND q.row > ?2 ORDER BY q.row LIMIT ?3",
+                    kTokens),
         queue.id, last, kPage);
     for (seen = 0; found.step(); ++seen) {
       last = found.integer(0);
@@ -190,12 +169,14 @@ std::vector<SqlLedger::Picked> SqlLedger::pick_filtered(const Group& queue, cons
   return picked;
 }
 
+// Whether a lease ran out that nobody has taken back yet.
+bool SqlLedger::is_overdue(const Group& queue) {
+  return queue.leased > 0 && db_->find("SELECT 1 FROM queue_ref WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2 LIMIT 1",
+                                       queue.id, db_->now_ms());
+}
+
 // False: there is nothing for the caller, and nothing to write down either.
 bool SqlLedger::may_give(const Group& queue, const RefRequest& request) {
-  if (queue.leased > 0 && db_->find("SELECT 1 FROM queue_ref WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2 LIMIT 1",
-                                    queue.id, db_->now_ms())) {
-    return true;
-  }
   if (queue.available == 0) return false;
   const std::int64_t width = width_of(request);
   if (width == 1 || (may_be_indexed(width) && !is_indexed(width))) return true;
@@ -216,31 +197,47 @@ std::int64_t SqlLedger::take_back_expired(const Group& queue, std::int64_t now) 
 
 QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   check_request(request);
+  const std::int64_t width = width_of(request);
+  const auto find_open = [&] {
+    Group queue = find_queue(request.group, "lease_refs");
+    check_open(queue.open, queue.name, "lease_refs");
+    return queue;
+  };
+  sql::Turn turn = sql::Turn::kAlone;
   // Waiting consumers ask often: they must not queue for the write turn to hear that there is nothing.
   {
-    const sql::Snapshot snapshot(*db_);
-    const Group queue = find_queue(request.group, "lease_refs");
-    check_open(queue.open, queue.name, "lease_refs");
-    if (!may_give(queue, request)) return give_none(queue);
+    const Group seen = find_open();
+    const bool overdue = is_overdue(seen);
+    if (!overdue && !may_give(seen, request)) {
+      const sql::Snapshot snapshot(*db_);  // that the prompts have ended must not be younger than that nothing is left
+      return give_none(find_open());
+    }
+    if (!overdue && (width == 1 || is_indexed(width))) turn = sql::Turn::kShared;
   }
-  sql::Transaction transaction(*db_);
-  Group queue = find_queue(request.group, "lease_refs");
-  check_open(queue.open, queue.name, "lease_refs");
+  sql::Transaction transaction(*db_, turn);
+  Group queue = find_open();
+  const Group before = queue;
   const std::int64_t now = db_->now_ms();
-  const std::int64_t back = take_back_expired(queue, now);
-  index_width(width_of(request));
-  const std::vector<Picked> picked = pick(queue, request, std::min(static_cast<std::size_t>(request.max_refs), kMaxRefs));
+  if (turn == sql::Turn::kAlone) {
+    const std::int64_t back = take_back_expired(queue, now);
+    queue.available += back;
+    queue.leased -= back;
+    index_width(width);
+  }
+  const std::vector<Picked> picked =
+      pick(queue, request, std::min(static_cast<std::size_t>(request.max_refs), kMaxRefs), turn == sql::Turn::kShared);
   const std::string token = random_hex128();
   static const sql::InList kLease(
       "UPDATE queue_ref SET state = 1, holder = ?2, token = ?3, expires_ms = ?4 WHERE consumer = ?1 AND row IN ", 5);
   kLease.for_parts(rows_of(picked), [&](const std::string& sql, const std::vector<sql::Value>& part) {
     db_->run(sql, queue.id, request.holder.str(), token, now + request.lease_ms, part);
   });
-  const std::int64_t moved = static_cast<std::int64_t>(picked.size()) - back;
+  const auto moved = static_cast<std::int64_t>(picked.size());
   queue.available -= moved;
   queue.leased += moved;
-  save(queue);
+  // What others do meanwhile in a shared turn makes their sum no greater: an end that was none before is none now.
   const QueueAnswer none = picked.empty() ? give_none(queue) : QueueAnswer{};
+  add_counts(before, queue);
   transaction.commit();
   if (picked.empty()) return none;
   return {.state = QueueState::kRefs, .leases = load_leases(picked, token)};  // what is leased is not replaced any more
@@ -292,36 +289,37 @@ void SqlLedger::return_refs(const GroupId& group, const HolderId& holder) {
 // --- ack, fail
 
 void SqlLedger::throw_lost(const Group& queue, const RefLease& lease, const QueueRef& ref) {
-  std::string now = "available again";
-  if (ref.row < 0) now = "not in it";
-  if (ref.state == kAcked) now = "acked";
-  if (ref.state == kRefFailed) now = "failed";
+  std::string holder;
   if (ref.state == kRefLeased) {
     sql::Query found = db_->query("SELECT holder FROM queue_ref WHERE consumer = ?1 AND row = ?2", queue.id, ref.row);
     found.step();
-    now = fmt::format("leased to '{}'", printable(found.text(0)));
+    holder = found.text(0);
   }
-  throw Conflict(
-      fmt::format("the lease {} on sample '{}' of group '{}' was lost: the sample is {}; nothing was changed, drop this result "
-                  "and lease again",
-                  printable(lease.token, 40), printable(lease.ref.sample_id.str()), printable(queue.name), now));
+  throw refusals::lost_ref(lease, queue.name, ref.row < 0 ? -1 : ref.state, holder);
 }
 
 // The refs that these leases hold, each once; those whose lease ended by the same call before are left out. The queue's
 // counters let go of them. Conflict if one is lost.
 std::vector<SqlLedger::QueueRef> SqlLedger::find_held(Group& queue, const std::vector<RefLease>& leases, bool to_ack) {
+  static const sql::InList kRows("SELECT row, sample_id FROM sample WHERE sample_id IN ", 1);
   static const sql::InList kFind(
-      "SELECT s.sample_id, q.row, q.state, q.attempts, q.token, q.ended_token FROM sample s JOIN queue_ref q ON q.row = s.row "
-      "WHERE q.consumer = ?1 AND s.sample_id IN ",
-      2);
+      "SELECT q.row, q.state, q.attempts, q.token, q.ended_token FROM queue_ref q WHERE q.consumer = ?1 AND q.row IN ", 2);
   std::vector<std::string_view> ids;
   for (const RefLease& lease : leases) ids.push_back(lease.ref.sample_id.str());
   std::unordered_map<std::string, QueueRef> found;
-  kFind.for_parts(ids, [&](const std::string& sql, const std::vector<sql::Value>& part) {
-    sql::Query query = db_->query(sql, queue.id, part);
+  std::map<std::int64_t, QueueRef*> by_row;  // in ascending order, in which the rows are locked
+  kRows.for_parts(ids, [&](const std::string& sql, const std::vector<sql::Value>& part) {
+    sql::Query query = db_->query(sql, part);
+    while (query.step()) by_row[query.integer(0)] = &found[query.text(1)];
+  });
+  std::vector<std::int64_t> rows;
+  for (const auto& [row, ref] : by_row) rows.push_back(row);
+  const std::string lock = db_->shares_turns() ? " ORDER BY q.row FOR UPDATE OF q" : "";
+  kFind.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) {
+    sql::Query query = db_->query(sql + lock, queue.id, part);
     while (query.step()) {
-      found.emplace(query.text(0),
-                    QueueRef{query.integer(1), query.integer(2), query.integer(3), query.text(4), query.text(5)});
+      *by_row.at(query.integer(0)) =
+          QueueRef{query.integer(0), query.integer(1), query.integer(2), query.text(3), query.text(4)};
     }
   });
   std::vector<QueueRef> held;
@@ -342,16 +340,27 @@ void SqlLedger::ack_refs(const GroupId& group, const std::vector<RefLease>& leas
       "UPDATE queue_ref SET state = 2, ended_token = token, token = NULL, holder = NULL, expires_ms = NULL, reason = NULL"
       " WHERE consumer = ?1 AND row IN ",
       2);
-  sql::Transaction transaction(*db_);
+  sql::Transaction transaction(*db_, sql::Turn::kShared);
   Group queue = find_queue(group, "ack_refs");
   check_open(queue.open, queue.name, "ack_refs");
-  const std::vector<std::int64_t> rows = rows_of(find_held(queue, leases, true));
+  const Group before = queue;
+  std::vector<std::int64_t> rows = rows_of(find_held(queue, leases, true));
   if (rows.empty()) return;
+  std::sort(rows.begin(), rows.end());
   kAck.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) { db_->run(sql, queue.id, part); });
+  lock_shared_samples(queue, rows);
   end_claims(rows);
   queue.acked += static_cast<std::int64_t>(rows.size());
-  save(queue);
+  add_counts(before, queue);
   transaction.commit();
+}
+
+// In the order of their rows, which an UPDATE does not promise: two queues may end their claims on the same samples at once.
+void SqlLedger::lock_shared_samples(const Group& queue, const std::vector<std::int64_t>& rows) {
+  static const sql::InList kLock("SELECT row FROM sample WHERE row IN ", 1, " ORDER BY row FOR UPDATE");
+  if (!db_->shares_turns()) return;
+  if (!db_->find("SELECT 1 FROM consumer WHERE open = 1 AND kind = 1 AND id <> ?1 LIMIT 1", queue.id)) return;
+  kLock.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) { db_->query(sql, part).step(); });
 }
 
 void SqlLedger::fail_refs(const GroupId& group, const std::vector<RefLease>& leases, const std::string& reason,

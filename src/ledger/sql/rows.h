@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "ledger/refusals.h"
+#include "ledger/rules.h"
 #include "ledger/sql/sql_ledger.h"
 
 namespace draftflow {
@@ -21,11 +23,17 @@ struct SqlLedger::Group {
   std::int64_t next_row = 0;   // samples before it are dealt, dropped or never were the group's
   std::int64_t available = 0;  // samples from there on that it may deal
   // Prefixes of one order: released <= durable <= trained <= dealt.
-  std::int64_t windows = 0, trained_windows = 0, durable_windows = 0, released_windows = 0;
+  std::int64_t windows = 0, trained_windows = 0, durable_windows = 0;
+  std::int64_t released_windows = 0;          // of the first pass
+  std::int64_t passes = 1, pass_windows = 0;  // the windows of each pass, once the stream has ended; before: 0
   std::int64_t timeline = 0, width = 1, trained_step = 0, durable_step = 0;
   std::int64_t failed_trained = 0, failed_durable = 0, dropped = 0;
   std::int64_t kind = 0, max_attempts = 0;  // a queue has these, and of the above only id to open, available, dropped
   std::int64_t leased = 0, acked = 0, failed = 0;
+
+  std::int64_t first_pass_windows() const { return pass_windows > 0 ? pass_windows : windows; }
+  // Whether windows are to be dealt after the stream has ended.
+  bool has_passes_left() const { return passes > 1 && (pass_windows == 0 ? windows > 0 : windows < passes * pass_windows); }
 };
 
 struct SqlLedger::NewSample {
@@ -49,12 +57,8 @@ struct SqlLedger::Prompt {
   std::string holder, token, ended_token;
 };
 
-enum PromptState : int { kPending = 0, kLeased = 1, kDone = 2, kPromptFailed = 3 };
-enum SampleState : int { kNeeded = 0, kMayGo = 1, kGoing = 2, kFreed = 3 };
-enum RefState : int { kAvailable = 0, kRefLeased = 1, kAcked = 2, kRefFailed = 3 };
 enum Kind : int { kWindowGroup = 0, kQueueGroup = 1 };
 
-constexpr std::size_t kMaxReasonBytes = 2000;
 constexpr const char* kPromptsFinished =
     "SELECT CASE WHEN prompts_closed = 1 AND prompts_pending = 0 AND prompts_leased = 0 THEN 1 ELSE 0 END FROM run WHERE id = "
     "1";
@@ -64,34 +68,15 @@ constexpr const char* kEndClaims =
     " WHERE state = 0 AND row IN ";
 
 // The open groups that need the sample s: each that has it in a window not released, or may still deal it, and each queue in
-// which it is available or leased.
+// which it is available or leased. A window of a later pass needs nothing of its own: the first pass's is released last.
 constexpr const char* kClaims =
     "((SELECT COUNT(*) FROM queue_ref q JOIN consumer c ON c.id = q.consumer WHERE q.row = s.row AND c.open = 1"
     " AND q.state < 2) + (SELECT COUNT(*) FROM consumer c WHERE c.open = 1 AND c.kind = 0 AND"
-    " (EXISTS (SELECT 1 FROM window_ref w WHERE w.row = s.row AND w.consumer = c.id AND w.number >= c.released_windows)"
+    " (EXISTS (SELECT 1 FROM window_ref w WHERE w.row = s.row AND w.consumer = c.id AND w.number >= c.released_windows"
+    " AND (c.pass_windows = 0 OR w.number < c.pass_windows))"
     " OR (s.row >= c.next_row AND NOT EXISTS (SELECT 1 FROM dropped d WHERE d.row = s.row AND d.consumer = c.id)))))";
-
-// shard is dp_partition(id, kShardModulus), so that shard % n is dp_partition(id, n) for every n that divides it:
-// 32 x lcm(1 ... 41), which all n up to 42 do, the powers of two up to 1,024, and many more.
-constexpr std::int64_t kShardModulus = 7'009'926'071'666'918'400;
 
 // Of a sample in a window, as exports tell it.
 const char* window_state(std::int64_t window, std::int64_t trained_windows, std::int64_t durable_windows, bool failed);
-
-// What a batch counts, one sum a token.
-class TokenSums {
- public:
-  void add(const std::vector<TokenCount>& counts, std::int64_t row);  // InvalidArgument; rows in ascending order
-  const std::map<std::int64_t, TokenCount>& all() const { return sums_; }
-
- private:
-  std::map<std::int64_t, TokenCount> sums_;
-};
-
-void check_lease_ms(std::int64_t lease_ms);
-void check_open(std::int64_t open, const std::string& group, const char* verb);  // Conflict
-void check_config(const GroupConfig& config);
-void check_ref(const SampleRef& ref);
-bool is_in_place(const SampleRef& ref);  // a file of the user's: never counted as resident, never freed
 
 }  // namespace draftflow

@@ -6,69 +6,14 @@
 #include <utility>
 
 #include "draftflow/base/error.h"
-#include "draftflow/base/text.h"
 #include "draftflow/ledger/partition.h"
 #include "ledger/sql/lists.h"
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
-namespace {
-
-constexpr std::uint64_t kMaxSampleBytes = 1ULL << 48;
-constexpr std::int64_t kMaxSampleTokens = 1LL << 40;
-constexpr std::uint64_t kMaxGeneration = 1ULL << 53;
-
-void add_within(std::int64_t& sum, std::int64_t value, const char* what) {
-  if (__builtin_add_overflow(sum, value, &sum)) {
-    throw InvalidArgument(fmt::format("the refs of one call say that they have more than 2^63 {} together", what));
-  }
-}
-
-std::string ref_json(const SampleRef& ref) {
-  try {
-    return sample_ref_to_json(ref);
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {  // the JSON library's own
-    throw InvalidArgument(fmt::format("ref of sample '{}' cannot be written as JSON: {}", printable(ref.sample_id.str()),
-                                      printable(error.what())));
-  }
-}
-
-}  // namespace
-
-void check_ref(const SampleRef& ref) {
-  const auto refuse = [&](const std::string& what) {
-    throw InvalidArgument(fmt::format("ref of sample '{}': {}", printable(ref.sample_id.str()), what));
-  };
-  if (ref.estimated_bytes > kMaxSampleBytes) {
-    refuse(fmt::format("estimated_bytes is {}: at most {} are allowed", ref.estimated_bytes, kMaxSampleBytes));
-  }
-  if (ref.num_tokens < 0 || ref.num_tokens > kMaxSampleTokens) {
-    refuse(fmt::format("num_tokens is {}: 0 to {} are allowed", ref.num_tokens, kMaxSampleTokens));
-  }
-  if (ref.generation > kMaxGeneration) {
-    refuse(fmt::format("generation is {}: at most {} is allowed", ref.generation, kMaxGeneration));
-  }
-}
-
-bool is_in_place(const SampleRef& ref) {
-  return ref.feature_store_uri.starts_with("file://");
-}
 
 void SqlLedger::note_run_id(const RunId& run_id) {
   db_->run("INSERT INTO fact(key, value) VALUES ('run_id', ?1) ON CONFLICT DO NOTHING", run_id.str());
-}
-
-void TokenSums::add(const std::vector<TokenCount>& counts, std::int64_t row) {
-  for (const TokenCount& entry : counts) {
-    if (entry.token < 0 || entry.count < 0 || entry.count > kMaxSampleTokens) {
-      throw InvalidArgument(fmt::format("token {} counted {} times: token ids start at 0, counts are 0 to {}", entry.token,
-                                        entry.count, kMaxSampleTokens));
-    }
-    if (entry.count == 0) continue;
-    add_within(sums_.try_emplace(entry.token, TokenCount{entry.token, 0, row}).first->second.count, entry.count, "tokens");
-  }
 }
 
 void SqlLedger::add_token_counts(const TokenSums& sums) {
@@ -150,17 +95,13 @@ void SqlLedger::replace_sample(const NewSample& sample, std::int64_t row) {
     in_place = old.integer(3);
     state = old.integer(4);
   }
-  const std::string what = fmt::format("sample '{}' is committed with generation {}; generation {}",
-                                       printable(ref.sample_id.str()), generation, ref.generation);
-  if (ref.generation <= generation) throw Conflict(what + " is no newer: remove it from the store");
+  if (ref.generation <= generation) throw refusals::no_newer(ref, generation);
   const bool dealt = db_->find("SELECT 1 FROM consumer WHERE next_row > ?1 LIMIT 1", row).has_value();
   // A lease that ran out may still be acked: its ref is taken, too.
   const bool leased =
       db_->find("SELECT 1 FROM queue_ref WHERE row = ?1 AND (state > 0 OR token IS NOT NULL) LIMIT 1", row).has_value();
   // What every group has dropped, or was closed over, may be gone already.
-  if (dealt || leased || state != kNeeded) {
-    throw Conflict(what + " comes too late, a group has taken the sample: remove it from the store");
-  }
+  if (dealt || leased || state != kNeeded) throw refusals::taken_already(ref, generation);
   const bool now_in_place = is_in_place(ref);
   db_->run("UPDATE sample SET generation = ?2, incarnation = ?3, bytes = ?4, tokens = ?5, in_place = ?6 WHERE row = ?1", row,
            ref.generation, ref.incarnation, ref.estimated_bytes, ref.num_tokens, now_in_place ? 1 : 0);
@@ -172,10 +113,7 @@ void SqlLedger::replace_sample(const NewSample& sample, std::int64_t row) {
 
 void SqlLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
   check_ref(ref);
-  if (ref.sample_id.str() != lease.task.task_id.str()) {
-    throw InvalidArgument(fmt::format("sample '{}' cannot complete prompt '{}': a prompt becomes the sample of the same id",
-                                      printable(ref.sample_id.str()), printable(lease.task.task_id.str())));
-  }
+  check_completes(ref, lease.task);
   const NewSample sample{&ref, ref_json(ref)};
   sql::Transaction transaction(*db_);
   std::optional<std::int64_t> row;
@@ -200,10 +138,7 @@ void SqlLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
 }
 
 std::int64_t SqlLedger::commit_samples(const std::vector<SampleRef>& refs, const std::vector<std::vector<TokenCount>>& counts) {
-  if (!counts.empty() && counts.size() != refs.size()) {
-    throw InvalidArgument(
-        fmt::format("{} refs with {} lists of token counts: one for each, or none", refs.size(), counts.size()));
-  }
+  check_counts(refs.size(), "refs", counts.size());
   std::vector<NewSample> samples;
   std::vector<std::string_view> ids;
   for (const SampleRef& ref : refs) {
@@ -287,7 +222,7 @@ std::vector<SampleRef> SqlLedger::freeable(int limit) {
     while (going.step()) rows.push_back(going.integer(0));
   }
   const auto room = limit - static_cast<std::int64_t>(rows.size());
-  if (room > 0 && db_->find("SELECT 1 FROM sample WHERE state = 1 LIMIT 1")) {
+  if (room > 0 && db_->find("SELECT row FROM sample WHERE state = 1 ORDER BY row LIMIT 1")) {
     // Written down before the sweeper removes the first byte: a later rewind must know what may be gone.
     sql::Transaction transaction(*db_);
     {
@@ -313,19 +248,13 @@ void SqlLedger::free_sample(const SampleId& id) {
   std::int64_t row = 0, state = 0, bytes = 0;
   {
     sql::Query found = db_->query("SELECT row, state, bytes FROM sample WHERE sample_id = ?1", id.str());
-    if (!found.step()) {
-      throw InvalidArgument(
-          fmt::format("sample '{}' is not in ledger {}: it cannot be freed", printable(id.str()), db_->name()));
-    }
+    if (!found.step()) throw refusals::unknown_sample(id, db_->name());
     row = found.integer(0);
     state = found.integer(1);
     bytes = found.integer(2);
   }
   if (state == kFreed) return;
-  if (state != kGoing) {
-    throw Conflict(fmt::format("sample '{}' was not handed out by freeable(): a checkpoint to resume from may still need it",
-                               printable(id.str())));
-  }
+  if (state != kGoing) throw refusals::not_handed_out(id);
   db_->run("UPDATE sample SET state = 3 WHERE row = ?1", row);
   db_->run("UPDATE run SET freed = freed + 1, resident_bytes = resident_bytes - ?1 WHERE id = 1", bytes);
 }

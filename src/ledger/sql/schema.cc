@@ -100,6 +100,11 @@ CREATE TABLE queue_width(n INTEGER PRIMARY KEY) STRICT;
 CREATE INDEX window_ref_failed ON window_ref(consumer, number, position) WHERE reason IS NOT NULL;
 )sql";
 
+constexpr const char* kVersion4Adds = R"sql(
+ALTER TABLE consumer ADD COLUMN passes INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE consumer ADD COLUMN pass_windows INTEGER NOT NULL DEFAULT 0;
+)sql";
+
 // Windows of version 1 had a table called window, a word that PostgreSQL keeps for itself.
 constexpr const char* kToVersion2 = R"sql(
 ALTER TABLE consumer RENAME TO old_consumer;
@@ -163,13 +168,15 @@ void migrate_to_version_2(Database& database) {
 void make_tables(Database& database, Dialect dialect, const std::string& boot_id) {
   database.script(words_of(dialect, kVersion2));
   database.script(words_of(dialect, kVersion3Adds));
+  database.script(words_of(dialect, kVersion4Adds));
   database.run("INSERT INTO run(id, ledger_id, boot_id) VALUES (1, ?1, ?2)", random_hex128(), boot_id);
 }
 
 void migrate(Database& database, int version, Dialect dialect) {
   if (version < 1 || version >= kSchemaVersion) throw_other_version(database, version);
   if (version < 2) migrate_to_version_2(database);  // only SQLite ever had it
-  database.script(words_of(dialect, kVersion3Adds));
+  if (version < 3) database.script(words_of(dialect, kVersion3Adds));
+  database.script(words_of(dialect, kVersion4Adds));
 }
 
 void throw_other_version(const Database& database, long long version) {

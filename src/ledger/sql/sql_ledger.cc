@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "draftflow/base/error.h"
-#include "draftflow/base/text.h"
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
@@ -18,11 +17,7 @@ std::string SqlLedger::id() {
 }
 
 void SqlLedger::declare(const std::string& key, const std::string& value) {
-  for (const std::string* text : {&key, &value}) {
-    if (find_invalid_utf8(*text) != std::string::npos || text->find('\0') != std::string::npos) {
-      throw InvalidArgument(fmt::format("fact '{}' of the ledger is not UTF-8 text without U+0000", printable(key)));
-    }
-  }
+  check_fact(key, value);
   std::optional<std::string> found = declared(key);
   if (!found) {
     sql::Transaction transaction(*db_);
@@ -30,10 +25,7 @@ void SqlLedger::declare(const std::string& key, const std::string& value) {
     transaction.commit();
     found = declared(key);
   }
-  if (found != value) {
-    throw Conflict(fmt::format("ledger {} says {} = '{}', not '{}': use the same settings as before, or another ledger",
-                               db_->name(), printable(key), printable(found.value_or("")), printable(value)));
-  }
+  if (found != value) throw refusals::other_fact(db_->name(), key, found.value_or(""), value);
 }
 
 std::optional<std::string> SqlLedger::declared(const std::string& key) {
@@ -69,8 +61,8 @@ LedgerStatus SqlLedger::read_status() {
   status.run_id = declared("run_id").value_or("");
   sql::Query group = db_->query(
       "SELECT name, window_size, open, available, windows, trained_windows, durable_windows, released_windows, failed_trained,"
-      " failed_durable, dropped, timeline, width, trained_step, durable_step, kind, leased, acked, failed FROM consumer"
-      " ORDER BY id");
+      " failed_durable, dropped, timeline, width, trained_step, durable_step, kind, leased, acked, failed, passes, pass_windows"
+      " FROM consumer ORDER BY id");
   while (group.step()) {
     GroupStatus found;
     found.group = group.text(0);
@@ -84,7 +76,9 @@ LedgerStatus SqlLedger::read_status() {
     found.durable = durable * size - group.integer(9);
     found.failed = group.integer(8) + group.integer(9);
     found.dropped = group.integer(10);
-    found.pinned = found.open ? found.available + (dealt - group.integer(7)) * size : 0;
+    found.passes = static_cast<int>(group.integer(19));
+    const std::int64_t first_pass = group.integer(20) > 0 ? group.integer(20) : dealt;
+    found.pinned = found.open ? found.available + (first_pass - group.integer(7)) * size : 0;
     found.timeline = group.integer(11);
     found.width = group.integer(12);
     found.trained_step = group.integer(13);

@@ -13,11 +13,10 @@
 
 #include "draftflow/base/random.h"
 #include "draftflow/ledger/ledger.h"
+#include "ledger/rules.h"
 #include "ledger/sql/database.h"
 
 namespace draftflow {
-
-class TokenSums;
 
 class SqlLedger final : public Ledger {
  public:
@@ -90,7 +89,6 @@ class SqlLedger final : public Ledger {
   // prompts.cc
   void take_back_expired(std::int64_t now);
   Prompt find_prompt(const std::string& task_id);
-  [[noreturn]] void throw_lost(const std::string& task_id, const Prompt& prompt, const PromptLease& lease);
   void complete_prompt(const PromptLease& lease, const Prompt& prompt);
 
   // samples.cc
@@ -110,6 +108,7 @@ class SqlLedger final : public Ledger {
   Group find_queue(const GroupId& group, const char* verb);
   void check_newest(const Group& group, std::int64_t timeline, const char* verb);
   void save(const Group& group);
+  void add_counts(const Group& before, const Group& after);
   void join_oldest(Group& group);
 
   // timelines.cc
@@ -123,6 +122,8 @@ class SqlLedger final : public Ledger {
   // windows.cc
   WindowState look(const Group& group);
   void deal(Group& group);
+  void deal_again(Group& group);
+  bool end_stream(Group& group);
   void end_claims_of_undealt(const Group& group);
   void drop_tail(Group& group);
   Window load_window(const Group& group, std::int64_t number, const WindowShare& share);
@@ -140,12 +141,14 @@ class SqlLedger final : public Ledger {
   void empty_queue(Group& queue);
   bool is_indexed(std::int64_t width);
   void index_width(std::int64_t width);
-  std::vector<Picked> pick(const Group& queue, const RefRequest& request, std::size_t limit);
+  std::vector<Picked> pick(const Group& queue, const RefRequest& request, std::size_t limit, bool shared = false);
   std::vector<Picked> pick_filtered(const Group& queue, const RefRequest& request, std::size_t limit);
+  bool is_overdue(const Group& queue);
   bool may_give(const Group& queue, const RefRequest& request);
   QueueAnswer give_none(const Group& queue);
   std::vector<RefLease> load_leases(const std::vector<Picked>& picked, const std::string& token);
   std::vector<QueueRef> find_held(Group& queue, const std::vector<RefLease>& leases, bool to_ack);
+  void lock_shared_samples(const Group& queue, const std::vector<std::int64_t>& rows);
   [[noreturn]] void throw_lost(const Group& queue, const RefLease& lease, const QueueRef& ref);
   void end_claims(const std::vector<std::int64_t>& rows);
   std::vector<std::string> acked_ids(const Group& queue);

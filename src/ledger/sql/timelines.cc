@@ -8,21 +8,13 @@
 #include <utility>
 
 #include "draftflow/base/error.h"
-#include "draftflow/base/text.h"
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
 
 void SqlLedger::check_on_line(const Group& group, const CheckpointMark& mark) {
-  const std::string named =
-      fmt::format("checkpoint (timeline {}, step {}) of group '{}'", mark.timeline, mark.step, printable(mark.group.str()));
-  if (const std::string mine = id(); mark.ledger_id != mine) {
-    throw Conflict(fmt::format("{} is of ledger {}, not of ledger {} in {}: resume with its own ledger", named,
-                               printable(mark.ledger_id), mine, db_->name()));
-  }
-  if (mark.group.str() != group.name) {
-    throw Conflict(fmt::format("{} cannot be resumed by group '{}'", named, printable(group.name)));
-  }
+  if (const std::string mine = id(); mark.ledger_id != mine) throw refusals::of_other_ledger(mark, mine, db_->name());
+  if (mark.group.str() != group.name) throw refusals::of_other_group(mark, group.name);
   std::string line;
   std::int64_t limit = group.trained_step;
   for (std::int64_t number = group.timeline; number > 0;) {
@@ -31,29 +23,19 @@ void SqlLedger::check_on_line(const Group& group, const CheckpointMark& mark) {
     if (!query.step()) throw Corrupt(fmt::format("ledger {} has lost timeline {}", db_->name(), number));
     const std::int64_t parent = query.integer(0), first_step = query.integer(1);
     if (number == mark.timeline && mark.step >= first_step && mark.step <= limit) return;
-    if (line.size() < 400)
-      line += fmt::format("{}timeline {} steps {} to {}", line.empty() ? "" : ", ", number, first_step, limit);
+    refusals::add_to_line(line, number, first_step, limit);
     limit = std::min(limit, first_step);
     number = parent;
   }
-  throw Conflict(
-      fmt::format("{} is not on the line of ledger {} ({}): what it was trained on has been taken back; resume from a "
-                  "checkpoint of that line",
-                  named, db_->name(), line.empty() ? "nothing was trained" : line));
+  throw refusals::off_the_line(mark, db_->name(), line);
 }
 
 // How many samples trained after the checkpoint have lost their bytes: 0, unless the request accepts that.
 std::int64_t SqlLedger::check_bytes_are_there(const Group& group, std::int64_t keep, const TimelineRequest& request) {
   const std::int64_t lost =
       db_->find("SELECT SUM(going) FROM training_window WHERE consumer = ?1 AND number >= ?2", group.id, keep).value_or(0);
-  if (lost == 0 || request.accept_loss) return lost;
-  const auto& resume = request.resume;
-  const std::string from = resume ? fmt::format("the checkpoint (timeline {}, step {})", resume->timeline, resume->step)
-                                  : std::string("nothing (no checkpoint was presented)");
-  throw InvalidArgument(
-      fmt::format("group '{}' cannot start from {}: {} samples trained after it are freed and would be lost; resume "
-                  "from the checkpoint at step {}, start another run, or accept the loss (--accept-loss)",
-                  printable(group.name), from, lost, group.durable_step));
+  if (lost == 0 || (request.accept_loss && group.passes == 1)) return lost;
+  throw refusals::bytes_lost(group.name, group.passes, request, lost, group.durable_step);
 }
 
 void SqlLedger::rewind(Group& group, std::int64_t keep, std::int64_t step) {
@@ -96,24 +78,12 @@ std::optional<TimelineInfo> SqlLedger::find_launch(const Group& group, const Tim
       " ORDER BY number DESC LIMIT 1",
       group.id, request.launch);
   if (!found.step()) return std::nullopt;
-  const std::string named =
-      fmt::format("rank {} of launch '{}', group '{}'", request.rank, printable(request.launch), printable(group.name));
-  if (found.integer(0) != group.timeline) {
-    throw Conflict(
-        fmt::format("{}: the launch ended when timeline {} took over from its timeline {}; stop, and start a launch of "
-                    "another name",
-                    named, group.timeline, found.integer(0)));
-  }
+  if (found.integer(0) != group.timeline) throw refusals::launch_ended(request, group.timeline, found.integer(0));
   const std::int64_t parent = request.resume ? request.resume->timeline : 0, step = request.resume ? request.resume->step : 0;
   if (found.integer(1) != parent || found.integer(2) != step) {
-    throw Conflict(
-        fmt::format("{}: it has loaded the checkpoint (timeline {}, step {}), the other ranks (timeline {}, step {}): "
-                    "all ranks of a launch resume from the same one",
-                    named, parent, step, found.integer(1), found.integer(2)));
+    throw refusals::other_checkpoint(request, found.integer(1), found.integer(2));
   }
-  if (found.integer(4) != request.width) {
-    throw Conflict(fmt::format("{}: it says that {} ranks train, the others say {}", named, request.width, found.integer(4)));
-  }
+  if (found.integer(4) != request.width) throw refusals::other_width(request, found.integer(4));
   TimelineInfo info{.number = found.integer(0), .first_step = found.integer(2), .first_window = found.integer(3)};
   info.lost = found.integer(5);
   return info;
@@ -128,29 +98,15 @@ void SqlLedger::enter(const Group& group, const TimelineRequest& request, std::i
                 timeline, request.rank, self_)) {
     return;  // said before
   }
-  throw Conflict(
-      fmt::format("rank {} of launch '{}', group '{}' has entered timeline {} before: a rank that died ends its launch; "
-                  "start all ranks again under a name of another launch",
-                  request.rank, printable(request.launch), printable(group.name), timeline));
+  throw refusals::entered_before(request, timeline);
 }
 
 TimelineInfo SqlLedger::open_timeline(const TimelineRequest& request) {
-  if (request.width < 1 || request.rank < 0 || request.rank >= request.width) {
-    throw InvalidArgument(fmt::format("group '{}': rank {} of {}: ranks are 0 to width - 1, and the width is at least 1",
-                                      printable(request.group.str()), request.rank, request.width));
-  }
+  check_ranks(request);
   sql::Transaction transaction(*db_);
   Group group = find_windows(request.group, "open_timeline");
-  if (group.open == 0) {
-    throw InvalidArgument(fmt::format("group '{}' was closed: declare another one", printable(group.name)));
-  }
-  if (group.window_size % request.width != 0) {
-    throw InvalidArgument(
-        fmt::format("group '{}': {} ranks do not share a window of {} evenly ({} x {} + {}): take a number that "
-                    "divides {}",
-                    printable(group.name), request.width, group.window_size, group.window_size / request.width, request.width,
-                    group.window_size % request.width, group.window_size));
-  }
+  if (group.open == 0) throw refusals::closed_for_good(group.name);
+  if (group.window_size % request.width != 0) throw refusals::uneven(group.name, request.width, group.window_size);
   if (auto joined = find_launch(group, request)) {
     enter(group, request, joined->number);
     transaction.commit();

@@ -11,11 +11,6 @@
 #include "ledger/sql/rows.h"
 
 namespace draftflow {
-namespace {
-
-constexpr const char* kTailReason = "tail shorter than a window";
-
-}  // namespace
 
 void SqlLedger::deal(Group& group) {
   db_->run("INSERT INTO training_window(consumer, number) VALUES (?1, ?2)", group.id, group.windows);
@@ -45,18 +40,33 @@ void SqlLedger::end_claims_of_undealt(const Group& group) {
 
 void SqlLedger::drop_tail(Group& group) {
   const std::int64_t committed = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
-  if (group.windows == 0) {
-    throw InvalidArgument(
-        fmt::format("group '{}': the stream ended with {} samples, and a window takes {}: there is no step to "
-                    "train; nothing was dropped; take a window of {} or fewer in another group",
-                    printable(group.name), group.available, group.window_size, group.available));
-  }
+  if (group.windows == 0) throw refusals::no_step(group.name, group.available, group.window_size);
   end_claims_of_undealt(group);
   db_->run("INSERT INTO dropped(consumer, row, reason) SELECT ?1, row, ?3 FROM sample WHERE row >= ?2 ON CONFLICT DO NOTHING",
-           group.id, group.next_row, kTailReason);
+           group.id, group.next_row, group.pass_windows == 0 ? kTailReason : kLateReason);
   group.next_row = committed;
   group.dropped += std::exchange(group.available, 0);
   save(group);
+}
+
+// The window of the first pass that is next in this one.
+void SqlLedger::deal_again(Group& group) {
+  db_->run("INSERT INTO training_window(consumer, number) VALUES (?1, ?2)", group.id, group.windows);
+  db_->run(
+      "INSERT INTO window_ref(consumer, number, position, row) SELECT ?1, ?2, position, row FROM window_ref"
+      " WHERE consumer = ?1 AND number = ?3",
+      group.id, group.windows, group.windows % group.pass_windows);
+  ++group.windows;
+  save(group);
+}
+
+// No sample will come any more that a window could still take. True if a window was dealt for another pass.
+bool SqlLedger::end_stream(Group& group) {
+  if (group.available > 0 && group.tail == 0) drop_tail(group);
+  if (!group.has_passes_left()) return false;
+  if (group.pass_windows == 0) group.pass_windows = group.windows;
+  deal_again(group);
+  return true;
 }
 
 Window SqlLedger::load_window(const Group& group, std::int64_t number, const WindowShare& share) {
@@ -74,7 +84,7 @@ Window SqlLedger::load_window(const Group& group, std::int64_t number, const Win
 }
 
 WindowState SqlLedger::look(const Group& group) {
-  if (group.available >= group.window_size) return WindowState::kWindow;
+  if (group.available >= group.window_size && group.pass_windows == 0) return WindowState::kWindow;
   return db_->find(kPromptsFinished) == 1 ? WindowState::kEndOfStream : WindowState::kWaiting;
 }
 
@@ -84,13 +94,9 @@ WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeli
   const auto check = [&](const Group& group) {
     check_newest(group, timeline, "read_window");
     if (share.width != group.width || share.rank < 0 || share.rank >= share.width) {
-      throw Conflict(fmt::format("rank {} of {} asks for a window of timeline {} of group '{}', which has {} ranks: stop",
-                                 share.rank, share.width, timeline, printable(group.name), group.width));
+      throw refusals::not_the_share(share, timeline, group.name, group.width);
     }
-    if (number < 0 || number > group.windows) {
-      throw InvalidArgument(fmt::format("window {} of group '{}': {} are dealt, and they are dealt one by one", number,
-                                        printable(group.name), group.windows));
-    }
+    if (number < 0 || number > group.windows) throw refusals::not_dealt(number, group.name, group.windows);
   };
   // Each decision is taken twice: first on a read view, so that a waiting trainer does not queue for the write turn.
   {
@@ -100,7 +106,8 @@ WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeli
     if (number < group.windows) return {.state = WindowState::kWindow, .window = load_window(group, number, share)};
     const WindowState found = look(group);
     if (found == WindowState::kWaiting) return {};
-    if (found == WindowState::kEndOfStream && (group.available == 0 || group.tail != 0)) return end;
+    const bool tail = group.available > 0 && group.tail == 0;
+    if (found == WindowState::kEndOfStream && !tail && !group.has_passes_left()) return end;
   }
   sql::Transaction transaction(*db_);
   Group group = find_windows(group_id, "read_window");
@@ -108,12 +115,12 @@ WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeli
   if (number >= group.windows) {
     const WindowState found = look(group);
     if (found == WindowState::kWaiting) return {};
-    if (found == WindowState::kEndOfStream) {
-      if (group.available > 0 && group.tail == 0) drop_tail(group);
+    if (found == WindowState::kWindow) {
+      deal(group);
+    } else if (!end_stream(group)) {
       transaction.commit();
       return end;
     }
-    deal(group);
   }
   WindowAnswer answer{.state = WindowState::kWindow, .window = load_window(group, number, share)};
   transaction.commit();
@@ -125,10 +132,7 @@ std::int64_t SqlLedger::mark_failed(const Group& group, std::int64_t window, con
     const std::int64_t row = db_->find("SELECT row FROM sample WHERE sample_id = ?1", one.sample_id.str()).value_or(-1);
     const std::optional<std::int64_t> position =
         db_->find("SELECT position FROM window_ref WHERE row = ?1 AND consumer = ?2 AND number = ?3", row, group.id, window);
-    if (!position) {
-      throw InvalidArgument(fmt::format("sample '{}' is not in window {} of group '{}': its failure was not written",
-                                        printable(one.sample_id.str()), window, printable(group.name)));
-    }
+    if (!position) throw refusals::not_in_window(one.sample_id, window, group.name);
     db_->run("UPDATE window_ref SET reason = ?4 WHERE reason IS NULL AND consumer = ?1 AND number = ?2 AND position = ?3",
              group.id, window, *position, printable(one.reason, kMaxReasonBytes));
   }
@@ -144,10 +148,7 @@ void SqlLedger::report_failed(const GroupId& group_id, std::int64_t timeline, st
   const Group group = find_windows(group_id, "report_failed");
   check_newest(group, timeline, "report_failed");
   if (window < group.trained_windows || window >= group.windows) {
-    throw InvalidArgument(
-        fmt::format("a failure in window {} of group '{}' comes too late or too early: {} windows are trained, {} "
-                    "dealt; report it before the window's step",
-                    window, printable(group.name), group.trained_windows, group.windows));
+    throw refusals::failed_too_late(window, group.name, group.trained_windows, group.windows);
   }
   mark_failed(group, window, failed);
   transaction.commit();
@@ -163,19 +164,12 @@ void SqlLedger::trained(const GroupId& group_id, std::int64_t timeline, std::int
         db_->query("SELECT timeline, step FROM training_window WHERE consumer = ?1 AND number = ?2", group.id, window);
     before.step();
     if (before.integer(0) == timeline && before.integer(1) == step) return;  // said before
-    throw Conflict(fmt::format("window {} of group '{}' was trained at step {} of timeline {}, not at step {} of timeline {}",
-                               window, printable(group.name), before.integer(1), before.integer(0), step, timeline));
+    throw refusals::trained_before(window, group.name, before.integer(1), before.integer(0), step, timeline);
   }
   if (window != group.trained_windows || window >= group.windows) {
-    throw InvalidArgument(
-        fmt::format("window {} of group '{}' cannot be trained now: {} windows are dealt and the next to train is {}", window,
-                    printable(group.name), group.windows, group.trained_windows));
+    throw refusals::not_the_next(window, group.name, group.windows, group.trained_windows);
   }
-  if (step <= group.trained_step) {
-    throw InvalidArgument(
-        fmt::format("window {} of group '{}' at step {}: step {} is done already, and one step trains one window", window,
-                    printable(group.name), step, group.trained_step));
-  }
+  if (step <= group.trained_step) throw refusals::step_is_done(window, group.name, step, group.trained_step);
   const std::int64_t marked = mark_failed(group, window, failed);
   db_->run("UPDATE training_window SET timeline = ?3, step = ?4, failed = ?5 WHERE consumer = ?1 AND number = ?2", group.id,
            window, timeline, step, marked);

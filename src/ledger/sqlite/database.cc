@@ -191,7 +191,7 @@ void Database::fail(int code, const std::string& doing) {
   }
 }
 
-void Database::begin_write() {
+void Database::begin_write(sql::Turn) {
   if (!turn_) throw PermissionDenied(fmt::format("ledger {} was opened read-only", name_));
   turn_->take();
   try {

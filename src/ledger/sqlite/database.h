@@ -47,7 +47,7 @@ class Database final : public sql::Database {
     void operator()(sqlite3* handle) const { sqlite3_close_v2(handle); }
   };
   sql::Statement& prepare(std::string_view sql) override;
-  void begin_write() override;
+  void begin_write(sql::Turn turn) override;
   void commit() override;
   void begin_read() override;
   void roll_back() noexcept override;

@@ -119,10 +119,39 @@ TEST_F(Schema, AGoldenLedgerOfVersion2MeansTheSameForEver) {
   EXPECT_EQ(layout_of(path_), layout_of(folder_.path() / "fresh")) << "another layout is another version";
 }
 
+TEST_F(Schema, AGoldenLedgerOfVersion3MeansTheSameForEver) {
+  make_golden("golden_v3.sql");
+  const auto opened =
+      testing_support::as_sql(open_sqlite_ledger(path_, {.boot_id = "boot-1", .now_ms = [] { return std::int64_t{5500}; }}));
+  SqlLedger& ledger = *opened;
+  testing_support::expect_books_balance(ledger);
+  const GroupId train("train"), queue("queue");
+  for (const GroupStatus& group : ledger.status().groups) EXPECT_EQ(group.passes, 1);
+  const GroupStatus waiting = ledger.status().of(queue);
+  EXPECT_EQ(waiting.kind, GroupKind::kQueue);
+  EXPECT_EQ(waiting.available, 2);
+  EXPECT_EQ(waiting.leased, 1);
+  EXPECT_EQ(waiting.durable, 1);
+  EXPECT_EQ(waiting.failed, 1);
+  EXPECT_EQ(ledger.failed_refs(queue, 9)[0].reason, "unreadable");
+  EXPECT_EQ(ledger.lease_refs({.group = queue, .max_refs = 9}).leases.size(), 2U);
+  ledger.ack_refs(queue, {{.ref = *ledger.get_committed(SampleId("p5")), .token = "t2"}});
+  testing_support::expect_books_balance(ledger);
+
+  // What version 4 adds works in it.
+  const GroupId twice("twice");
+  ledger.declare_group({.group = twice, .window = 2, .passes = 2});
+  EXPECT_EQ(ledger.status().of(twice).passes, 2);
+  testing_support::expect_books_balance(ledger);
+
+  open_sqlite_ledger(folder_.path() / "fresh");
+  EXPECT_EQ(layout_of(path_), layout_of(folder_.path() / "fresh")) << "another layout is another version";
+}
+
 TEST_F(Schema, AnotherVersionIsRefusedNamingBoth) {
   open_sqlite_ledger(path_);
   script("PRAGMA user_version = 9");
-  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows versions 1 to 3");
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows versions 1 to 4");
   expect_error<InvalidArgument>([&] { open_sqlite_ledger_read_only(path_); }, "has format version 9");
 }
 

@@ -53,7 +53,8 @@ class Walk {
 
   SqlLedger& ledger() { return *ledger_; }
   int refused() const { return refused_; }
-  void finish() {
+  // Everything is committed, and no more will come: later passes can begin.
+  void end_stream() {
     ledger_->close_prompts();
     now_ms_ += 1'000'000;
     for (;;) {
@@ -61,6 +62,27 @@ class Walk {
       if (answer.leases.empty()) break;
       for (const PromptLease& lease : answer.leases) ledger_->commit_sample(make_ref(lease.task.task_id.str()), lease);
     }
+  }
+  // What a trainer does, with now and then a resume.
+  void train_on() {
+    group_ = GroupId(names_[random_.below(names_.size())]);
+    try {
+      const std::uint64_t draw = random_.below(40);
+      if (draw == 0 || life().timeline == 0) return resume();
+      if (draw < 8) return save();
+      if (draw < 10) return sweep();
+      for (int i = 0; i < 4; ++i) train_next();
+    } catch (const Error&) {
+      ++refused_;
+    }
+  }
+  std::int64_t groups_in_later_passes() {
+    return ledger_->database()
+        .find("SELECT COUNT(*) FROM consumer WHERE pass_windows > 0 AND trained_windows > pass_windows")
+        .value_or(0);
+  }
+  void finish() {
+    end_stream();
     for (const std::string& name : names_) {
       group_ = GroupId(name);
       if (name.starts_with("queue")) {
@@ -114,7 +136,8 @@ class Walk {
     const int window = static_cast<int>(1 + random_.below(4));
     ledger_->declare_group({.group = GroupId(names_.back()),
                             .window = window,
-                            .tail = random_.below(2) == 0 ? TailPolicy::kDrop : TailPolicy::kCarry});
+                            .tail = random_.below(2) == 0 ? TailPolicy::kDrop : TailPolicy::kCarry,
+                            .passes = static_cast<int>(1 + random_.below(3))});
   }
   void join_queue() {
     names_.push_back(fmt::format("queue{}", names_.size()));
@@ -287,6 +310,14 @@ class Walk {
     ledger_->trained(group_, life().timeline, window, status.trained_step + 1 + static_cast<std::int64_t>(random_.below(2)),
                      failed);
   }
+  void train_next() {
+    life().next = ledger_->database().find("SELECT trained_windows FROM consumer WHERE name = ?1", group_.str()).value_or(0);
+    const WindowAnswer answer = next();
+    if (!answer.window) return;
+    std::vector<FailedSample> failed;
+    if (random_.below(5) == 0) failed.push_back({answer.window->refs[0].sample_id, "not finite"});
+    ledger_->trained(group_, life().timeline, answer.window->number, ledger_->status().of(group_).trained_step + 1, failed);
+  }
   void save() {
     const std::int64_t step = ledger_->status().of(group_).trained_step - static_cast<std::int64_t>(random_.below(3));
     ledger_->checkpointed(group_, life().timeline, step);
@@ -332,7 +363,7 @@ class Walk {
 
 TEST(SqlLedger, CountersEqualARecountAfterAnyWalk) {
   std::size_t groups = 0;
-  std::int64_t lost = 0, timelines = 0, freed = 0, taken = 0, acked = 0, retried = 0, dropped = 0;
+  std::int64_t lost = 0, timelines = 0, freed = 0, taken = 0, acked = 0, retried = 0, dropped = 0, later_passes = 0;
   for (std::uint64_t seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Walk walk(seed);
@@ -341,7 +372,14 @@ TEST(SqlLedger, CountersEqualARecountAfterAnyWalk) {
       if (i % 20 == 0) testing_support::expect_books_balance(walk.ledger());
       if (::testing::Test::HasFailure()) FAIL() << "after action " << i;
     }
+    walk.end_stream();
+    for (int i = 0; i < 1200; ++i) {
+      walk.train_on();
+      if (i % 20 == 0) testing_support::expect_books_balance(walk.ledger());
+      if (::testing::Test::HasFailure()) FAIL() << "after action " << i << " behind the stream's end";
+    }
     testing_support::expect_books_balance(walk.ledger());
+    later_passes += walk.groups_in_later_passes();
     const LedgerStatus status = walk.ledger().status();
     EXPECT_GT(status.committed, 20);
     timelines += status.groups[0].timeline;
@@ -369,6 +407,7 @@ TEST(SqlLedger, CountersEqualARecountAfterAnyWalk) {
   EXPECT_GT(taken, acked + 100) << "hardly a lease was lost, failed or given back";
   EXPECT_GT(retried, 5);
   EXPECT_GT(dropped, 50);
+  EXPECT_GT(later_passes, 2);
 }
 
 // A query plan that reads a whole table would make an operation slower with every sample resident.

@@ -35,7 +35,7 @@ const std::string& raw_key(const SampleRef& ref, const std::string& name) {
 // Without state but for a count, so that any thread may call anything.
 class FilesStore : public FeatureStore {
  public:
-  SampleRef put(const TensorMap&, const SampleId& sample_id, const PutMetadata&) override {
+  SampleRef put(const TensorMap&, const SampleId& sample_id, const PutMetadata&, const PutFence&) override {
     throw InvalidArgument(fmt::format("put of sample '{}': files in place are read-only; put into a shared-directory store",
                                       printable(sample_id.str())));
   }

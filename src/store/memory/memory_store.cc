@@ -163,7 +163,8 @@ void MemoryStore::leave_the_parent() {
   forks_ = forks;
 }
 
-SampleRef MemoryStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) {
+SampleRef MemoryStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata,
+                           const PutFence& fence) {
   check_put(tensors, sample_id, metadata);
   const std::uint64_t bytes = bytes_of(tensors);
   const std::int64_t now = now_ms();
@@ -181,6 +182,7 @@ SampleRef MemoryStore::put(const TensorMap& tensors, const SampleId& sample_id, 
   ref.incarnation = incarnation_;
   const Shared entry(new Entry{sample_id, generation, bytes, put_ms, {}});
   for (const auto& [name, tensor] : tensors) entry->tensors.emplace_back(name, copy(tensor));
+  ask(fence, sample_id);  // numbers are given in order: taken_over asks for nothing more
   publish(entry, reservation);
   return ref;
 }

@@ -30,7 +30,8 @@ class MemoryStore : public FeatureStore {
  public:
   MemoryStore(const StoreId& id, const MemoryOptions& options);
 
-  SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) override;
+  SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata,
+                const PutFence& fence) override;
   Fetched get(const SampleRef& ref, const GetOptions& options) override;
   TensorMap read(const SampleRef& ref, const std::vector<std::string>& names) override;
   void release(const FeatureHandle& handle) override;

@@ -110,7 +110,7 @@ Fetched ReferenceStore::get(const SampleRef& ref, const GetOptions& options) {
   return {std::move(tensors), {ref.sample_id, ref.generation, fmt::format("{}.{}", token_prefix_, ++next_lease_)}};
 }
 
-SampleRef ReferenceStore::put(const TensorMap&, const SampleId& sample_id, const PutMetadata&) {
+SampleRef ReferenceStore::put(const TensorMap&, const SampleId& sample_id, const PutMetadata&, const PutFence&) {
   throw InvalidArgument(
       fmt::format("put of sample '{}' into {}: the reference runtime wrote this folder, and it is only read: "
                   "put into a store of draftflow's own",

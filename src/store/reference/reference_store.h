@@ -28,7 +28,8 @@ class ReferenceStore : public FeatureStore {
  public:
   ReferenceStore(Folder folder, const StoreId& id) : folder_(std::move(folder)), id_(id) {}
 
-  SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) override;
+  SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata,
+                const PutFence& fence) override;
   Fetched get(const SampleRef& ref, const GetOptions& options) override;
   TensorMap read(const SampleRef& ref, const std::vector<std::string>& names) override;
   void release(const FeatureHandle&) override {}

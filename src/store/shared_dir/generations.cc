@@ -46,10 +46,10 @@ Generations::Generations(const Folder& epochs) : epochs_(epochs) {
   forks_of_this_process();
 }
 
-std::uint64_t Generations::next(std::uint64_t above) {
+std::uint64_t Generations::next(std::uint64_t above, bool newest) {
   const std::lock_guard lock(mutex_);
   const auto number = [&] { return epoch_ << kCounterBits | (counter_ + 1); };
-  if (epoch_ == 0 || forks_ != forks_of_this_process() || counter_ == kMaxCounter || number() <= above) claim();
+  if (newest || epoch_ == 0 || forks_ != forks_of_this_process() || counter_ == kMaxCounter || number() <= above) claim();
   if (number() <= above) {
     throw Corrupt(
         fmt::format("{}: generation {} is on disk, but this store is only at epoch {}: that file or the store's "

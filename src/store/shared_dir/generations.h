@@ -22,8 +22,8 @@ class Generations {
   explicit Generations(const Folder& epochs);  // outlives this
 
   // Greater than `above` and than every number of this object. Exhausted when the numbers are used up; Corrupt if
-  // `above` cannot be a generation that this store gave.
-  std::uint64_t next(std::uint64_t above);
+  // `above` cannot be a generation that this store gave. With `newest`, greater than every number given before by anybody.
+  std::uint64_t next(std::uint64_t above, bool newest = false);
 
  private:
   void claim();

@@ -33,6 +33,13 @@ TEST_F(GenerationsTest, AreCountedInsideAnEpochClaimedAtTheFirstPut) {
   EXPECT_EQ(Generations(epochs_).next(0), (2ULL << 24) + 1);
 }
 
+TEST_F(GenerationsTest, TheNewestIsGreaterThanWhatAnybodyHasBeenGiven) {
+  Generations first(epochs_), second(epochs_);
+  first.next(0);
+  const std::uint64_t elsewhere = second.next(0);
+  EXPECT_GT(first.next(0, /*newest=*/true), elsewhere);
+}
+
 TEST_F(GenerationsTest, AGreaterOneOnDiskClaimsANewEpochFirst) {
   Generations first(epochs_), second(epochs_);
   first.next(0);

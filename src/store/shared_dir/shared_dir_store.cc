@@ -104,11 +104,11 @@ std::uint64_t SharedDirStore::current_in(const std::optional<Folder>& folder, co
   return find_current(*folder, place, list_sample(*folder, place), file_.incarnation);
 }
 
-std::uint64_t SharedDirStore::next_generation(const std::optional<Folder>& folder, const SamplePlace& place) {
+std::uint64_t SharedDirStore::next_generation(const std::optional<Folder>& folder, const SamplePlace& place, bool newest) {
   try {
-    return generations_.next(greatest_in(folder, place));
+    return generations_.next(greatest_in(folder, place), newest);
   } catch (const Corrupt&) {  // a number that no writer ever got: somebody gave a file such a name
-    return generations_.next(current_in(folder, place));
+    return generations_.next(current_in(folder, place), newest);
   }
 }
 
@@ -136,7 +136,8 @@ void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uin
                   file_.max_resident_bytes, account_.resident_bytes()));
 }
 
-SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) try {
+SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata,
+                              const PutFence& fence) try {
   check_put(tensors, sample_id, metadata);
   check_writable(fmt::format("put of sample '{}'", printable(sample_id.str())));
   if (books_.flat != nullptr) check_reference_can_name(tensors, sample_id);
@@ -152,8 +153,8 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
     reserve(*mine, sample_id, bytes);
     Reservation reservation(*mine, bytes);
     std::optional<Folder> folder = layout_.find_sample(place);
-    ref.generation = next_generation(folder, place);
-    write(sample, place, std::move(folder), identity_of(sample_id, ref.generation), reservation);
+    ref.generation = next_generation(folder, place, fence.taken_over);
+    write(sample, place, std::move(folder), identity_of(sample_id, ref.generation), reservation, fence);
     if (bytes < ref.estimated_bytes) account_.count_codec_saved(ref.estimated_bytes - bytes);
   } catch (const Exhausted& error) {
     if (std::string_view(error.what()).starts_with("put of sample")) throw;
@@ -183,7 +184,7 @@ PackedSample SharedDirStore::pack_sample(const TensorMap& tensors, const SampleI
 }
 
 void SharedDirStore::write(const PackedSample& sample, const SamplePlace& place, std::optional<Folder> folder,
-                           const Identity& identity, Reservation& reservation) {
+                           const Identity& identity, Reservation& reservation, const PutFence& fence) {
   Temporary temporary(temporaries_);
   if (!mode_checked_) temporary.check_mode();
   mode_checked_ = true;
@@ -194,6 +195,7 @@ void SharedDirStore::write(const PackedSample& sample, const SamplePlace& place,
   }
   if (options_.durability != Durability::kNone) temporary.sync();
   if (!books_.local) temporary.check_close();
+  ask(fence, SampleId(identity.sample_id));
   const NamedGeneration generation{identity.generation, name_of(SampleId(identity.sample_id), place, identity.generation)};
   try {
     publish(temporary, place, std::move(folder), generation, reservation);

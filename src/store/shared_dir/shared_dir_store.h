@@ -37,7 +37,8 @@ class SharedDirStore : public FeatureStore {
                  std::optional<Keys> keys);
   ~SharedDirStore() override;
 
-  SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata) override;
+  SampleRef put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata,
+                const PutFence& fence) override;
   Fetched get(const SampleRef& ref, const GetOptions& options) override;
   TensorMap read(const SampleRef& ref, const std::vector<std::string>& names) override;
   void release(const FeatureHandle& handle) override;
@@ -79,7 +80,7 @@ class SharedDirStore : public FeatureStore {
   void check_writable(const std::string& what) const;  // PermissionDenied: this process may only read
   static std::uint64_t greatest_in(const std::optional<Folder>& folder, const SamplePlace& place);  // by name; 0: none
   std::uint64_t current_in(const std::optional<Folder>& folder, const SamplePlace& place) const;    // by the files; 0: none
-  std::uint64_t next_generation(const std::optional<Folder>& folder, const SamplePlace& place);
+  std::uint64_t next_generation(const std::optional<Folder>& folder, const SamplePlace& place, bool newest);
   std::int64_t now_seconds() const;  // on the clock that the files' times are of
   std::shared_ptr<Holder> holder();
   void check_free_space(const SampleId& sample_id, std::uint64_t bytes) const;
@@ -88,7 +89,7 @@ class SharedDirStore : public FeatureStore {
   PackedSample pack_sample(const TensorMap& tensors, const SampleId& sample_id) const;
   // `folder`: the sample's, where it was there when the put began.
   void write(const PackedSample& sample, const SamplePlace& place, std::optional<Folder> folder, const Identity& identity,
-             Reservation& reservation);
+             Reservation& reservation, const PutFence& fence);
   void publish(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder, const NamedGeneration& generation,
                Reservation& reservation);
   void publish_in_sample(Temporary& temporary, const SamplePlace& place, std::optional<Folder> folder,

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ledger/memory/packed_ref.h"
+
+#include <utility>
+
+namespace draftflow::memory {
+namespace {
+
+void put_number(std::string& text, std::int64_t number) {
+  auto rest = static_cast<std::uint64_t>(number);
+  for (; rest >= 128; rest >>= 7) text += static_cast<char>(rest | 128);
+  text += static_cast<char>(rest);
+}
+
+std::int64_t take_number(const char*& at) {
+  std::uint64_t number = 0;
+  for (unsigned shift = 0;; shift += 7) {
+    const auto byte = static_cast<unsigned char>(*at++);
+    number |= std::uint64_t{byte & 127U} << shift;
+    if (byte < 128) return static_cast<std::int64_t>(number);
+  }
+}
+
+RefPattern::Around split(const std::string& text, const std::string& id) {
+  const std::size_t at = text.find(id);
+  if (at == std::string::npos) return {.before = text};
+  return {.before = text.substr(0, at), .after = text.substr(at + id.size()), .has_id = true};
+}
+
+std::string join(const RefPattern::Around& around, const std::string& id, std::string_view end = "") {
+  if (!around.has_id) return around.before;
+  std::string whole;
+  whole.reserve(around.before.size() + id.size() + around.after.size() + end.size());
+  whole.append(around.before).append(id).append(around.after).append(end);
+  return whole;
+}
+
+// All that is in a pattern, so that two with the same text are the same. U+0000 is in no id, but may be in other texts, so that
+// lengths stand before them.
+std::string text_of(const RefPattern& pattern) {
+  std::string text;
+  const auto add = [&](const RefPattern::Around& around) {
+    for (const std::string* part : {&around.name, &around.before, &around.after}) {
+      text.append(std::to_string(part->size())).append(" ").append(*part);
+    }
+    text += around.has_id ? '+' : '-';
+  };
+  add(pattern.uri);
+  text += pattern.uri_ends_in_generation ? 'g' : ' ';
+  for (const RefPattern::Around& key : pattern.keys) add(key);
+  for (const FeatureSpec& spec : pattern.ref.feature_specs) text.append(" ").append(std::to_string(spec.shape.size()));
+  return text + sample_ref_to_json(pattern.ref);
+}
+
+}  // namespace
+
+PackedRef RefPatterns::pack(const SampleRef& ref) {
+  const std::string& id = ref.sample_id.str();
+  PackedRef packed{.sample_id = ref.sample_id};
+  packed.generation = ref.generation;
+  packed.bytes = ref.estimated_bytes;
+  packed.tokens = ref.num_tokens;
+  RefPattern pattern{.ref = ref};
+  SampleRef& common = pattern.ref;
+  common.sample_id = SampleId("-");
+  common.generation = common.estimated_bytes = 0;
+  common.num_tokens = 0;
+  for (FeatureSpec& spec : common.feature_specs) {
+    for (std::int64_t& extent : spec.shape) put_number(packed.rest, std::exchange(extent, 0));
+  }
+  for (const auto& [name, key] : std::exchange(common.feature_keys, {})) {
+    pattern.keys.push_back(split(key, id));
+    pattern.keys.back().name = name;
+  }
+  pattern.uri = split(std::exchange(common.feature_store_uri, {}), id);
+  if (!pattern.uri.has_id) {
+    packed.rest += std::exchange(pattern.uri.before, {});
+  } else if (const std::string end = std::to_string(ref.generation); pattern.uri.after.ends_with(end)) {
+    pattern.uri.after.resize(pattern.uri.after.size() - end.size());
+    pattern.uri_ends_in_generation = true;
+  }
+  std::string text = text_of(pattern);
+  const auto known = shared_.find(text);
+  packed.pattern = known != shared_.end() ? known->second : &patterns_.emplace_back(std::move(pattern));
+  if (known == shared_.end() && shared_.size() < kMostShared) shared_.emplace(std::move(text), packed.pattern);
+  packed.rest.shrink_to_fit();
+  return packed;
+}
+
+SampleRef PackedRef::unpack() const {
+  SampleRef ref = pattern->ref;
+  const std::string& id = sample_id.str();
+  ref.sample_id = sample_id;
+  ref.generation = generation;
+  ref.estimated_bytes = bytes;
+  ref.num_tokens = tokens;
+  const char* at = rest.data();
+  for (FeatureSpec& spec : ref.feature_specs) {
+    for (std::int64_t& extent : spec.shape) extent = take_number(at);
+  }
+  ref.feature_keys.reserve(pattern->keys.size());
+  for (const RefPattern::Around& key : pattern->keys) ref.feature_keys.emplace_back(key.name, join(key, id));
+  if (!pattern->uri.has_id) {
+    ref.feature_store_uri.assign(at, rest.data() + rest.size());
+  } else {
+    ref.feature_store_uri =
+        join(pattern->uri, id, pattern->uri_ends_in_generation ? std::to_string(generation) : std::string());
+  }
+  return ref;
+}
+
+}  // namespace draftflow::memory

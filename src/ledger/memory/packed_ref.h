@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Refs by the million: those of a run differ in little more than their ids and shapes, so that what they have in common is kept
+// once, as a RefPattern, and a PackedRef takes some 150 bytes. Patterns live as long as their RefPatterns. Not thread-safe.
+//
+//   PackedRef packed = patterns.pack(ref);     // the ref is one that can be written as JSON
+//   SampleRef same = packed.unpack();
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "draftflow/records/sample_ref.h"
+
+namespace draftflow::memory {
+
+// A ref without its id, numbers and extents, and without its URI and feature keys: these are texts around the id.
+struct RefPattern {
+  struct Around {
+    std::string name, before, after;  // name: of a feature key
+    bool has_id = false;              // else all of the text is in `before`
+  };
+  SampleRef ref;
+  Around uri;  // without the id: the PackedRef has the URI
+  bool uri_ends_in_generation = false;
+  std::vector<Around> keys;
+};
+
+struct PackedRef {
+  SampleId sample_id{"-"};
+  const RefPattern* pattern = nullptr;
+  std::uint64_t generation = 0, bytes = 0;
+  std::int64_t tokens = 0;
+  std::string rest;  // the extents of all shapes, then the URI where the pattern has none
+
+  const std::string& incarnation() const { return pattern->ref.incarnation; }
+  SampleRef unpack() const;
+};
+
+class RefPatterns {
+ public:
+  PackedRef pack(const SampleRef& ref);
+  std::size_t size() const { return patterns_.size(); }
+
+ private:
+  static constexpr std::size_t kMostShared = 4096;  // refs without anything in common are not searched for it
+
+  std::deque<RefPattern> patterns_;
+  std::unordered_map<std::string, const RefPattern*> shared_;  // by all that is in it, as text
+};
+
+}  // namespace draftflow::memory
