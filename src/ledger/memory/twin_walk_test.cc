@@ -441,11 +441,19 @@ class TwinWalk {
     std::vector<TaskId> ids;
     for (int i = below(3); i >= 0; --i) ids.emplace_back(fmt::format("p{}", below(60)));
     if (one_in(3)) ids.push_back(ids.front());
+    const auto& held = sides_[0].prompts;  // of any age
+    if (one_in(2) && !held.empty()) {
+      ids = {held[held.size() - 1 - random_.below(std::min<std::size_t>(held.size(), 8))].task.task_id};
+    }
     if (one_in(30)) ids.emplace_back("ghost");
     const int what = below(4);
     const bool dry_run = one_in(4);
     both([&](Side& side) {
-      if (what == 0) return fmt::format("{} dropped", of(side).drop_prompts(ids, "no \x04", dry_run));
+      if (what == 0) {
+        const std::int64_t dropped = of(side).drop_prompts(ids, "no \x04", dry_run);
+        seen["prompts dropped by hand"] += static_cast<int>(dropped);
+        return fmt::format("{} dropped", dropped);
+      }
       if (what == 1) {
         for (const auto& [task, reason] : of(side).failed_prompts(2)) ids.emplace_back(task);
         return fmt::format("{} again", of(side).retry_prompts(ids));
@@ -564,7 +572,8 @@ TEST(TwinWalk, MemoryAndSqliteSayTheSameAfterEveryVerb) {
   }
   if (given != nullptr) return;
   for (const char* kind : {"answer", "Conflict", "InvalidArgument", "acked"}) EXPECT_GT(seen[kind], 1000) << kind;
-  for (const char* kind : {"freed", "dropped", "lost", "dropped by hand"}) EXPECT_GT(seen[kind], 50) << kind;
+  for (const char* kind : {"freed", "dropped", "lost", "dropped by hand", "prompts dropped by hand"})
+    EXPECT_GT(seen[kind], 50) << kind;
 }
 
 }  // namespace
