@@ -9,7 +9,6 @@
 
 namespace draftflow {
 
-using memory::Group;
 using memory::Prompt;
 using memory::QueueRef;
 
