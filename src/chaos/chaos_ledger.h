@@ -118,6 +118,18 @@ class ChaosLedger final : public Ledger {
   std::vector<SampleRef> freeable(int limit) override { return patient(&Ledger::freeable, limit); }
   void freed(const std::vector<SampleId>& ids) override { patient(&Ledger::freed, ids); }
   LedgerStatus status() override { return patient(&Ledger::status); }
+  std::vector<HolderLeases> leases() override { return patient(&Ledger::leases); }
+  std::vector<std::string> check() override { return patient(&Ledger::check); }
+  std::int64_t retry_prompts(const std::vector<TaskId>& ids) override { return patient(&Ledger::retry_prompts, ids); }
+  std::int64_t drop_prompts(const std::vector<TaskId>& ids, const std::string& reason, bool dry_run) override {
+    return patient(&Ledger::drop_prompts, ids, reason, dry_run);
+  }
+  std::int64_t drop_refs(const GroupId& group, const std::vector<SampleId>& ids, const std::string& reason,
+                         bool dry_run) override {
+    return patient(&Ledger::drop_refs, group, ids, reason, dry_run);
+  }
+  void export_to(const std::function<void(const std::string& line)>& write) override { ledger_->export_to(write); }
+  void import_from(const std::function<std::optional<std::string>()>& next_line) override { ledger_->import_from(next_line); }
 
  private:
   std::size_t index_of(const GroupId& group) const;

@@ -69,6 +69,7 @@ int run_cli(int argc, const char* const* argv, const Console& console) {
   add_doctor_command(line);
   add_bench_command(line);
   add_store_command(line);
+  add_ledger_command(line);
   const std::string who = "draftflow" + command_name(app, argc, argv);
   try {
     app.parse(argc, argv);

@@ -42,6 +42,7 @@ void add_run_command(CommandLine& line);
 void add_status_command(CommandLine& line);
 void add_inspect_command(CommandLine& line);
 void add_store_command(CommandLine& line);
+void add_ledger_command(CommandLine& line);
 void add_drain_command(CommandLine& line);
 void add_doctor_command(CommandLine& line);
 void add_top_command(CommandLine& line);

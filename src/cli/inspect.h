@@ -31,15 +31,7 @@ nlohmann::ordered_json tensor_entry(const std::string& name, DType dtype, const 
 nlohmann::ordered_json tensor_entry(const std::string& name, const Tensor& tensor, bool with_values);
 std::string tensor_rows(const nlohmann::ordered_json& entries);
 
-std::filesystem::path ledger_path(const std::filesystem::path& where);  // of a run folder, or the file itself
-// Samples a second, between two looks; trained by the group that is behind.
-struct RunRates {
-  double committed = 0, trained = 0;
-};
-RunRates rates_between(const LedgerStatus& before, const LedgerStatus& now, double seconds);
-std::string what_limits(const LedgerStatus& now, const RunRates& rates);  // one sentence
-
-std::string status_text(const LedgerStatus& status);
+std::filesystem::path ledger_path(const std::filesystem::path& where);                  // of a run folder, or the file itself
 void show_failed_prompts(const std::filesystem::path& ledger, const Console& console);  // the first few, with their reasons
 
 }  // namespace draftflow::cli

@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// draftflow status: one screen about a run, from its ledger's counters alone.
-#include <fmt/format.h>
-
+// draftflow status: one screen about a run, from its ledger.
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <ostream>
 
 #include "cli/app.h"
 #include "cli/inspect.h"
-#include "cli/metrics.h"
-#include "draftflow/base/text.h"
-#include "draftflow/ledger/ledger.h"
+#include "cli/run_view.h"
 
 namespace draftflow::cli {
 namespace {
@@ -19,12 +15,30 @@ namespace {
 constexpr const char* kExample =
     "Example:\n"
     "  draftflow status --ledger out/demo\n"
-    "  draftflow status --ledger out/demo/ledger.sqlite3 --json";
+    "  draftflow status --ledger postgresql://host/runs --store /shared/store/features\n"
+    "  draftflow status --ledger out/demo/ledger.sqlite3 --high-watermark 20GiB --json\n"
+    "Counters, who holds which leases and for how long, resident bytes against what may be, and what limits the run, in a "
+    "sentence.\n"
+    "A run's folder knows its high watermark and how long each side has waited; 'draftflow top' adds rates.";
 
-int run(const std::filesystem::path& where, bool json, const Console& console) {
-  const LedgerStatus status = open_ledger_read_only(ledger_path(where).string())->status();
-  console.out << (json ? to_json(status).dump() + "\n" : status_text(status));
-  if (!json && status.prompts_failed > 0) show_failed_prompts(ledger_path(where), console);
+struct StatusArguments {
+  std::filesystem::path ledger;
+  StorePath store;
+  std::string high_watermark;
+  bool json = false;
+};
+
+int run(const StatusArguments& arguments, const Console& console) {
+  const auto ledger = open_ledger_read_only(ledger_path(arguments.ledger).string());
+  const std::uint64_t high = arguments.high_watermark.empty() ? 0 : parse_byte_size(arguments.high_watermark);
+  RunView view = look(*ledger, find_budget(high, arguments.ledger, arguments.store));
+  view.starvation = find_starvation(arguments.ledger);
+  if (arguments.json) {
+    console.out << to_json(view).dump() + "\n";
+    return 0;
+  }
+  console.out << run_view_text(view) << "limit      " << what_limits(view) << "\n";
+  if (view.status.prompts_failed > 0) show_failed_prompts(ledger_path(arguments.ledger), console);
   return 0;
 }
 
@@ -35,45 +49,16 @@ std::filesystem::path ledger_path(const std::filesystem::path& where) {
   return std::filesystem::is_directory(where, ignored) ? where / "ledger.sqlite3" : where;
 }
 
-std::string status_text(const LedgerStatus& s) {
-  std::string text = fmt::format("run        {}   ledger {}\n", printable(s.run_id.empty() ? "-" : s.run_id), s.ledger_id);
-  text +=
-      fmt::format("prompts    {} on the books ({}): {} pending, {} leased, {} done, {} failed\n", s.prompts,
-                  s.prompts_closed ? "closed" : "open", s.prompts_pending, s.prompts_leased, s.prompts_done, s.prompts_failed);
-  text +=
-      fmt::format("samples    {} committed, {} tokens\n", s.committed, human_count(static_cast<double>(s.committed_tokens)));
-  text += fmt::format("bytes      {} resident, {} samples freed\n", human_bytes(s.resident_bytes), s.freed);
-  for (const GroupStatus& g : s.groups) {
-    if (g.kind == GroupKind::kQueue) {
-      text += fmt::format(
-          "queue      {}{}: {} available, {} leased, {} acknowledged; aside: {} dropped, {} failed; {} stay for it\n",
-          printable(g.group), g.open ? "" : " (closed)", g.available, g.leased, g.durable, g.dropped, g.failed, g.pinned);
-      continue;
-    }
-    text += fmt::format(
-        "group      {}{}: {} available, {} in windows of {}, {} trained, {} durable; aside: {} dropped, {} failed\n",
-        printable(g.group), g.open ? "" : " (closed)", g.available, g.windowed, g.window, g.trained, g.durable, g.dropped,
-        g.failed);
-    text +=
-        fmt::format("           timeline {} with {} rank{}, trained to step {}, durable to step {}; {} samples stay for it\n",
-                    g.timeline, g.width, g.width == 1 ? "" : "s", g.trained_step, g.durable_step, g.pinned);
-  }
-  return text;
-}
-
 void add_status_command(CommandLine& line) {
-  struct Arguments {
-    std::filesystem::path ledger;
-    bool json = false;
-  };
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<StatusArguments>();
   CLI::App& app = *line.app.add_subcommand("status", "Show where a run stands");
-  app.add_option("--ledger", arguments->ledger, "the ledger's file, or a run's folder")->required()->type_name("PATH");
+  app.add_option("--ledger", arguments->ledger, "the ledger's file or URL, or a run's folder")->required()->type_name("PATH");
+  app.add_option("--store", arguments->store.path, "the store's folder, for its cap of resident bytes")->type_name("PATH");
+  add_secret_file(app, arguments->store.secret_file);
+  app.add_option("--high-watermark", arguments->high_watermark, "resident bytes at which producers pause")->type_name("BYTES");
   app.add_flag("--json", arguments->json, "print JSON");
   app.footer(kExample);
-  app.callback([&line, arguments] {
-    line.action = [&line, arguments] { return run(arguments->ledger, arguments->json, line.console); };
-  });
+  app.callback([&line, arguments] { line.action = [&line, arguments] { return run(*arguments, line.console); }; });
 }
 
 }  // namespace draftflow::cli

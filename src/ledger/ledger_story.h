@@ -57,6 +57,7 @@ struct Backend {
   std::string name;
   std::unique_ptr<Ledger> (*open)(const std::filesystem::path& folder, LedgerClock clock);
   bool server_time = false;  // which no boot of this host ends
+  bool tables = true;        // of SQL, which an export reads
 };
 
 inline std::unique_ptr<Ledger> open_sqlite_in(const std::filesystem::path& folder, LedgerClock clock) {
@@ -178,8 +179,9 @@ inline std::unique_ptr<Ledger> open_postgres_in(const std::filesystem::path& fol
   ::testing::Values(::draftflow::testing_support::Backend{"Postgres", ::draftflow::testing_support::open_postgres_in, true})
 #else
 #define DRAFTFLOW_STORY_BACKENDS                                                                                   \
-  ::testing::Values(::draftflow::testing_support::Backend{"Memory", ::draftflow::testing_support::open_memory_in}, \
-                    ::draftflow::testing_support::Backend{"Sqlite", ::draftflow::testing_support::open_sqlite_in})
+  ::testing::Values(                                                                                               \
+      ::draftflow::testing_support::Backend{"Memory", ::draftflow::testing_support::open_memory_in, false, false}, \
+      ::draftflow::testing_support::Backend{"Sqlite", ::draftflow::testing_support::open_sqlite_in})
 #endif
 
 #define INSTANTIATE_LEDGER_STORY(fixture) \

@@ -118,6 +118,19 @@ class PatientLedger final : public Ledger {
   std::vector<SampleRef> freeable(int limit) override { return again(&Ledger::freeable, limit); }
   void freed(const std::vector<SampleId>& ids) override { again(&Ledger::freed, ids); }
   LedgerStatus status() override { return again(&Ledger::status); }
+  std::vector<HolderLeases> leases() override { return again(&Ledger::leases); }
+  std::vector<std::string> check() override { return again(&Ledger::check); }
+  std::int64_t retry_prompts(const std::vector<TaskId>& ids) override { return again(&Ledger::retry_prompts, ids); }
+  std::int64_t drop_prompts(const std::vector<TaskId>& ids, const std::string& reason, bool dry_run) override {
+    return again(&Ledger::drop_prompts, ids, reason, dry_run);
+  }
+  std::int64_t drop_refs(const GroupId& group, const std::vector<SampleId>& ids, const std::string& reason,
+                         bool dry_run) override {
+    return again(&Ledger::drop_refs, group, ids, reason, dry_run);
+  }
+  // Once only: what was written cannot be taken back, and what was read cannot be read again.
+  void export_to(const std::function<void(const std::string& line)>& write) override { ledger_->export_to(write); }
+  void import_from(const std::function<std::optional<std::string>()>& next_line) override { ledger_->import_from(next_line); }
 
  private:
   const std::unique_ptr<Ledger> ledger_;

@@ -30,6 +30,11 @@ std::string committed_as(const SampleRef& ref, std::uint64_t committed) {
                      ref.generation);
 }
 
+Conflict not_dropped(const SampleId& id, const std::string& group, const std::string& found) {
+  return Conflict(fmt::format("sample '{}' of group '{}' {}: nothing was dropped; only what is available to the group can be",
+                              printable(id.str()), printable(group), found));
+}
+
 }  // namespace
 
 Conflict other_fact(const std::string& ledger, const std::string& key, const std::string& found, const std::string& value) {
@@ -69,6 +74,22 @@ Conflict lost_prompt(const PromptLease& lease, std::int64_t state, const std::st
   if (state == kPromptFailed) now = "failed";
   return Conflict(fmt::format("the lease {} on prompt '{}' was lost: the prompt is {}; drop this result and lease again",
                               printable(lease.token, 40), printable(lease.task.task_id.str()), now));
+}
+
+InvalidArgument no_prompt_to_drop(std::string_view task_id, const std::string& ledger) {
+  return InvalidArgument(fmt::format("prompt '{}' is not in ledger {}: nothing was dropped", printable(task_id), ledger));
+}
+
+Conflict undroppable_prompt(std::string_view task_id, std::int64_t state, const std::string& holder) {
+  if (state == kDone) {
+    return Conflict(
+        fmt::format("prompt '{}' is done, its sample is committed: nothing was dropped; drop the sample from the groups that "
+                    "should not have it",
+                    printable(task_id)));
+  }
+  return Conflict(
+      fmt::format("prompt '{}' is leased to '{}': nothing was dropped; wait until it is done, or until its lease has run out",
+                  printable(task_id), printable(holder)));
 }
 
 // --- samples
@@ -308,6 +329,37 @@ Conflict lost_ref(const RefLease& lease, const std::string& group, std::int64_t 
       fmt::format("the lease {} on sample '{}' of group '{}' was lost: the sample is {}; nothing was changed, drop this result "
                   "and lease again",
                   printable(lease.token, 40), printable(lease.ref.sample_id.str()), printable(group), now));
+}
+
+// --- drop_refs
+
+InvalidArgument no_sample_to_drop(const SampleId& id, const std::string& ledger) {
+  return InvalidArgument(fmt::format("sample '{}' is not in ledger {}: nothing was dropped", printable(id.str()), ledger));
+}
+
+Conflict undroppable_ref(const SampleId& id, const std::string& group, std::int64_t state, const std::string& holder) {
+  std::string found = "was never in it";
+  if (state == kRefLeased) found = fmt::format("is leased to '{}'", printable(holder));
+  if (state == kAcked) found = "is acked";
+  if (state == kRefFailed) found = "has failed";
+  return not_dropped(id, group, found);
+}
+
+Conflict in_window(const SampleId& id, const std::string& group, std::int64_t window, bool trained) {
+  return not_dropped(id, group, fmt::format("{} window {}", trained ? "was trained in" : "is in", window));
+}
+
+Conflict never_the_groups(const SampleId& id, const std::string& group) {
+  return not_dropped(id, group, "was never the group's, which joined later");
+}
+
+// --- export, import
+
+InvalidArgument no_export(const std::string& ledger) {
+  return InvalidArgument(
+      fmt::format("{}: a ledger in memory has no export and takes none, for it does not keep the texts of prompts that are "
+                  "done; use a SQLite file or a PostgreSQL schema",
+                  ledger));
 }
 
 }  // namespace draftflow::refusals

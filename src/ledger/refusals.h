@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "draftflow/base/error.h"
 #include "draftflow/ledger/types.h"
@@ -29,6 +30,9 @@ InvalidArgument prompts_closed(const std::string& task_id, const std::string& le
 Conflict other_text(const std::string& task_id, const std::string& ledger);
 Conflict unknown_prompt(const std::string& task_id, const std::string& ledger);
 Conflict lost_prompt(const PromptLease& lease, std::int64_t state, const std::string& holder);
+
+InvalidArgument no_prompt_to_drop(std::string_view task_id, const std::string& ledger);
+Conflict undroppable_prompt(std::string_view task_id, std::int64_t state, const std::string& holder);  // leased or done
 
 // --- samples
 Conflict no_newer(const SampleRef& ref, std::uint64_t committed);
@@ -81,6 +85,15 @@ InvalidArgument before_timeline(std::int64_t step, std::int64_t timeline, const 
 // --- queues
 // `state` as RefState, or -1 for a sample that is not in the queue.
 Conflict lost_ref(const RefLease& lease, const std::string& group, std::int64_t state, const std::string& holder);
+
+// --- drop_refs
+InvalidArgument no_sample_to_drop(const SampleId& id, const std::string& ledger);
+Conflict undroppable_ref(const SampleId& id, const std::string& group, std::int64_t state, const std::string& holder);
+Conflict in_window(const SampleId& id, const std::string& group, std::int64_t window, bool trained);
+Conflict never_the_groups(const SampleId& id, const std::string& group);
+
+// --- export, import
+InvalidArgument no_export(const std::string& ledger);
 
 }  // namespace refusals
 }  // namespace draftflow

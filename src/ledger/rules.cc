@@ -148,6 +148,10 @@ std::string poison_reason() {
   return fmt::format("its lease ran out {} times: the worker that took it died or hung each time", kMaxExpiries);
 }
 
+std::string miscounted(const std::string& what, std::int64_t kept, std::int64_t rows) {
+  return fmt::format("{}: the counter says {}, the rows {}", what, kept, rows);
+}
+
 void TokenSums::add(const std::vector<TokenCount>& counts, std::int64_t row) {
   for (const TokenCount& entry : counts) {
     if (entry.token < 0 || entry.count < 0 || entry.count > kMaxSampleTokens) {

@@ -50,6 +50,9 @@ std::string task_json(const PromptTask& task);
 std::string ref_json(const SampleRef& ref);
 std::string poison_reason();
 
+// What check() finds of a counter that is kept.
+std::string miscounted(const std::string& what, std::int64_t kept, std::int64_t rows);
+
 // What a batch counts, one sum a token.
 class TokenSums {
  public:

@@ -31,6 +31,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -151,6 +152,34 @@ class Ledger {
   virtual void freed(const std::vector<SampleId>& ids) = 0;  // idempotent; Conflict if it was never handed out
 
   virtual LedgerStatus status() = 0;  // O(1): kept counters
+
+  // --- for a person; each may be called while a run goes on
+  // Who holds what: prompts first, then the queues' refs in the order of the groups, each by holder. Costs what is leased.
+  virtual std::vector<HolderLeases> leases() = 0;
+  // Counts every row anew, on one view, and holds the counters, the rules between the tables and each record against them; what
+  // the engine itself can tell of its bytes, too. One finding a text; none: all is well. Reads everything, changes nothing.
+  virtual std::vector<std::string> check() = 0;
+  // Failed prompts are pending again, with no attempts behind them; the others stay as they are. Of expiries one is kept, so
+  // that the next lease is taken_over as it was: who held the prompt then may still be writing. Returns how many. Idempotent.
+  virtual std::int64_t retry_prompts(const std::vector<TaskId>& ids) = 0;
+  // Pending prompts are failed with the reason, those whose lease ran out among them. All or nothing; what is failed stays as
+  // it is, so that it is idempotent. Conflict, naming the prompt, if one is leased or done. Returns how many. With dry_run the
+  // answer is the same and nothing is changed.
+  virtual std::int64_t drop_prompts(const std::vector<TaskId>& ids, const std::string& reason, bool dry_run = false) = 0;
+  // The group's claim on available samples ends, for good, as dropped(reason). All or nothing; what it has dropped stays as it
+  // is, so that it is idempotent. Conflict, naming the sample, if one is in a window, leased, acked, failed or was never the
+  // group's. Returns how many, dry_run as above.
+  virtual std::int64_t drop_refs(const GroupId& group, const std::vector<SampleId>& ids, const std::string& reason,
+                                 bool dry_run = false) = 0;
+  // The whole ledger as lines of JSON (docs/formats/ledger_export.md), of one view; memory stays bounded. Leases end: what is
+  // leased is told as pending, with one expiry more, or available. Unavailable in the midst of it: begin again, with all lines.
+  // InvalidArgument from a ledger in memory, which does not keep all that a line has; of import_from, too.
+  virtual void export_to(const std::function<void(const std::string& line)>& write) = 0;
+  // Makes this ledger, which must be empty (Conflict, saying what is in it), the one that the lines tell of, its id included,
+  // so that checkpoints can be resumed; from then on the old one must not be used. All or nothing. Corrupt, naming the line,
+  // for what is no export, or not a whole one, or does not hold together (check()). InDoubt: call again, Conflict then says
+  // that it held.
+  virtual void import_from(const std::function<std::optional<std::string>()>& next_line) = 0;
 };
 
 // Makes the file if it is not there (with its folder), else opens it. InvalidArgument for another format version, naming

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "draftflow/ledger/ledger.h"
 #include "draftflow/records/sample_ref.h"
 
 namespace draftflow {
@@ -23,5 +24,14 @@ struct ReferenceLedger {
 
 // NotFound if the file is not there; Corrupt, naming the file, table and row, for what is not such a ledger.
 ReferenceLedger read_reference_ledger(const std::filesystem::path& path);
+
+struct ReferenceImport {
+  std::int64_t waiting = 0, done = 0;  // samples
+};
+// Makes the empty ledger (Conflict otherwise, as Ledger::import_from) one with the reference's commits, in their order. Those
+// that it acked and that its optimizer holds for good are done: acked in the closed queue "reference", and freed on the books,
+// since the reference frees them itself. The others wait for whatever group comes; their bytes stay where their refs say. The
+// prompts are closed.
+ReferenceImport import_reference_ledger(Ledger& ledger, const ReferenceLedger& reference);
 
 }  // namespace draftflow

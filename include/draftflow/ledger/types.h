@@ -163,4 +163,13 @@ struct RefPage {
   std::optional<std::int64_t> next;
 };
 
+// What one holder has leased: prompts, or refs of one queue.
+struct HolderLeases {
+  std::string holder;
+  std::string group;               // of refs; empty: prompts
+  std::int64_t count = 0;          // those that ran out and that nobody else has taken yet among them
+  std::int64_t expired = 0;        // of these, how many ran out
+  std::int64_t expires_in_ms = 0;  // of the one that holds longest; 0 or less: so long ago the last one ran out
+};
+
 }  // namespace draftflow

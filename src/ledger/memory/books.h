@@ -99,6 +99,7 @@ struct QueueRef {
   bool marked = false;  // while a call looks its leases over
 
   static constexpr std::int8_t kNotThere = -1;
+  bool is_gone() const { return state == kAcked || state == kNotThere; }  // for good
 };
 
 struct Queue {
@@ -109,6 +110,7 @@ struct Queue {
   Shards shards;
   RefLeases leases;
   std::map<std::int64_t, std::string> failed;  // with the reason
+  std::set<std::int64_t> dropped_rows;         // by hand, while it was open
 
   QueueRef* find(std::int64_t row) {
     if (row < first_row || row >= end_row || refs[row].state == QueueRef::kNotThere) return nullptr;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The ledger in this process's memory: verbs over MemoryBooks (books.h), which other objects share. The functions stand in
-// prompts.cc, samples.cc, groups.cc, timelines.cc, windows.cc, checkpoints.cc, queues.cc and memory_ledger.cc (the rest). A
-// verb checks everything before its first change, so that what it refuses changes nothing. One object is used by one thread at
-// a time, any number of them at once. Private to this room.
+// prompts.cc, samples.cc, groups.cc, timelines.cc, windows.cc, checkpoints.cc, queues.cc, operators.cc, check.cc and
+// memory_ledger.cc (the rest). A verb checks everything before its first change, so that what it refuses changes nothing. One
+// object is used by one thread at a time, any number of them at once. Private to this room.
 #pragma once
 
 #include <cstdint>
@@ -70,6 +70,16 @@ class MemoryLedger final : public Ledger {
   void freed(const std::vector<SampleId>& ids) override;
 
   LedgerStatus status() override;
+
+  std::vector<HolderLeases> leases() override;
+  std::vector<std::string> check() override;
+  std::int64_t retry_prompts(const std::vector<TaskId>& ids) override;
+  std::int64_t drop_prompts(const std::vector<TaskId>& ids, const std::string& reason, bool dry_run) override;
+  std::int64_t drop_refs(const GroupId& group, const std::vector<SampleId>& ids, const std::string& reason,
+                         bool dry_run) override;
+  // InvalidArgument, both: the texts of prompts go when they are done, and an export has them.
+  void export_to(const std::function<void(const std::string& line)>& write) override;
+  void import_from(const std::function<std::optional<std::string>()>& next_line) override;
 
  private:
   using Group = memory::Group;
@@ -147,6 +157,11 @@ class MemoryLedger final : public Ledger {
   std::vector<HeldRef> find_held(Group& group, const std::vector<RefLease>& leases, bool to_ack);
   [[noreturn]] void throw_lost(const Group& group, const RefLease& lease, const memory::QueueRef& ref, int state);
   void end_ref(Group& group, const HeldRef& held, int state);
+
+  // operators.cc
+  bool may_drop_prompt(std::int64_t row, std::int64_t now) const;
+  bool may_drop_ref(Group& group, const SampleId& id, std::int64_t row, std::int64_t now);
+  void drop_ref(Group& group, std::int64_t row);
 
   const std::shared_ptr<MemoryBooks> books_;
   const LedgerClock clock_;

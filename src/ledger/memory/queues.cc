@@ -41,10 +41,6 @@ class Marks {
   std::vector<QueueRef*> marked_;
 };
 
-bool is_gone(const QueueRef& ref) {
-  return ref.state == kAcked || ref.state == QueueRef::kNotThere;
-}
-
 }  // namespace
 
 // --- what a queue holds
@@ -132,7 +128,7 @@ std::vector<std::int64_t> MemoryLedger::pick(Group& group, const RefRequest& req
   }
   const memory::Shard& shard = queue.shards.of(width, request.partition->index, [&](const memory::Shards::Visit& visit) {
     for (std::int64_t row = queue.first_row; row < queue.end_row; ++row) {
-      if (!is_gone(queue.refs[row])) visit(row, id_of(row), queue.refs[row].state == kAvailable);
+      if (!queue.refs[row].is_gone()) visit(row, id_of(row), queue.refs[row].state == kAvailable);
     }
   });
   for (std::int64_t at = shard.available.next(0); at >= 0; at = shard.available.next(at + 1)) {
@@ -289,7 +285,7 @@ void MemoryLedger::ack_refs(const GroupId& group_id, const std::vector<RefLease>
   const std::vector<HeldRef> all = find_held(group, leases, true);
   make_whole([&] {
     for (const HeldRef& held : all) end_ref(group, held, kAcked);
-    group.queue.shards.tidy([&](std::int64_t row) { return is_gone(group.queue.refs[row]); });
+    group.queue.shards.tidy([&](std::int64_t row) { return group.queue.refs[row].is_gone(); });
   });
 }
 

@@ -68,6 +68,8 @@ void MemoryLedger::insert_samples(std::vector<PackedRef> refs, const std::vector
 void MemoryLedger::check_replaceable(const SampleRef& ref, std::int64_t row) {
   const std::uint64_t committed = books_->samples[row].ref.generation;
   if (ref.generation <= committed) throw refusals::no_newer(ref, committed);
+  // What every group has dropped, or was closed over, may be gone already.
+  if (books_->samples[row].state != kNeeded) throw refusals::taken_already(ref, committed);
   for (Group& group : books_->groups) {
     // A lease that ran out may still be acked: its ref is taken, too.
     const memory::QueueRef* queued = group.is_queue() ? group.queue.find(row) : nullptr;
@@ -84,7 +86,7 @@ void MemoryLedger::replace_sample(PackedRef ref, bool in_place, std::int64_t row
   books_->resident_bytes -= sample.in_place ? 0 : static_cast<std::int64_t>(sample.ref.bytes);
   sample.ref = std::move(ref);
   sample.in_place = in_place;
-  if (in_place || sample.state == kFreed) {
+  if (in_place) {
     books_->resident.erase(row);
   } else {
     books_->resident.insert(row);

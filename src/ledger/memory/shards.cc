@@ -78,4 +78,23 @@ void Shards::tidy(const std::function<bool(std::int64_t row)>& is_gone) {
   }
 }
 
+std::vector<std::int64_t> Shards::wrong_widths(const std::vector<std::int64_t>& available,
+                                               const std::function<std::string_view(std::int64_t row)>& id_of) const {
+  std::vector<std::int64_t> wrong;
+  for (const Index& index : indexes_) {
+    std::vector<std::int64_t> rows;
+    bool right = true;
+    for (std::size_t number = 0; number < index.shards.size(); ++number) {
+      const Shard& shard = index.shards[number];
+      for (std::int64_t at = shard.available.next(0); at >= 0; at = shard.available.next(at + 1)) {
+        rows.push_back(shard.rows[static_cast<std::size_t>(at)]);
+        right = right && dp_partition(id_of(rows.back()), index.width) == static_cast<std::int64_t>(number);
+      }
+    }
+    std::sort(rows.begin(), rows.end());
+    if (!right || rows != available) wrong.push_back(index.width);
+  }
+  return wrong;
+}
+
 }  // namespace draftflow::memory

@@ -40,6 +40,9 @@ class Shards {
   // To be called now and then: leaves out what is gone, as `is_gone` says.
   void tidy(const std::function<bool(std::int64_t row)>& is_gone);
   void clear() { indexes_.clear(); }
+  // For a check of the books: the numbers of partitions whose index does not have just these available refs.
+  std::vector<std::int64_t> wrong_widths(const std::vector<std::int64_t>& available,
+                                         const std::function<std::string_view(std::int64_t row)>& id_of) const;
   std::size_t indexes() const { return indexes_.size(); }
 
  private:

@@ -102,7 +102,8 @@ class TwinWalk {
         {&TwinWalk::trained, 'w', 6},     {&TwinWalk::report, 'w', 1},        {&TwinWalk::checkpoint, 'w', 3},
         {&TwinWalk::resume, 'w', 1},      {&TwinWalk::sweep, 'a', 3},         {&TwinWalk::lease_refs, 'q', 6},
         {&TwinWalk::ack, 'q', 5},         {&TwinWalk::fail_refs, 'q', 1},     {&TwinWalk::retry, 'q', 1},
-        {&TwinWalk::look, 'a', 1},        {&TwinWalk::rarely, 'a', 1}};
+        {&TwinWalk::look, 'a', 1},        {&TwinWalk::rarely, 'a', 1},        {&TwinWalk::by_hand, 'a', 2},
+        {&TwinWalk::drop_refs, 'a', 2}};
     static const int kWeights = std::accumulate(std::begin(kActions), std::end(kActions), 0,
                                                 [](int sum, const Action& action) { return sum + action.weight; });
     int left = below(kWeights);
@@ -120,8 +121,11 @@ class TwinWalk {
     return same_;
   }
 
-  // Everything that the two can be asked.
+  // Everything that the two can be asked, and that each one's books balance.
   void compare_all() {
+    for (Side& side : sides_) {
+      for (const std::string& finding : side.objects[0]->check()) ADD_FAILURE() << side.name << ": " << finding;
+    }
     both([](Side& side) { return text_of(side.objects[0]->all_committed_ids()); });
     both([](Side& side) {
       std::string text;
@@ -205,7 +209,9 @@ class TwinWalk {
     both([&](Side& side) {
       const PromptAnswer answer = of(side).lease_prompts(holder, most, lease_ms);
       std::string text = answer.finished ? "finished" : "";
-      for (const PromptLease& lease : answer.leases) text += "\n" + prompt_task_to_json(lease.task);
+      for (const PromptLease& lease : answer.leases) {
+        text += fmt::format("\n{} {}", lease.taken_over, prompt_task_to_json(lease.task));
+      }
       side.prompts.insert(side.prompts.end(), answer.leases.begin(), answer.leases.end());
       return text;
     });
@@ -430,6 +436,53 @@ class TwinWalk {
     });
   }
 
+  // --- by hand
+  void by_hand() {
+    std::vector<TaskId> ids;
+    for (int i = below(3); i >= 0; --i) ids.emplace_back(fmt::format("p{}", below(60)));
+    if (one_in(3)) ids.push_back(ids.front());
+    const auto& held = sides_[0].prompts;  // of any age
+    if (one_in(2) && !held.empty()) {
+      ids = {held[held.size() - 1 - random_.below(std::min<std::size_t>(held.size(), 8))].task.task_id};
+    }
+    if (one_in(30)) ids.emplace_back("ghost");
+    const int what = below(4);
+    const bool dry_run = one_in(4);
+    both([&](Side& side) {
+      if (what == 0) {
+        const std::int64_t dropped = of(side).drop_prompts(ids, "no \x04", dry_run);
+        seen["prompts dropped by hand"] += static_cast<int>(dropped);
+        return fmt::format("{} dropped", dropped);
+      }
+      if (what == 1) {
+        for (const auto& [task, reason] : of(side).failed_prompts(2)) ids.emplace_back(task);
+        return fmt::format("{} again", of(side).retry_prompts(ids));
+      }
+      std::string text;
+      for (const HolderLeases& one : of(side).leases()) {
+        text += fmt::format("{} {} {} {} {}\n", one.holder, one.group, one.count, one.expired, one.expires_in_ms);
+      }
+      return text;
+    });
+    if (what == 0 && one_in(2)) both([&](Side& side) { return fmt::format("{}", of(side).retry_prompts(ids)); });
+  }
+  // Of the newest samples most are available.
+  void drop_refs() {
+    const auto all = sides_[1].objects[0]->all_committed_ids();
+    std::vector<SampleId> ids;
+    for (int i = below(3); i >= 0 && !all.empty(); --i) {
+      ids.emplace_back(all[all.size() - 1 - random_.below(std::min<std::size_t>(all.size(), one_in(3) ? 60 : 6))]);
+    }
+    if (one_in(30)) ids.emplace_back("ghost");
+    const GroupId group = one_in(60) ? GroupId("nobody") : group_;
+    const bool dry_run = one_in(4);
+    both([&](Side& side) {
+      const std::int64_t dropped = of(side).drop_refs(group, ids, "no \x05", dry_run);
+      seen["dropped by hand"] += static_cast<int>(dropped);
+      return fmt::format("{} dropped", dropped);
+    });
+  }
+
   // --- the rest
   static std::string failed_text(Side& side, const GroupId& group, int limit) {
     std::string text;
@@ -519,7 +572,8 @@ TEST(TwinWalk, MemoryAndSqliteSayTheSameAfterEveryVerb) {
   }
   if (given != nullptr) return;
   for (const char* kind : {"answer", "Conflict", "InvalidArgument", "acked"}) EXPECT_GT(seen[kind], 1000) << kind;
-  for (const char* kind : {"freed", "dropped", "lost"}) EXPECT_GT(seen[kind], 50) << kind;
+  for (const char* kind : {"freed", "dropped", "lost", "dropped by hand", "prompts dropped by hand"})
+    EXPECT_GT(seen[kind], 50) << kind;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <set>
 #include <thread>
 
+#include "ledger/export_testing.h"
 #include "ledger/ledger_story.h"
 #include "ledger/patient_ledger.h"
 #include "ledger/postgres/database.h"
@@ -138,6 +139,38 @@ TEST(PostgresLedger, AServerThatStaysAwayIsUnavailableInBoundedTime) {
   EXPECT_THROW(ledger.status(), Unavailable);
   server.start();
   EXPECT_EQ(ledger.status().prompts, 0);
+}
+
+// The move from one engine to the other and back: three exports, byte for byte the same.
+TEST(PostgresLedger, ALedgerMovesFromAFileToAServerAndBack) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const testing_support::TempFolder folder;
+  const auto file = open_sqlite_ledger(folder.path() / "first.sqlite3");
+  const GroupId group("train"), queue("scores");
+  file->declare_group({.group = group, .window = 2});
+  file->declare_group({.group = queue, .kind = GroupKind::kQueue});
+  file->declare("z\u00e9ro", "1");
+  file->declare("Zero", "2");
+  file->ingest_prompts({make_task("a"), make_task("b"), make_task("c \u00fc")}, {{{5, 2, 0}}, {}, {}});
+  for (const PromptLease& lease : file->lease_prompts(HolderId("w"), 2, 60'000).leases) {
+    file->commit_sample(make_ref(lease.task.task_id.str()), lease);
+  }
+  const TimelineInfo line = file->open_timeline({.group = group});
+  file->read_window(group, line.number, 0);
+  file->trained(group, line.number, 0, 1, {{SampleId("b"), "not finite"}});
+  file->checkpointed(group, line.number, 1);
+  file->fail_refs(queue, file->lease_refs({.group = queue, .max_refs = 1}).leases, "unreadable", false);
+  const auto lines = testing_support::export_of(*file);
+
+  const auto hosted = open_ledger(server.fresh_schema());
+  testing_support::import_into(*hosted, lines);
+  EXPECT_EQ(testing_support::export_of(*hosted), lines);
+  EXPECT_TRUE(hosted->check().empty());
+  const auto back = open_sqlite_ledger(folder.path() / "back.sqlite3");
+  testing_support::import_into(*back, testing_support::export_of(*hosted));
+  EXPECT_EQ(testing_support::export_of(*back), lines);
+  EXPECT_TRUE(back->check().empty());
+  EXPECT_EQ(hosted->open_timeline({.group = group, .resume = CheckpointMark{file->id(), group, line.number, 1}}).first_step, 1);
 }
 
 TEST(PostgresLedger, AnotherVersionAndAnotherProgramsTablesAreRefused) {

@@ -16,7 +16,6 @@ namespace {
 
 using postgres::Database;
 
-constexpr const char* kBootId = "server";  // its clock goes on over boots
 constexpr std::int64_t kPatienceMs = 30'000, kOpenPatienceMs = 8'000;
 
 bool has_table(Database& database, const std::string& name) {
@@ -45,7 +44,7 @@ void prepare(Database& database) {
   sql::Transaction transaction(database);
   const std::optional<int> version = find_version(database);  // another process may have been first
   if (!version) {
-    sql::make_tables(database, sql::Dialect::kPostgres, kBootId);
+    sql::make_tables(database, sql::Dialect::kPostgres, database.clock_id());
     database.script("CREATE TABLE ledger_version(version BIGINT NOT NULL)");
     database.run("INSERT INTO ledger_version(version) VALUES (?1)", sql::kSchemaVersion);
   } else if (*version != sql::kSchemaVersion) {

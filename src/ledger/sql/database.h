@@ -31,7 +31,7 @@ namespace draftflow::sql {
 enum class Turn { kAlone, kShared };
 
 // Of a list, which takes as many placeholders as it has values. Text must outlive its use.
-using Value = std::variant<std::int64_t, std::string_view>;
+using Value = std::variant<std::int64_t, std::string_view, std::nullptr_t>;
 
 // One kept statement. What is bound must outlive its use.
 class Statement {
@@ -102,6 +102,10 @@ class Database {
   virtual std::vector<std::string> cached_sql() const = 0;  // as it was given
   // The time of the ledger in milliseconds: leases of all its processes are measured by it.
   virtual std::int64_t now_ms() = 0;
+  // Names the life of the clock: a lease that was written in another one has ended.
+  virtual std::string clock_id() const = 0;
+  // What the engine finds wrong with its own bytes, within a view of the caller's; a few texts at most.
+  virtual std::vector<std::string> damage() { return {}; }
   // Whether turns are really shared: then the engine knows FOR UPDATE OF ... SKIP LOCKED. Without, each is alone.
   virtual bool shares_turns() const { return false; }
 

@@ -188,6 +188,13 @@ QueueAnswer SqlLedger::give_none(const Group& queue) {
   return {.state = end ? QueueState::kEndOfStream : QueueState::kEmpty, .leases = {}};
 }
 
+// An expired lease keeps its token until somebody else takes the ref: its holder may still ack, if only slow. The group's
+// counters are the caller's.
+std::int64_t SqlLedger::take_back_expired(const Group& queue, std::int64_t now) {
+  return db_->run("UPDATE queue_ref SET state = 0, expires_ms = NULL WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2",
+                  queue.id, now);
+}
+
 QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   check_request(request);
   const std::int64_t width = width_of(request);
@@ -212,10 +219,7 @@ QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   const Group before = queue;
   const std::int64_t now = db_->now_ms();
   if (turn == sql::Turn::kAlone) {
-    // An expired lease keeps its token until somebody else takes the ref: its holder may still ack, if only slow.
-    const std::int64_t back =
-        db_->run("UPDATE queue_ref SET state = 0, expires_ms = NULL WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2",
-                 queue.id, now);
+    const std::int64_t back = take_back_expired(queue, now);
     queue.available += back;
     queue.leased -= back;
     index_width(width);

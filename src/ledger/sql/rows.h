@@ -67,4 +67,16 @@ constexpr const char* kEndClaims =
     "UPDATE sample SET claims = claims - 1, state = CASE WHEN claims = 1 AND in_place = 0 THEN 1 ELSE state END"
     " WHERE state = 0 AND row IN ";
 
+// The open groups that need the sample s: each that has it in a window not released, or may still deal it, and each queue in
+// which it is available or leased. A window of a later pass needs nothing of its own: the first pass's is released last.
+constexpr const char* kClaims =
+    "((SELECT COUNT(*) FROM queue_ref q JOIN consumer c ON c.id = q.consumer WHERE q.row = s.row AND c.open = 1"
+    " AND q.state < 2) + (SELECT COUNT(*) FROM consumer c WHERE c.open = 1 AND c.kind = 0 AND"
+    " (EXISTS (SELECT 1 FROM window_ref w WHERE w.row = s.row AND w.consumer = c.id AND w.number >= c.released_windows"
+    " AND (c.pass_windows = 0 OR w.number < c.pass_windows))"
+    " OR (s.row >= c.next_row AND NOT EXISTS (SELECT 1 FROM dropped d WHERE d.row = s.row AND d.consumer = c.id)))))";
+
+// Of a sample in a window, as exports tell it.
+const char* window_state(std::int64_t window, std::int64_t trained_windows, std::int64_t durable_windows, bool failed);
+
 }  // namespace draftflow

@@ -85,21 +85,23 @@ void SqlLedger::insert_samples(const std::vector<NewSample>& samples, std::int64
 void SqlLedger::replace_sample(const NewSample& sample, std::int64_t row) {
   const SampleRef& ref = *sample.ref;
   std::uint64_t generation = 0;
-  std::int64_t bytes = 0, tokens = 0, in_place = 0;
+  std::int64_t bytes = 0, tokens = 0, in_place = 0, state = 0;
   {
-    sql::Query old = db_->query("SELECT generation, bytes, tokens, in_place FROM sample WHERE row = ?1", row);
+    sql::Query old = db_->query("SELECT generation, bytes, tokens, in_place, state FROM sample WHERE row = ?1", row);
     old.step();
     generation = static_cast<std::uint64_t>(old.integer(0));
     bytes = old.integer(1);
     tokens = old.integer(2);
     in_place = old.integer(3);
+    state = old.integer(4);
   }
   if (ref.generation <= generation) throw refusals::no_newer(ref, generation);
   const bool dealt = db_->find("SELECT 1 FROM consumer WHERE next_row > ?1 LIMIT 1", row).has_value();
   // A lease that ran out may still be acked: its ref is taken, too.
   const bool leased =
       db_->find("SELECT 1 FROM queue_ref WHERE row = ?1 AND (state > 0 OR token IS NOT NULL) LIMIT 1", row).has_value();
-  if (dealt || leased) throw refusals::taken_already(ref, generation);
+  // What every group has dropped, or was closed over, may be gone already.
+  if (dealt || leased || state != kNeeded) throw refusals::taken_already(ref, generation);
   const bool now_in_place = is_in_place(ref);
   db_->run("UPDATE sample SET generation = ?2, incarnation = ?3, bytes = ?4, tokens = ?5, in_place = ?6 WHERE row = ?1", row,
            ref.generation, ref.incarnation, ref.estimated_bytes, ref.num_tokens, now_in_place ? 1 : 0);

@@ -36,6 +36,10 @@ std::optional<std::string> SqlLedger::declared(const std::string& key) {
 
 LedgerStatus SqlLedger::status() {
   const sql::Snapshot snapshot(*db_);
+  return read_status();
+}
+
+LedgerStatus SqlLedger::read_status() {
   LedgerStatus status;
   {
     sql::Query run = db_->query(

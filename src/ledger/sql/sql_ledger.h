@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The ledger in SQL tables (docs/formats/ledger.md), over any engine (database.h). Private to this room. The functions stand in
-// prompts.cc, samples.cc, groups.cc, timelines.cc, windows.cc, checkpoints.cc, queues.cc and sql_ledger.cc (the rest). Every
-// function is one transaction; nothing is remembered outside the tables.
+// prompts.cc, samples.cc, groups.cc, timelines.cc, windows.cc, checkpoints.cc, queues.cc, operators.cc, check.cc, export.cc,
+// import.cc and sql_ledger.cc (the rest). Every function is one transaction; nothing is remembered outside the tables.
 #pragma once
 
 #include <cstdint>
@@ -67,6 +67,14 @@ class SqlLedger final : public Ledger {
   void freed(const std::vector<SampleId>& ids) override;
 
   LedgerStatus status() override;
+  std::vector<HolderLeases> leases() override;
+  std::vector<std::string> check() override;
+  std::int64_t retry_prompts(const std::vector<TaskId>& ids) override;
+  std::int64_t drop_prompts(const std::vector<TaskId>& ids, const std::string& reason, bool dry_run) override;
+  std::int64_t drop_refs(const GroupId& group, const std::vector<SampleId>& ids, const std::string& reason,
+                         bool dry_run) override;
+  void export_to(const std::function<void(const std::string& line)>& write) override;
+  void import_from(const std::function<std::optional<std::string>()>& next_line) override;
 
   sql::Database& database() { return *db_; }  // for tests
 
@@ -144,6 +152,17 @@ class SqlLedger final : public Ledger {
   [[noreturn]] void throw_lost(const Group& queue, const RefLease& lease, const QueueRef& ref);
   void end_claims(const std::vector<std::int64_t>& rows);
   std::vector<std::string> acked_ids(const Group& queue);
+  std::int64_t take_back_expired(const Group& queue, std::int64_t now);
+
+  // sql_ledger.cc; within a view of the caller's, as are the next two
+  LedgerStatus read_status();
+  std::vector<std::string> recount();  // check.cc
+
+  // operators.cc
+  std::int64_t droppable_row(const Group& group, const SampleId& id);
+
+  // import.cc
+  class Import;
 
   std::unique_ptr<sql::Database> db_;
   const std::string self_ = random_hex128();  // tells this object from others that call themselves the same rank

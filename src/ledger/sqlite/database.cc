@@ -142,6 +142,15 @@ void Database::use_wal() {
   if (code != SQLITE_OK) fail(code, "PRAGMA journal_mode = WAL");
 }
 
+std::vector<std::string> Database::damage() {
+  std::vector<std::string> found;
+  sql::Query lines = query("PRAGMA integrity_check(20)");
+  while (lines.step()) {
+    if (lines.text(0) != "ok") found.push_back(lines.text(0));
+  }
+  return found;
+}
+
 std::vector<std::string> Database::cached_sql() const {
   std::vector<std::string> all;
   for (const auto& [sql, statement] : statements_) all.push_back(sql);

@@ -33,6 +33,8 @@ class Database final : public sql::Database {
   const std::string& name() const override { return name_; }
   std::vector<std::string> cached_sql() const override;
   std::int64_t now_ms() override { return clock_.now_ms(); }
+  std::string clock_id() const override { return clock_.boot_id; }
+  std::vector<std::string> damage() override;  // PRAGMA integrity_check
 
   void use_wal();  // write-ahead log, synced at each commit; does nothing to a file that has it
   const std::filesystem::path& path() const { return path_; }

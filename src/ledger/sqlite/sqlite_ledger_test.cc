@@ -11,6 +11,7 @@
 #include "draftflow/base/file.h"
 #include "draftflow/base/random.h"
 #include "draftflow/ledger/partition.h"
+#include "ledger/export_testing.h"
 #include "ledger/ledger_story.h"
 #include "ledger/sql/recount.h"
 #include "ledger/sql/sql_ledger.h"
@@ -34,10 +35,11 @@ class Walk {
 
   void step() {
     static const std::vector<void (Walk::*)()> kActions = {
-        &Walk::ingest, &Walk::lease,  &Walk::lease,   &Walk::commit,    &Walk::commit,  &Walk::commit, &Walk::fail,
-        &Walk::wait,   &Walk::leave,  &Walk::deal,    &Walk::deal,      &Walk::train,   &Walk::train,  &Walk::train,
-        &Walk::save,   &Walk::resume, &Walk::sweep,   &Walk::offline,   &Walk::report,  &Walk::take,   &Walk::take,
-        &Walk::ack,    &Walk::ack,    &Walk::give_up, &Walk::hand_back, &Walk::prolong, &Walk::retry};
+        &Walk::ingest,    &Walk::lease,   &Walk::lease, &Walk::commit, &Walk::commit,      &Walk::commit,
+        &Walk::fail,      &Walk::wait,    &Walk::leave, &Walk::deal,   &Walk::deal,        &Walk::train,
+        &Walk::train,     &Walk::train,   &Walk::save,  &Walk::resume, &Walk::sweep,       &Walk::offline,
+        &Walk::report,    &Walk::take,    &Walk::take,  &Walk::ack,    &Walk::ack,         &Walk::give_up,
+        &Walk::hand_back, &Walk::prolong, &Walk::retry, &Walk::drop,   &Walk::drop_prompt, &Walk::retry_prompt};
     group_ = GroupId(names_[random_.below(names_.size())]);
     if (random_.below(400) == 0) join();
     if (random_.below(200) == 0 && names_.size() < 6) join_queue();
@@ -113,6 +115,7 @@ class Walk {
   std::int64_t taken() const { return taken_; }
   std::int64_t acked() const { return acked_; }
   std::int64_t retried() const { return retried_; }
+  std::int64_t dropped() const { return dropped_; }
 
  private:
   struct Life {
@@ -243,6 +246,31 @@ class Walk {
     for (const FailedSample& one : ledger_->failed_refs(group_, 3)) ids.push_back(one.sample_id);
     retried_ += ledger_->retry_failed(group_, ids);
   }
+  void drop() {
+    // Near the end of the books most are available.
+    const std::int64_t committed = ledger_->status().committed;
+    std::vector<SampleId> ids;
+    for (int i = 0; i < 2 && committed > 8; ++i) {
+      sql::Query found = ledger_->database().query("SELECT sample_id FROM sample WHERE row = ?1",
+                                                   committed - 1 - static_cast<std::int64_t>(random_.below(8)));
+      if (found.step()) ids.emplace_back(found.text(0));
+    }
+    dropped_ += ledger_->drop_refs(group_, ids, "by hand", random_.below(5) == 0);
+    for (const RefLease& lease : desk().leases) {
+      for (const SampleId& id : ids) {
+        if (lease.ref.sample_id == id) desk().out.erase(id.str());  // its lease had run out, or the drop were refused
+      }
+    }
+  }
+  void drop_prompt() {
+    ledger_->drop_prompts({TaskId(fmt::format("p{}", random_.below(400)))}, "by hand", random_.below(5) == 0);
+    ledger_->leases();
+  }
+  void retry_prompt() {
+    std::vector<TaskId> ids;
+    for (const auto& [id, reason] : ledger_->failed_prompts(3)) ids.emplace_back(id);
+    ledger_->retry_prompts(ids);
+  }
   void report() {
     Life& mine = life();
     const WindowAnswer answer = ledger_->read_window(group_, mine.timeline, mine.next > 0 ? mine.next - 1 : 0, {0, mine.width});
@@ -323,7 +351,7 @@ class Walk {
   GroupId group_{"train"};
   std::map<std::string, Life> lives_;
   std::map<std::string, Desk> desks_;
-  std::int64_t taken_ = 0, acked_ = 0, retried_ = 0;
+  std::int64_t taken_ = 0, acked_ = 0, retried_ = 0, dropped_ = 0;
   std::int64_t lost_ = 0;
   Random random_;
   std::int64_t now_ms_ = 1;
@@ -335,7 +363,7 @@ class Walk {
 
 TEST(SqlLedger, CountersEqualARecountAfterAnyWalk) {
   std::size_t groups = 0;
-  std::int64_t lost = 0, timelines = 0, freed = 0, taken = 0, acked = 0, retried = 0, later_passes = 0;
+  std::int64_t lost = 0, timelines = 0, freed = 0, taken = 0, acked = 0, retried = 0, dropped = 0, later_passes = 0;
   for (std::uint64_t seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Walk walk(seed);
@@ -362,6 +390,14 @@ TEST(SqlLedger, CountersEqualARecountAfterAnyWalk) {
     taken += walk.taken();
     acked += walk.acked();
     retried += walk.retried();
+    dropped += walk.dropped();
+    // As an export it is the same ledger.
+    const testing_support::TempFolder folder;
+    const auto other = open_sqlite_ledger(folder.path() / "other.sqlite3");
+    const auto lines = testing_support::export_of(walk.ledger());
+    testing_support::import_into(*other, lines);
+    EXPECT_EQ(testing_support::export_of(*other), lines);
+    EXPECT_THAT(other->check(), testing::IsEmpty());
   }
   EXPECT_GT(groups, 15u) << "hardly a group joined late";
   EXPECT_GT(timelines, 36);
@@ -370,6 +406,7 @@ TEST(SqlLedger, CountersEqualARecountAfterAnyWalk) {
   EXPECT_GT(acked, 100);
   EXPECT_GT(taken, acked + 100) << "hardly a lease was lost, failed or given back";
   EXPECT_GT(retried, 5);
+  EXPECT_GT(dropped, 50);
   EXPECT_GT(later_passes, 2);
 }
 
@@ -392,8 +429,8 @@ TEST(SqlLedger, ATailIsDroppedWithoutWhatALateGroupNeverHad) {
 
 // A query plan that reads a whole table would make an operation slower with every sample resident.
 TEST(SqlLedger, NoStatementOfARunReadsAWholeTable) {
-  Walk walk(3);
-  for (int i = 0; i < 800; ++i) walk.step();
+  Walk walk(5);
+  for (int i = 0; i < 1200; ++i) walk.step();
   try {
     walk.finish();
   } catch (const InvalidArgument&) {  // what is freed cannot be trained again: fine here
@@ -422,7 +459,7 @@ TEST(SqlLedger, NoStatementOfARunReadsAWholeTable) {
       const std::string step = plan.text(3);
       // These indexes hold nothing but the rows that are asked for.
       const bool partial = testing::Matches(testing::MatchesRegex(
-          "SCAN [a-z]+ USING (COVERING )?INDEX (prompt_pending|prompt_failed|sample_may_go|sample_going)"))(step);
+          "SCAN [a-z]+ USING (COVERING )?INDEX (prompt_pending|prompt_failed|prompt_holder|sample_may_go|sample_going)"))(step);
       // One row a width in use; the rows of a list are in the statement.
       if (step == "SCAN queue_width" || step.ends_with("CONSTANT ROWS")) continue;
       if (partial || step.starts_with("SCAN consumer") ||
@@ -460,6 +497,19 @@ TEST(SqlLedger, AReadOnlyLedgerReadsAndNeverWrites) {
   ledger.reset();
   reader.reset();
   EXPECT_EQ(open_sqlite_ledger_read_only(path)->status().prompts, 2);
+}
+
+TEST(SqlLedger, WhoOnlyReadsTellsLeasesOfAnEarlierBootAsEnded) {
+  const testing_support::TempFolder folder;
+  const auto path = folder.path() / "l.sqlite3";
+  const auto ledger = open_sqlite_ledger(path, LedgerClock{"an earlier boot", [] { return std::int64_t{1} << 50; }});
+  ledger->ingest_prompts({make_task("a")}, {});
+  ledger->lease_prompts(HolderId("w"), 1, 1000);
+  EXPECT_EQ(ledger->leases().at(0).expired, 0);
+  const HolderLeases told = open_sqlite_ledger_read_only(path)->leases().at(0);
+  EXPECT_EQ(told.count, 1);
+  EXPECT_EQ(told.expired, 1);
+  EXPECT_EQ(told.expires_in_ms, 0);
 }
 
 TEST(SqlLedger, TheFileIsPrivateToUserAndGroup) {
