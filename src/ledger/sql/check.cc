@@ -123,17 +123,42 @@ void recount_queue(Recount& recount, std::int64_t id, const GroupStatus& queue) 
   none("failed without a reason or an attempt", "q.state = 3 AND (q.reason IS NULL OR q.attempts = 0)");
 }
 
+std::string refs_in_windows(const char* where) {
+  return std::string(
+             "window_ref w JOIN training_window t ON t.consumer = w.consumer AND t.number = w.number JOIN consumer c ON c.id ="
+             " w.consumer JOIN sample s ON s.row = w.row WHERE w.consumer = ?1 AND ") +
+         where;
+}
+
+void recount_passes(Recount& recount, std::int64_t id, const GroupStatus& group) {
+  const std::string named = fmt::format("group '{}': ", printable(group.group));
+  // Each pass has a sample in one window.
+  recount.count(named + "samples in more windows than passes", 0,
+                "SELECT COUNT(*) FROM (SELECT row FROM window_ref WHERE consumer = ?1 GROUP BY row HAVING COUNT(*) >"
+                " (SELECT CASE WHEN pass_windows = 0 THEN 1 ELSE passes END FROM consumer WHERE id = ?1)) AS x",
+                id);
+  recount.count(
+      named + "samples of a later pass that are not those of the first", 0,
+      "SELECT COUNT(*) FROM window_ref w JOIN consumer c ON c.id = w.consumer WHERE w.consumer = ?1 AND c.pass_windows"
+      " > 0 AND w.number >= c.pass_windows AND NOT EXISTS (SELECT 1 FROM window_ref f WHERE f.consumer = w.consumer"
+      " AND f.number = w.number % c.pass_windows AND f.position = w.position AND f.row = w.row)",
+      id);
+  if (group.open && group.passes > 1) {
+    recount.none(named + "bytes went that another pass needs", "s.sample_id",
+                 refs_in_windows("s.state > 0 AND (c.pass_windows = 0 OR"
+                                 " c.durable_windows <= (c.passes - 1) * c.pass_windows + w.number % c.pass_windows)"),
+                 id);
+  }
+  recount.none(named + "more or fewer windows than its passes have", "c.name",
+               "consumer c WHERE c.id = ?1 AND c.pass_windows > 0 AND NOT (c.pass_windows <= c.windows AND c.windows <="
+               " c.passes * c.pass_windows AND c.released_windows <= c.pass_windows AND c.passes > 1)",
+               id);
+}
+
 void recount_windows(Recount& recount, std::int64_t id, const GroupStatus& group) {
   const std::string named = fmt::format("group '{}': ", printable(group.group));
-  const auto refs = [](const char* where) {
-    return std::string(
-               "window_ref w JOIN training_window t ON t.consumer = w.consumer AND t.number = w.number JOIN consumer c ON c.id "
-               "="
-               " w.consumer JOIN sample s ON s.row = w.row WHERE w.consumer = ?1 AND ") +
-           where;
-  };
   const auto count = [&](const char* what, std::int64_t kept, const char* where) {
-    recount.count(named + what, kept, "SELECT COUNT(*) FROM " + refs(where), id);
+    recount.count(named + what, kept, "SELECT COUNT(*) FROM " + refs_in_windows(where), id);
   };
   const auto same = [&](const char* what, const char* kept, const char* rows) { recount.same(named + what, kept, rows, id); };
   recount.count(named + "refs in its queue", 0, "SELECT COUNT(*) FROM queue_ref WHERE consumer = ?1", id);
@@ -149,29 +174,9 @@ void recount_windows(Recount& recount, std::int64_t id, const GroupStatus& group
       id);
   if (group.open) {
     recount.none(named + "needed for training, and may go", "s.sample_id",
-                 refs("s.state > 0 AND (t.step IS NULL OR t.step > c.durable_step)"), id);
+                 refs_in_windows("s.state > 0 AND (t.step IS NULL OR t.step > c.durable_step)"), id);
   }
-  // Each pass has a sample in one window.
-  recount.count(named + "samples in more windows than passes", 0,
-                "SELECT COUNT(*) FROM (SELECT row FROM window_ref WHERE consumer = ?1 GROUP BY row HAVING COUNT(*) >"
-                " (SELECT CASE WHEN pass_windows = 0 THEN 1 ELSE passes END FROM consumer WHERE id = ?1)) AS x",
-                id);
-  recount.count(
-      named + "samples of a later pass that are not those of the first", 0,
-      "SELECT COUNT(*) FROM window_ref w JOIN consumer c ON c.id = w.consumer WHERE w.consumer = ?1 AND c.pass_windows"
-      " > 0 AND w.number >= c.pass_windows AND NOT EXISTS (SELECT 1 FROM window_ref f WHERE f.consumer = w.consumer"
-      " AND f.number = w.number % c.pass_windows AND f.position = w.position AND f.row = w.row)",
-      id);
-  if (group.open && group.passes > 1) {
-    recount.none(named + "bytes went that another pass needs", "s.sample_id",
-                 refs("s.state > 0 AND (c.pass_windows = 0 OR"
-                      " c.durable_windows <= (c.passes - 1) * c.pass_windows + w.number % c.pass_windows)"),
-                 id);
-  }
-  recount.none(named + "more or fewer windows than its passes have", "c.name",
-               "consumer c WHERE c.id = ?1 AND c.pass_windows > 0 AND NOT (c.pass_windows <= c.windows AND c.windows <="
-               " c.passes * c.pass_windows AND c.released_windows <= c.pass_windows AND c.passes > 1)",
-               id);
+  recount_passes(recount, id, group);
   recount.count(named + "samples dropped, and in a window", 0,
                 "SELECT COUNT(*) FROM window_ref w JOIN dropped d ON d.consumer = w.consumer AND d.row = w.row"
                 " WHERE w.consumer = ?1",
@@ -184,7 +189,7 @@ void recount_windows(Recount& recount, std::int64_t id, const GroupStatus& group
   same("trained windows by number", "SELECT trained_windows FROM consumer WHERE id = ?1",
        "SELECT MAX(number) + 1 FROM training_window WHERE consumer = ?1 AND step IS NOT NULL");
   same("samples that were handed to a sweeper", "SELECT SUM(going) FROM training_window WHERE consumer = ?1",
-       ("SELECT COUNT(*) FROM " + refs("s.state >= 2")).c_str());
+       ("SELECT COUNT(*) FROM " + refs_in_windows("s.state >= 2")).c_str());
   recount.count(named + "windows with gaps", 0,
                 "SELECT COUNT(*) FROM (SELECT t.number FROM training_window t LEFT JOIN window_ref w ON w.consumer = t.consumer"
                 " AND w.number = t.number JOIN consumer c ON c.id = t.consumer WHERE t.consumer = ?1 GROUP BY t.number,"
