@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -14,24 +13,12 @@
 #include <thread>
 
 #include "draftflow/base/error.h"
+#include "testing/unix_socket.h"
 
 namespace draftflow::chaos {
 namespace {
 
 constexpr int kPatienceMs = 10'000;
-
-sockaddr_un address_of(const std::filesystem::path& socket) {
-  sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
-  if (socket.string().size() >= sizeof(address.sun_path)) throw InvalidArgument(socket.string() + " is too long for a socket");
-  std::strncpy(address.sun_path, socket.c_str(), sizeof(address.sun_path) - 1);
-  return address;
-}
-
-UniqueFd new_socket() {
-  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!fd) throw_errno(errno, "making a socket");
-  return fd;
-}
 
 void send_all(int fd, const void* bytes, std::size_t size) {
   for (const char* at = static_cast<const char*>(bytes); size > 0;) {
@@ -69,9 +56,9 @@ std::string receive_text(int fd) {
 }
 
 UniqueFd connect_to(const std::filesystem::path& socket) {
-  const sockaddr_un address = address_of(socket);
+  const sockaddr_un address = testing_support::unix_address(socket);
   for (int waited = 0; waited < kPatienceMs; waited += 5) {
-    UniqueFd fd = new_socket();
+    UniqueFd fd = testing_support::unix_socket();
     if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) return fd;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
@@ -79,8 +66,8 @@ UniqueFd connect_to(const std::filesystem::path& socket) {
 }
 
 std::vector<UniqueFd> wait_for_all(const std::filesystem::path& socket, int width) {
-  const sockaddr_un address = address_of(socket);
-  const UniqueFd listener = new_socket();
+  const sockaddr_un address = testing_support::unix_address(socket);
+  const UniqueFd listener = testing_support::unix_socket();
   if (::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
       ::listen(listener.get(), width) != 0) {
     throw_errno(errno, "listening at " + socket.string());

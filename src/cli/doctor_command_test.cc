@@ -14,14 +14,6 @@ using testing::Not;
 
 class OperatorCommands : public StoreCommand {
  protected:
-  Outcome run(std::vector<std::string> words) {
-    words.insert(words.begin(), "draftflow");
-    std::vector<const char*> argv;
-    for (const std::string& word : words) argv.push_back(word.c_str());
-    std::ostringstream out, err;
-    const int code = run_cli(static_cast<int>(argv.size()), argv.data(), {out, err, false});
-    return {code, out.str(), err.str()};
-  }
   std::string ledger_file() const { return (temp_.path() / "ledger.sqlite3").string(); }
   std::unique_ptr<Ledger> ledger() const { return open_sqlite_ledger(ledger_file()); }
   Outcome doctor() { return run({"doctor", "--ledger", ledger_file(), "--store", path()}); }

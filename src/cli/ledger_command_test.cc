@@ -23,14 +23,6 @@ using testing::StartsWith;
 
 class LedgerCommand : public StoreCommand {
  protected:
-  Outcome run(std::vector<std::string> words) {
-    words.insert(words.begin(), "draftflow");
-    std::vector<const char*> argv;
-    for (const std::string& word : words) argv.push_back(word.c_str());
-    std::ostringstream out, err;
-    const int code = run_cli(static_cast<int>(argv.size()), argv.data(), {out, err, false});
-    return {code, out.str(), err.str()};
-  }
   std::string file(const std::string& name = "ledger.sqlite3") const { return (temp_.path() / name).string(); }
   std::unique_ptr<Ledger> ledger() const { return open_sqlite_ledger(file()); }
   // Past the ledger.

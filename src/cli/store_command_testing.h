@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// For the tests of `draftflow store` only: a store in a fresh folder, and what a command prints.
+// For the tests of commands over a store only: a store in a fresh folder, and what a command prints.
 #pragma once
 
 #include <gmock/gmock.h>
@@ -44,8 +44,9 @@ class StoreCommand : public ::testing::Test {
     std::string out, err;
   };
 
-  static Outcome call(std::vector<std::string> words, std::function<void(const std::string&)> on_flush = {}) {
-    words.insert(words.begin(), {"draftflow", "store"});
+  // `draftflow WORDS ...`
+  static Outcome run(std::vector<std::string> words, std::function<void(const std::string&)> on_flush = {}) {
+    words.insert(words.begin(), "draftflow");
     std::vector<const char*> argv;
     for (const std::string& word : words) argv.push_back(word.c_str());
     WatchedText text(std::move(on_flush));
@@ -53,6 +54,11 @@ class StoreCommand : public ::testing::Test {
     std::ostringstream err;
     const int code = run_cli(static_cast<int>(argv.size()), argv.data(), {out, err, false});
     return {code, text.str(), err.str()};
+  }
+  // `draftflow store WORDS ...`
+  static Outcome call(std::vector<std::string> words, std::function<void(const std::string&)> on_flush = {}) {
+    words.insert(words.begin(), "store");
+    return run(std::move(words), std::move(on_flush));
   }
 
   static std::vector<nlohmann::json> json_lines(const std::string& text) {

@@ -21,10 +21,6 @@ using testing_support::make_task;
 
 class LedgerExport : public testing_support::QueueStory {
  protected:
-  void SetUp() override {
-    QueueStory::SetUp();
-    if (!GetParam().tables) GTEST_SKIP() << "this ledger has no export";
-  }
   std::unique_ptr<Ledger> open_other() {
     return GetParam().open(other_.path(), {.boot_id = boot_, .now_ms = [this] { return now_ms_; }});
   }
@@ -67,19 +63,7 @@ class LedgerExport : public testing_support::QueueStory {
   const testing_support::TempFolder other_;
   std::int64_t timeline_ = 0;
 };
-INSTANTIATE_LEDGER_STORY(LedgerExport);
-
-// What has no tables says so.
-class LedgerWithoutExport : public testing_support::LedgerStory {};
-INSTANTIATE_LEDGER_STORY(LedgerWithoutExport);
-
-TEST_P(LedgerWithoutExport, IsRefusedByName) {
-  if (GetParam().tables) GTEST_SKIP() << "this ledger has one";
-  ingest({"a"});
-  expect_error<InvalidArgument>([&] { export_of(*ledger_); }, "a ledger in memory has no export");
-  expect_error<InvalidArgument>([&] { import_into(*ledger_, {}); }, "a ledger in memory has no export");
-  EXPECT_EQ(lease_one().task.task_id.str(), "a");
-}
+INSTANTIATE_SQL_STORY(LedgerExport);
 
 TEST_P(LedgerExport, AnEmptyLedgerIsTwoLines) {
   const auto lines = export_of(*ledger_);
@@ -193,7 +177,7 @@ class LedgerExportOfPasses : public LedgerExport {
     ledger_->report_failed(group_, timeline_, 5, {{SampleId("s3"), "before its step"}});
   }
 };
-INSTANTIATE_LEDGER_STORY(LedgerExportOfPasses);
+INSTANTIATE_SQL_STORY(LedgerExportOfPasses);
 
 TEST_P(LedgerExportOfPasses, TheNewLedgerIsInTheSamePass) {
   live_through_passes();

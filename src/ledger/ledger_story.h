@@ -57,7 +57,6 @@ struct Backend {
   std::string name;
   std::unique_ptr<Ledger> (*open)(const std::filesystem::path& folder, LedgerClock clock);
   bool server_time = false;  // which no boot of this host ends
-  bool tables = true;        // of SQL, which an export reads
 };
 
 inline std::unique_ptr<Ledger> open_sqlite_in(const std::filesystem::path& folder, LedgerClock clock) {
@@ -177,14 +176,24 @@ inline std::unique_ptr<Ledger> open_postgres_in(const std::filesystem::path& fol
 }
 #define DRAFTFLOW_STORY_BACKENDS \
   ::testing::Values(::draftflow::testing_support::Backend{"Postgres", ::draftflow::testing_support::open_postgres_in, true})
+#define DRAFTFLOW_STORY_SQL_BACKENDS DRAFTFLOW_STORY_BACKENDS
 #else
-#define DRAFTFLOW_STORY_BACKENDS                                                                                   \
-  ::testing::Values(                                                                                               \
-      ::draftflow::testing_support::Backend{"Memory", ::draftflow::testing_support::open_memory_in, false, false}, \
-      ::draftflow::testing_support::Backend{"Sqlite", ::draftflow::testing_support::open_sqlite_in})
+#define DRAFTFLOW_STORY_MEMORY                             \
+  ::draftflow::testing_support::Backend {                  \
+    "Memory", ::draftflow::testing_support::open_memory_in \
+  }
+#define DRAFTFLOW_STORY_SQLITE                             \
+  ::draftflow::testing_support::Backend {                  \
+    "Sqlite", ::draftflow::testing_support::open_sqlite_in \
+  }
+#define DRAFTFLOW_STORY_BACKENDS ::testing::Values(DRAFTFLOW_STORY_MEMORY, DRAFTFLOW_STORY_SQLITE)
+#define DRAFTFLOW_STORY_SQL_BACKENDS ::testing::Values(DRAFTFLOW_STORY_SQLITE)
 #endif
 
-#define INSTANTIATE_LEDGER_STORY(fixture) \
-  INSTANTIATE_TEST_SUITE_P(Backends, fixture, DRAFTFLOW_STORY_BACKENDS, [](const auto& backend) { return backend.param.name; })
+#define DRAFTFLOW_INSTANTIATE_STORY(fixture, backends) \
+  INSTANTIATE_TEST_SUITE_P(Backends, fixture, backends, [](const auto& backend) { return backend.param.name; })
+#define INSTANTIATE_LEDGER_STORY(fixture) DRAFTFLOW_INSTANTIATE_STORY(fixture, DRAFTFLOW_STORY_BACKENDS)
+// Of what is done by tables: the ledger in memory has no export.
+#define INSTANTIATE_SQL_STORY(fixture) DRAFTFLOW_INSTANTIATE_STORY(fixture, DRAFTFLOW_STORY_SQL_BACKENDS)
 
 }  // namespace draftflow::testing_support

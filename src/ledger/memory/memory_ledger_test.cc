@@ -7,6 +7,7 @@
 #include <set>
 #include <thread>
 
+#include "ledger/export_testing.h"
 #include "ledger/ledger_story.h"
 
 namespace draftflow {
@@ -30,6 +31,16 @@ TEST(MemoryLedger, LivesAsLongAsItsBooksOrALedgerOnThem) {
   expect_error<InvalidArgument>([] { open_memory_ledger(nullptr); }, "without its books");
   expect_error<InvalidArgument>([] { open_ledger("mem://x"); }, "ledger mem://x: a ledger in memory has no name");
   expect_error<InvalidArgument>([] { open_ledger_read_only("mem://x"); }, "name a SQLite file");
+}
+
+TEST(MemoryLedger, HasNoExportAndSaysSo) {
+  const auto ledger = open_memory_ledger(make_memory_ledger());
+  ledger->ingest_prompts({make_task("a")}, {});
+  expect_error<InvalidArgument>([&] { testing_support::export_of(*ledger); }, "a ledger in memory has no export");
+  expect_error<InvalidArgument>([&] { testing_support::import_into(*ledger, {}); }, "a ledger in memory has no export");
+  const PromptAnswer answer = ledger->lease_prompts(HolderId("worker"), 1, 1000);
+  ASSERT_EQ(answer.leases.size(), 1u);
+  EXPECT_EQ(answer.leases[0].task.task_id.str(), "a");
 }
 
 // Of a queue that lives long: what is acked costs its row, and neither its lease nor a place in an index.

@@ -5,7 +5,6 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <array>
 #include <cerrno>
@@ -14,6 +13,7 @@
 #include <string_view>
 
 #include "draftflow/base/error.h"
+#include "testing/unix_socket.h"
 
 namespace draftflow::testing_support {
 namespace {
@@ -24,19 +24,6 @@ constexpr const char* kSocket = ".s.PGSQL.5432";
 std::filesystem::path make_folder(std::string pattern) {
   if (::mkdtemp(pattern.data()) == nullptr) throw_errno(errno, "making " + pattern);
   return pattern;
-}
-
-sockaddr_un address_of(const std::filesystem::path& socket) {
-  sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
-  if (socket.string().size() >= sizeof(address.sun_path)) throw InvalidArgument(socket.string() + " is too long for a socket");
-  std::strncpy(address.sun_path, socket.c_str(), sizeof(address.sun_path) - 1);
-  return address;
-}
-
-UniqueFd new_socket() {
-  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!fd) throw_errno(errno, "making a socket");
-  return fd;
 }
 
 bool send_all(int fd, std::string_view bytes) {
@@ -66,9 +53,9 @@ std::string TestingServer::fresh_schema() {
 CommitLoser::CommitLoser(const TestingServer& server)
     : server_folder_(server.folder()),
       folder_(make_folder("/tmp/dfpx.XXXXXX")),
-      listener_(new_socket()),
+      listener_(unix_socket()),
       stop_(::eventfd(0, EFD_CLOEXEC)) {
-  const sockaddr_un address = address_of(folder_ / kSocket);
+  const sockaddr_un address = unix_address(folder_ / kSocket);
   if (::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
       ::listen(listener_.get(), 8) != 0) {
     throw_errno(errno, "listening in " + folder_.string());
@@ -104,8 +91,8 @@ void CommitLoser::work() {
       if (!goes_on) pairs_.erase(pairs_.begin() + static_cast<std::ptrdiff_t>(i));
     }
     if (polled[1].revents == 0) continue;
-    Pair pair{.client = UniqueFd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC)), .server = new_socket()};
-    const sockaddr_un address = address_of(server_folder_ / kSocket);
+    Pair pair{.client = UniqueFd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC)), .server = unix_socket()};
+    const sockaddr_un address = unix_address(server_folder_ / kSocket);
     const int connected = ::connect(pair.server.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address));
     if (connected == 0) pairs_.push_back(std::move(pair));
   }
