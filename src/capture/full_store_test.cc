@@ -47,6 +47,19 @@ TEST_F(CaptureTest, AFullBudgetThatCannotEmptyIsRefusedWithTheArithmetic) {
   EXPECT_EQ(capture().captured, 1);
 }
 
+TEST_F(CaptureTest, AFullBudgetWaitsForTheEndOfAStreamThatHasCapturedAll) {
+  options_.keep_open = true;
+  ingest(id_prompts(2));
+  ledger()->declare_group({.group = GroupId("train"), .window = 1, .passes = 2});
+  options_.high_watermark_bytes = options_.low_watermark_bytes = kSampleBytes + 1;
+  int pauses = 0;
+  const CaptureProgress progress = capture([&](const CaptureProgress& now) {
+    if (now.paused && ++pauses == 2) ledger()->close_prompts();
+  });
+  EXPECT_EQ(progress.captured, 2);
+  EXPECT_GE(pauses, 2);
+}
+
 TEST_F(CaptureTest, WithNothingLeftToCaptureAFullBudgetIsNoReasonToWait) {
   options_.high_watermark_bytes = options_.low_watermark_bytes = 1;
   prompts(id_prompts(1));

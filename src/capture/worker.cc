@@ -199,7 +199,9 @@ class Worker {
   }
 
   // A group that trains its samples several times frees nothing before the stream has ended, and a paused stream does not end.
+  // With no prompt waiting it may end all the same: whoever ingests them closes the list.
   void refuse_endless_pause(const LedgerStatus& status) const {
+    if (status.prompts_pending == 0) return;
     for (const GroupStatus& group : status.groups) {
       if (!group.open || group.passes == 1 || status.committed == 0) continue;
       const std::uint64_t each = status.resident_bytes / static_cast<std::uint64_t>(status.committed);

@@ -27,7 +27,7 @@ constexpr const char* kExample =
     "\n"
     "Value and limit are medians, measured in turns; the limit is what the engine reaches alone with the same rows in tables\n"
     "of its own. The folder it works in is removed. --behind sets how many finished samples are there before: a million take\n"
-    "about a minute and 2 GB, twice. The PostgreSQL row starts a server of its own, and is left out where none is installed.";
+    "some 90 s and 2 GB, twice. The PostgreSQL row starts a server of its own, and is left out where none is installed.";
 
 // In the order in which they are shown.
 struct RowsOfFile {
