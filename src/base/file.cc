@@ -80,7 +80,8 @@ void write_all(int fd, std::span<const std::byte> data, const std::filesystem::p
 MappedFile map_file(int fd, const std::filesystem::path& path) {
   const std::uint64_t size = file_size(fd, path);
   if (size == 0) return {};
-  void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  // Private and writable: who writes to a view by mistake gets a page of its own, and never SIGSEGV or another's bytes.
+  void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
   if (memory == MAP_FAILED) throw_errno(errno, "mapping " + path.string());
   return {{static_cast<const std::byte*>(memory), size},
           {memory, [size](const void* mapped) { ::munmap(const_cast<void*>(mapped), size); }}};

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""draftflow: hidden states from a target model to those who train its draft, each sample exactly once.
+
+    store = draftflow.Store.create("out/store")
+    ledger = draftflow.Ledger.open("out/ledger.sqlite3")
+    ref = store.put({"input_ids": ids, "hidden_state": hidden}, "run:00000000", run_id="run")
+    ledger.commit_samples([ref])
+    with store.get(ref) as tensors:
+        tensors["hidden_state"]          # a torch tensor
+"""
+
+from draftflow._errors import (
+    Conflict,
+    Corrupt,
+    Error,
+    Exhausted,
+    InDoubt,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
+from draftflow._core import (
+    SCHEMA_VERSION,
+    CheckpointMark,
+    FeatureHandle,
+    FeatureSpec,
+    Fence,
+    Ledger,
+    PromptLease,
+    PromptTask,
+    RefLease,
+    ResidentSample,
+    Sample,
+    SampleRef,
+    Store,
+    Tensor,
+    Timeline,
+    __version__,
+    dp_partition,
+    list_feature_files,
+    load_feature_file,
+    make_file_ref,
+    read_ref_manifest,
+    save_feature_file,
+    write_ref_manifest,
+)

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The Python module draftflow._core: each file binds one room's public header, and says nothing that the header does not. What
+// is Python's own (contexts, datasets, hooks) is written in Python, in python/draftflow. Python's lock is let go around every
+// call that waits or moves bytes. Private to this room.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <unistd.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace draftflow::python {
+
+namespace py = pybind11;
+
+void bind_errors(py::module_& module);
+void bind_tensors(py::module_& module);
+void bind_records(py::module_& module);
+void bind_store(py::module_& module);
+void bind_ledger(py::module_& module);
+void bind_loader(py::module_& module);
+void bind_formats(py::module_& module);
+
+// InvalidArgument naming the object that was closed.
+[[noreturn]] void throw_closed(const std::string& what);
+
+// Something opened, which a forked child opens anew: what a parent has open (locks, connections, threads) cannot be shared.
+// What was inherited is left as it is, since closing it would speak in the parent's name. Used with Python's lock held.
+template <class T>
+class PerProcess {
+ public:
+  using Open = std::function<std::shared_ptr<T>()>;
+
+  PerProcess(std::string what, Open open) : what_(std::move(what)), open_(std::move(open)), opened_(open_()) {}
+  // A forked child that lets go of it leaves it open, too.
+  ~PerProcess() { leave_inherited(); }
+
+  std::shared_ptr<T> get() {
+    if (closed_) throw_closed(what_);
+    if (leave_inherited()) opened_ = open_();
+    return opened_;
+  }
+  void close() {
+    leave_inherited();
+    closed_ = true;
+    opened_.reset();
+  }
+  bool closed() const { return closed_; }
+  const std::string& what() const { return what_; }
+
+ private:
+  bool leave_inherited() {
+    if (owner_ == ::getpid()) return false;
+    owner_ = ::getpid();
+    if (opened_) new std::shared_ptr<T>(std::move(opened_));
+    return true;
+  }
+
+  std::string what_;
+  Open open_;
+  pid_t owner_ = ::getpid();
+  std::shared_ptr<T> opened_;
+  bool closed_ = false;
+};
+
+}  // namespace draftflow::python

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What Python's Store and Ledger hold. A forked child opens both anew (PerProcess). Private to this room.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "draftflow/ledger/ledger.h"
+#include "draftflow/store/feature_store.h"
+#include "python/bindings.h"
+
+namespace draftflow::python {
+
+struct StoreHandle {
+  std::string url;
+  PerProcess<FeatureStore> opened;
+};
+
+// A Ledger is used by one thread at a time: Python's threads take turns, without Python's lock.
+struct OpenLedger {
+  std::unique_ptr<Ledger> ledger;
+  std::mutex mutex;
+};
+
+struct LedgerHandle {
+  std::string url;
+  std::function<std::unique_ptr<Ledger>()> open;  // another Ledger on the same books, for another thread
+  PerProcess<OpenLedger> opened;
+
+  // What `call` returns of the Ledger, while other Python threads run.
+  template <class Call>
+  auto with(Call&& call) {
+    const std::shared_ptr<OpenLedger> held = opened.get();
+    const py::gil_scoped_release unlocked;
+    const std::lock_guard turn(held->mutex);
+    return call(*held->ledger);
+  }
+};
+
+// A fence of a put, made by Ledger.fence.
+struct PyFence {
+  std::shared_ptr<LedgerHandle> ledger;
+  PromptLease lease;
+  std::int64_t lease_ms = 60'000;
+};
+
+}  // namespace draftflow::python

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "python/bindings.h"
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "draftflow's C++ core; the package draftflow is what to import.";
+  using namespace draftflow::python;
+  bind_errors(module);
+  bind_tensors(module);
+  bind_records(module);
+  bind_store(module);
+  bind_ledger(module);
+  bind_formats(module);
+  module.attr("__version__") = DRAFTFLOW_VERSION;
+}
