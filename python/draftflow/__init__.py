@@ -9,6 +9,8 @@
         tensors["hidden_state"]          # a torch tensor
 """
 
+from typing import Any
+
 from draftflow._errors import (
     Conflict,
     Corrupt,
@@ -41,7 +43,26 @@ from draftflow._core import (
     list_feature_files,
     load_feature_file,
     make_file_ref,
+    pad_batch,
     read_ref_manifest,
     save_feature_file,
     write_ref_manifest,
+)
+
+_NEED_TORCH = {"Batch": "_stream", "Stream": "_stream", "sweep": "_stream", "capture": "_capture"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is loaded when it is asked for."""
+    if name in _NEED_TORCH:
+        import importlib
+
+        value = getattr(importlib.import_module("draftflow." + _NEED_TORCH[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'draftflow' has no attribute '{name}'")
+
+
+__all__ = sorted(
+    [name for name, value in globals().items() if not name.startswith("_") and name != "Any"] + list(_NEED_TORCH) + ["__version__"]
 )

@@ -46,6 +46,14 @@ std::optional<std::string> check_hidden(const std::string& name, const Tensor& t
   return std::nullopt;
 }
 
+std::optional<std::string> check_finite(const TensorMap& tensors) {
+  for (const auto& [name, tensor] : tensors) {
+    if (const auto bad = find_not_finite(tensor))
+      return fmt::format("{} holds {} at element {}", name, bad->what, bad->element);
+  }
+  return std::nullopt;
+}
+
 // A set captured from another target is one mistake, not a failure of each of its samples.
 void check_width(const SampleRef& ref, const LoaderOptions& options) {
   const FeatureSpec* spec = ref.find_spec("hidden_state");
@@ -120,7 +128,8 @@ LoadedWindow Prefetcher::load(const Window& window) {
     LoadedSample sample{.ref = ref, .tensors = {}, .failure = std::nullopt};
     try {
       sample.tensors = store_.read(ref);
-      sample.failure = check_eagle3_sample(sample.tensors, options_);
+      sample.failure =
+          options_.check == SampleCheck::kEagle3 ? check_eagle3_sample(sample.tensors, options_) : check_finite(sample.tensors);
     } catch (const Error& error) {
       // Passing failures (no memory, no descriptors, a hiccup of the disk) must not condemn a sound sample. InvalidArgument is
       // a file that is refused for what it holds.
@@ -131,6 +140,7 @@ LoadedWindow Prefetcher::load(const Window& window) {
     if (sample.failure) sample.tensors.clear();
     loaded.samples.push_back(std::move(sample));
   }
+  if (options_.prepare) options_.prepare(loaded);
   return loaded;
 }
 

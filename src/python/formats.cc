@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
+#include <pybind11/stl/filesystem.h>
 #include <unistd.h>
 
 #include <cerrno>

@@ -3,8 +3,10 @@
 // What Python's Store and Ledger hold. A forked child opens both anew (PerProcess). Private to this room.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "draftflow/ledger/ledger.h"
@@ -15,6 +17,10 @@ namespace draftflow::python {
 
 struct StoreHandle {
   std::string url;
+  std::optional<std::filesystem::path> secret_file;
+  bool secret_given = false;  // as bytes, which go nowhere
+  bool retain_on_release = false;
+  std::int64_t lease_ms = 60'000;
   PerProcess<FeatureStore> opened;
 };
 
@@ -26,6 +32,7 @@ struct OpenLedger {
 
 struct LedgerHandle {
   std::string url;
+  bool read_only = false;
   std::function<std::unique_ptr<Ledger>()> open;  // another Ledger on the same books, for another thread
   PerProcess<OpenLedger> opened;
 

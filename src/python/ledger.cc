@@ -13,17 +13,19 @@ namespace {
 
 using Self = const std::shared_ptr<LedgerHandle>&;
 
-std::shared_ptr<LedgerHandle> make_handle(std::string url, std::function<std::unique_ptr<Ledger>()> open) {
+std::shared_ptr<LedgerHandle> make_handle(std::string url, bool read_only, std::function<std::unique_ptr<Ledger>()> open) {
   const py::gil_scoped_release unlocked;
   auto opened = [open] { return std::shared_ptr<OpenLedger>(new OpenLedger{.ledger = open(), .mutex = {}}); };
   const std::string what = fmt::format("ledger '{}'", url);
-  return std::shared_ptr<LedgerHandle>(new LedgerHandle{
-      .url = std::move(url), .open = std::move(open), .opened = PerProcess<OpenLedger>(what, std::move(opened))});
+  return std::shared_ptr<LedgerHandle>(new LedgerHandle{.url = std::move(url),
+                                                        .read_only = read_only,
+                                                        .open = std::move(open),
+                                                        .opened = PerProcess<OpenLedger>(what, std::move(opened))});
 }
 
 std::shared_ptr<LedgerHandle> open_handle(const std::string& url, bool read_only) {
   if (url == "mem://") {
-    return make_handle(url, [books = make_memory_ledger(), maker = ::getpid()] {
+    return make_handle(url, false, [books = make_memory_ledger(), maker = ::getpid()] {
       if (maker != ::getpid()) {
         throw InvalidArgument(
             fmt::format("ledger 'mem://' lies in the memory of process {}, and this is a child of it: use a "
@@ -33,7 +35,7 @@ std::shared_ptr<LedgerHandle> open_handle(const std::string& url, bool read_only
       return open_memory_ledger(books);
     });
   }
-  return make_handle(url, [url, read_only] { return read_only ? open_ledger_read_only(url) : open_ledger(url); });
+  return make_handle(url, read_only, [url, read_only] { return read_only ? open_ledger_read_only(url) : open_ledger(url); });
 }
 
 TailPolicy tail_from(const std::string& name) {
@@ -462,6 +464,12 @@ void bind_ledger(py::module_& module) {
       .def(
           "close", [](LedgerHandle& self) { self.opened.close(); }, "Idempotent.")
       .def_readonly("url", &LedgerHandle::url)
+      .def("__reduce__",
+           [](Self self) {
+             if (self->url == "mem://")
+               throw InvalidArgument("ledger 'mem://' lies in this process's memory: no other can open it");
+             return py::make_tuple(py::module_::import("draftflow._reopen").attr("ledger"), py::make_tuple(self->url, self->read_only));
+           })
       .def("__enter__", [](Self self) { return self; })
       .def("__exit__", [](LedgerHandle& self, const py::args&) { self.opened.close(); })
       .def("__repr__", [](const LedgerHandle& self) { return fmt::format("Ledger('{}')", self.url); });

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, module) {
   bind_records(module);
   bind_store(module);
   bind_ledger(module);
+  bind_loader(module);
   bind_formats(module);
   module.attr("__version__") = DRAFTFLOW_VERSION;
 }

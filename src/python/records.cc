@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
+#include <pybind11/stl/filesystem.h>
 
 #include "draftflow/ledger/partition.h"
 #include "draftflow/ledger/types.h"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
+#include <pybind11/stl/filesystem.h>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
@@ -95,6 +96,36 @@ std::shared_ptr<StoreHandle> open_store(const std::string& url, const SharedDirO
     return create ? create_shared_dir_store(place.root, place.id, options)
                   : open_shared_dir_store(place.root, place.id, options);
   });
+}
+
+std::shared_ptr<StoreHandle> remember(std::shared_ptr<StoreHandle> store, const OptionalPath& secret_file, bool secret_given,
+                                      const SharedDirOptions& options) {
+  store->secret_file = secret_file;
+  store->secret_given = secret_given;
+  store->retain_on_release = options.retain_on_release;
+  store->lease_ms = options.lease_ms;
+  return store;
+}
+
+std::shared_ptr<StoreHandle> attach(const std::string& url, const OptionalPath& secret_file,
+                                    const std::optional<py::bytes>& secret, bool retain_on_release, std::int64_t lease_ms) {
+  const SharedDirOptions options{
+      .secret = secret_from(secret_file, secret), .retain_on_release = retain_on_release, .lease_ms = lease_ms};
+  return remember(open_store(url, options, false), secret_file, secret.has_value(), options);
+}
+
+// How another process opens it.
+py::tuple reduce(const StoreHandle& self) {
+  if (begins(self.url, "mem://")) {
+    throw InvalidArgument(
+        fmt::format("store '{}' lies in this process's memory: no other can open it; use a folder", self.url));
+  }
+  if (self.secret_given) {
+    throw InvalidArgument(
+        fmt::format("store '{}' was opened with secret=..., which is sent nowhere: use secret_file", self.url));
+  }
+  return py::make_tuple(py::module_::import("draftflow._reopen").attr("store"),
+                        py::make_tuple(self.url, self.secret_file, self.retain_on_release, self.lease_ms));
 }
 
 std::int64_t tokens_of(const TensorMap& tensors) {
@@ -297,21 +328,11 @@ void bind_store(py::module_& module) {
                                                         "The bytes of samples: a folder that processes share, mem://NAME in "
                                                         "this process, or file:// for feature files where they "
                                                         "lie. Any thread; a forked child opens it anew.")
-      .def_static(
-          "open",
-          [](const std::string& url, const OptionalPath& secret_file, const std::optional<py::bytes>& secret,
-             bool retain_on_release, std::int64_t lease_ms) {
-            SharedDirOptions options;
-            options.secret = secret_from(secret_file, secret);
-            options.retain_on_release = retain_on_release;
-            options.lease_ms = lease_ms;
-            return open_store(url, options, false);
-          },
-          py::arg("url"), py::kw_only(), py::arg("secret_file") = py::none(), py::arg("secret") = py::none(),
-          py::arg("retain_on_release") = false, py::arg("lease_ms") = 60'000,
-          "Attaches to a store that is there (mem:// is made). The secret of one that has it: a file, bytes, or the "
-          "environment's "
-          "DRAFTFLOW_STORE_SECRET. NotFound, PermissionDenied.")
+      .def_static("open", &attach, py::arg("url"), py::kw_only(), py::arg("secret_file") = py::none(),
+                  py::arg("secret") = py::none(), py::arg("retain_on_release") = false, py::arg("lease_ms") = 60'000,
+                  "Attaches to a store that is there (mem:// is made). The secret of one that has it: a file, bytes, or the "
+                  "environment's "
+                  "DRAFTFLOW_STORE_SECRET. NotFound, PermissionDenied.")
       .def_static(
           "create",
           [](const std::string& url, const std::string& kind, const std::string& durability, std::uint64_t max_resident_bytes,
@@ -329,7 +350,7 @@ void bind_store(py::module_& module) {
                                            .free_space_floor_bytes = free_space_floor_bytes,
                                            .retain_on_release = retain_on_release,
                                            .lease_ms = lease_ms};
-            return open_store(url, options, true);
+            return remember(open_store(url, options, true), secret_file, secret.has_value(), options);
           },
           py::arg("url"), py::kw_only(), py::arg("kind") = "ledgered", py::arg("durability") = "none",
           py::arg("max_resident_bytes") = 0, py::arg("max_hold_age_ms") = 0, py::arg("codec") = "raw",
@@ -389,6 +410,7 @@ void bind_store(py::module_& module) {
       .def(
           "close", [](StoreHandle& self) { self.opened.close(); },
           "Ends its leases as a death would: nothing is consumed. Idempotent.")
+      .def("__reduce__", &reduce)
       .def_readonly("url", &StoreHandle::url)
       .def("__enter__", [](const std::shared_ptr<StoreHandle>& self) { return self; })
       .def("__exit__", [](StoreHandle& self, const py::args&) { self.opened.close(); })

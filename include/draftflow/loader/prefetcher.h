@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -33,6 +34,8 @@ struct LoadedSample {
 struct LoadedWindow {
   std::int64_t number = 0;
   std::vector<LoadedSample> samples;
+  TensorMap padded;                   // what `prepare` has made of them
+  std::vector<std::int64_t> lengths;  // of the samples, in padded
 };
 
 // A window, or why there is none: waiting (timed out, or stop was set) or the end.
@@ -41,11 +44,17 @@ struct LoadedAnswer {
   std::optional<LoadedWindow> window;
 };
 
+// What a sample must be beside readable: EAGLE-3's four tensors, as check_eagle3_sample says, or whatever has no NaN and no
+// infinity.
+enum class SampleCheck { kEagle3, kFinite };
+
 struct LoaderOptions {
   int windows_ahead = 2;
   std::int64_t hidden_size = 0;  // H of the target; 0: any. Another width is a configuration error, not a bad sample
   std::int64_t vocab_size = 0;   // V; a token outside is a bad sample
   int poll_ms = 20;              // how often a waiting stream is asked again
+  SampleCheck check = SampleCheck::kEagle3;
+  std::function<void(LoadedWindow&)> prepare;  // called by the fetching thread with each window, before it is handed out
 };
 
 // What is wrong with one EAGLE-3 sample, or nothing: missing tensors, dtypes, ranks, lengths, token ids, NaN and infinity.

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""capture: hidden states of an ordinary torch or Hugging Face model, put into a store. Needs torch."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+
+from draftflow import _core
+from draftflow._errors import InvalidArgument
+
+# Where the usual decoder models keep their layers and their last norm.
+_PLACES = (
+    ("model.layers", "model.norm"),
+    ("layers", "norm"),
+    ("transformer.h", "transformer.ln_f"),
+    ("gpt_neox.layers", "gpt_neox.final_layer_norm"),
+    ("model.decoder.layers", "model.decoder.final_layer_norm"),
+)
+
+
+class capture:
+    """Hooks decoder layers and the final norm of a model while its `with` lasts.
+
+        with draftflow.capture(model, layers=[1, 2, 3], store=store, ledger=ledger, run_id="run") as captured:
+            model(input_ids)
+            refs = captured.put(["run:00000000"], input_ids)
+
+    Args:
+        model: any module that calls its decoder layers and its final norm, each giving [B, T, H] (or a tuple that begins with it).
+        layers: which decoder layers' outputs become aux_hidden_state, counted from 0, in this order.
+        store, ledger: where put writes to and commits; without a ledger the refs are only returned.
+        decoder_layers, final_norm: the modules, where they are not in a usual place (model.layers and model.norm; transformer.h
+            and transformer.ln_f ...).
+        dtype: of the stored hidden states.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        layers: Sequence[int],
+        *,
+        store: Optional[_core.Store] = None,
+        ledger: Optional[_core.Ledger] = None,
+        run_id: str = "run",
+        strategy: str = "eagle3",
+        target_model_version: str = "unknown",
+        tokenizer_version: str = "unknown",
+        decoder_layers: Optional[Sequence[torch.nn.Module]] = None,
+        final_norm: Optional[torch.nn.Module] = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self._layers = list(layers)
+        self._store = store
+        self._ledger = ledger
+        self._facts = dict(
+            run_id=run_id,
+            strategy=strategy,
+            target_model_version=target_model_version,
+            tokenizer_version=tokenizer_version,
+            metadata={"aux_hidden_state_layer_ids": self._layers},
+        )
+        self._dtype = dtype
+        found_layers, found_norm = _find(model)
+        self._modules = list(decoder_layers) if decoder_layers is not None else found_layers
+        self._norm = final_norm if final_norm is not None else found_norm
+        if not self._modules or self._norm is None:
+            raise InvalidArgument(
+                f"{type(model).__name__} has its decoder layers or final norm in none of the usual places "
+                f"({', '.join(place for place, _ in _PLACES)}): pass decoder_layers= and final_norm="
+            )
+        if not self._layers or not all(0 <= layer < len(self._modules) for layer in self._layers):
+            raise InvalidArgument(f"layers are {self._layers}: one or more from 0 to {len(self._modules) - 1} are allowed")
+        self._hooks: List[Any] = []
+        self._outputs: Dict[int, torch.Tensor] = {}
+        self._last: Optional[torch.Tensor] = None
+
+    def __enter__(self) -> "capture":
+        for layer in set(self._layers):
+            self._hooks.append(self._modules[layer].register_forward_hook(self._keep(layer)))
+        self._hooks.append(self._norm.register_forward_hook(self._keep(None)))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._outputs.clear()
+        self._last = None
+
+    def _keep(self, layer: Optional[int]) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, (tuple, list)) else output
+            states = states.detach()
+            if layer is None:
+                self._last = states
+            else:
+                self._outputs[layer] = states
+
+        return hook
+
+    @property
+    def hidden_state(self) -> torch.Tensor:
+        """[B, T, H] of the last forward, after the final norm."""
+        if self._last is None:
+            raise InvalidArgument("nothing is captured: run the model inside the `with` first")
+        return self._last
+
+    @property
+    def aux_hidden_state(self) -> torch.Tensor:
+        """[B, T, len(layers) * H] of the last forward: the outputs of the layers side by side."""
+        missing = [layer for layer in self._layers if layer not in self._outputs]
+        if missing:
+            raise InvalidArgument(f"decoder layers {missing} have not run: run the model inside the `with` first")
+        return torch.cat([self._outputs[layer] for layer in self._layers], dim=-1)
+
+    def put(
+        self,
+        sample_ids: Sequence[str],
+        input_ids: torch.Tensor,
+        *,
+        loss_mask: Optional[torch.Tensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        leases: Optional[Sequence[_core.PromptLease]] = None,
+        token_counts: bool = True,
+    ) -> List[_core.SampleRef]:
+        """Stores each row of the last forward as a sample and commits it; the refs.
+
+        Args:
+            sample_ids: B names. input_ids: int [B, T]. loss_mask: [B, T] of 0 and 1, by default all 1.
+            attention_mask: [B, T]; where it is 0 a row has padding, which is left out.
+            leases: the prompts' leases, in the rows' order, where they came from Ledger.lease_prompts: each put is fenced by
+                its lease, and the commit completes the prompt. Without, the refs are committed as they are.
+            token_counts: tell the ledger how often each token is trained, for the draft's vocabulary map (without leases).
+
+        ValueError, naming the sample, for NaN or infinity and for shapes that do not fit; nothing of the batch is stored then.
+        """
+        samples = self._rows(sample_ids, input_ids, loss_mask, attention_mask)
+        if self._store is None:
+            raise InvalidArgument("capture was made without a store: pass store=")
+        refs = []
+        for i, (sample_id, tensors) in enumerate(zip(sample_ids, samples)):
+            fence = self._ledger.fence(leases[i]) if leases is not None and self._ledger is not None else None
+            refs.append(self._store.put(tensors, sample_id, fence=fence, **self._facts))
+            if leases is not None and self._ledger is not None:
+                self._ledger.commit_sample(refs[-1], leases[i])
+        if leases is None and self._ledger is not None:
+            counts = [_counts(tensors) for tensors in samples] if token_counts else None
+            self._ledger.commit_samples(refs, counts)
+        return refs
+
+    def _rows(
+        self,
+        sample_ids: Sequence[str],
+        input_ids: torch.Tensor,
+        loss_mask: Optional[torch.Tensor],
+        attention_mask: Optional[torch.Tensor],
+    ) -> List[Dict[str, torch.Tensor]]:
+        hidden, aux = self.hidden_state, self.aux_hidden_state
+        if input_ids.dim() == 1:
+            input_ids = input_ids[None, :]
+        if hidden.shape[:2] != input_ids.shape or aux.shape[:2] != input_ids.shape or len(sample_ids) != input_ids.shape[0]:
+            raise InvalidArgument(
+                f"{len(sample_ids)} sample ids and input_ids {list(input_ids.shape)} beside hidden states {list(hidden.shape)} and "
+                f"{list(aux.shape)}: B and T must be those of the forward"
+            )
+        rows = []
+        for i, sample_id in enumerate(sample_ids):
+            kept = slice(None) if attention_mask is None else attention_mask[i].bool()
+            row = {
+                "input_ids": input_ids[i][kept].to(torch.int64).cpu(),
+                "loss_mask": torch.ones_like(input_ids[i][kept]) if loss_mask is None else loss_mask[i][kept],
+                "hidden_state": hidden[i][kept][None].to(self._dtype).cpu(),
+                "aux_hidden_state": aux[i][kept][None].to(self._dtype).cpu(),
+            }
+            row["loss_mask"] = row["loss_mask"].to(torch.int64).cpu()
+            for name in ("hidden_state", "aux_hidden_state"):
+                if not bool(torch.isfinite(row[name]).all()):
+                    raise InvalidArgument(f"sample '{sample_id}': {name} holds NaN or infinity")
+            rows.append(row)
+        return rows
+
+
+def _counts(tensors: Dict[str, torch.Tensor]) -> Dict[int, int]:
+    tokens, counts = tensors["input_ids"][tensors["loss_mask"].bool()].unique(return_counts=True)
+    return dict(zip(tokens.tolist(), counts.tolist()))
+
+
+def _find(model: torch.nn.Module) -> Any:
+    for layers, norm in _PLACES:
+        modules, last = _reach(model, layers), _reach(model, norm)
+        if modules is not None and last is not None:
+            return list(modules), last
+    return [], None
+
+
+def _reach(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name, None)
+        if module is None:
+            return None
+    return module

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/text.h"
+#include "draftflow/loader/batch_reader.h"
+#include "draftflow/loader/padding.h"
+#include "python/handles.h"
+#include "python/tensors.h"
+
+namespace draftflow::python {
+namespace {
+
+constexpr int kSliceMs = 100;  // how long a wait may keep a signal from Python
+
+// A BatchReader with what it reads from. Its thread does not outlive a fork: a child must make its own.
+class PyReader {
+ public:
+  PyReader(LedgerHandle& ledger, StoreHandle& store, const std::function<std::unique_ptr<WindowSource>(Ledger&)>& make_source,
+           const BatchOptions& options)
+      : store_(store.opened.get()) {
+    ledger.opened.get();  // says so if it was closed, or cannot be opened here
+    const py::gil_scoped_release unlocked;
+    ledger_ = ledger.open();
+    reader_ = std::make_unique<BatchReader>(make_source(*ledger_), *store_, options);
+  }
+
+  // In a forked child the thread is not there, and what was inherited is the parent's.
+  ~PyReader() {
+    if (::getpid() == owner_) return;
+    static_cast<void>(reader_.release());
+    static_cast<void>(ledger_.release());
+    new std::shared_ptr<FeatureStore>(std::move(store_));
+  }
+
+  // None: not in time; False: the end.
+  py::object next(std::optional<double> timeout_s) {
+    const auto start = std::chrono::steady_clock::now();
+    while (true) {
+      if (!reader_ || ::getpid() != owner_) {
+        throw InvalidArgument("the reader was closed, or belongs to the process that this one was forked from: make another");
+      }
+      int slice = kSliceMs;
+      if (timeout_s) {
+        const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        slice = std::clamp(static_cast<int>(1000 * (*timeout_s - spent)), 0, kSliceMs);
+      }
+      BatchAnswer answer = [&] {
+        const py::gil_scoped_release unlocked;
+        return reader_->next(stop_, slice);
+      }();
+      if (answer.batch) return py::cast(std::move(*answer.batch));
+      if (answer.state == WindowState::kEndOfStream) return py::bool_(false);
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (timeout_s && std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() >= *timeout_s)
+        return py::none();
+    }
+  }
+
+  void close() {
+    if (::getpid() != owner_) return;
+    if (reader_) wait_seconds_ = reader_->wait_seconds();
+    const py::gil_scoped_release unlocked;
+    reader_.reset();
+    ledger_.reset();
+    store_.reset();
+  }
+
+  double wait_seconds() const { return reader_ ? reader_->wait_seconds() : wait_seconds_; }
+
+ private:
+  std::shared_ptr<FeatureStore> store_;
+  std::unique_ptr<Ledger> ledger_;
+  std::unique_ptr<BatchReader> reader_;  // last: its thread uses the others
+  const std::atomic<bool> stop_{false};
+  const pid_t owner_ = ::getpid();
+  double wait_seconds_ = 0;
+};
+
+SampleCheck check_from(const std::string& name) {
+  if (name == "eagle3") return SampleCheck::kEagle3;
+  if (name == "finite") return SampleCheck::kFinite;
+  throw InvalidArgument(fmt::format("check is '{}': 'eagle3' and 'finite' are allowed", printable(name, 80)));
+}
+
+BatchOptions options_from(int batch_size, int reader, int readers, int ahead, const std::string& check,
+                          std::int64_t hidden_size, std::int64_t vocab_size) {
+  return {.batch_size = batch_size,
+          .reader = reader,
+          .readers = readers,
+          .loader = {.windows_ahead = ahead, .hidden_size = hidden_size, .vocab_size = vocab_size, .check = check_from(check)}};
+}
+
+py::dict failed_to(const PaddedBatch& batch) {
+  py::dict made;
+  for (const auto& [id, reason] : batch.failed) made[py::str(id.str())] = reason;
+  return made;
+}
+
+}  // namespace
+
+void bind_loader(py::module_& module) {
+  py::class_<PaddedBatch>(module, "PaddedBatch", "A batch as BatchReader gives it.")
+      .def_readonly("window", &PaddedBatch::window)
+      .def_readonly("index", &PaddedBatch::index)
+      .def_readonly("last", &PaddedBatch::last)
+      .def_readonly("sample_ids", &PaddedBatch::sample_ids)
+      .def_readonly("lengths", &PaddedBatch::lengths)
+      .def_property_readonly("failed", &failed_to)
+      .def(
+          "tensors",
+          [](const PaddedBatch& batch, const std::string& framework, const py::object& device) {
+            return tensors_to(batch.tensors, false, framework_from(framework), device);
+          },
+          py::arg("framework") = "torch", py::arg("device") = py::none());
+  py::class_<PyReader>(module, "BatchReader",
+                       "A rank's share of each window as padded batches, fetched ahead on a thread of its own.")
+      .def_static(
+          "of_stream",
+          [](LedgerHandle& ledger, StoreHandle& store, const std::string& group, std::int64_t timeline,
+             std::int64_t first_window, int rank, int width, int batch_size, int reader, int readers, int ahead,
+             const std::string& check, std::int64_t hidden_size, std::int64_t vocab_size) {
+            const auto source = [&](Ledger& opened) {
+              return make_stream_source(opened, GroupId(group), {.number = timeline, .first_window = first_window},
+                                        {.rank = rank, .width = width});
+            };
+            return std::make_unique<PyReader>(ledger, store, source,
+                                              options_from(batch_size, reader, readers, ahead, check, hidden_size, vocab_size));
+          },
+          py::arg("ledger"), py::arg("store"), py::kw_only(), py::arg("group"), py::arg("timeline"), py::arg("first_window"),
+          py::arg("rank") = 0, py::arg("width") = 1, py::arg("batch_size") = 0, py::arg("reader") = 0, py::arg("readers") = 1,
+          py::arg("ahead") = 2, py::arg("check") = "eagle3", py::arg("hidden_size") = 0, py::arg("vocab_size") = 0)
+      .def_static(
+          "of_offline_set",
+          [](LedgerHandle& ledger, StoreHandle& store, int window, int epochs, std::uint64_t seed, std::int64_t position,
+             int rank, int width, int batch_size, int reader, int readers, int ahead, const std::string& check,
+             std::int64_t hidden_size, std::int64_t vocab_size) {
+            const auto source = [&](Ledger& opened) {
+              return make_offline_source(opened, {.window = window,
+                                                  .epochs = epochs,
+                                                  .seed = seed,
+                                                  .position = position,
+                                                  .share = {.rank = rank, .width = width}});
+            };
+            return std::make_unique<PyReader>(ledger, store, source,
+                                              options_from(batch_size, reader, readers, ahead, check, hidden_size, vocab_size));
+          },
+          py::arg("ledger"), py::arg("store"), py::kw_only(), py::arg("window"), py::arg("epochs") = 1, py::arg("seed") = 0,
+          py::arg("position") = 0, py::arg("rank") = 0, py::arg("width") = 1, py::arg("batch_size") = 0, py::arg("reader") = 0,
+          py::arg("readers") = 1, py::arg("ahead") = 2, py::arg("check") = "eagle3", py::arg("hidden_size") = 0,
+          py::arg("vocab_size") = 0)
+      .def("next", &PyReader::next, py::arg("timeout_s") = py::none(), "The next batch; None: not in time; False: the end.")
+      .def("close", &PyReader::close, "Ends its thread; bounded by one read.")
+      .def_property_readonly("wait_seconds", &PyReader::wait_seconds);
+  module.def("offline_windows_per_epoch", &offline_windows_per_epoch, py::arg("refs"), py::arg("window"));
+  module.def(
+      "pad_batch",
+      [](const std::vector<py::dict>& samples, const std::string& framework) {
+        const Framework wanted = framework_from(framework);
+        std::vector<TensorMap> maps;
+        std::vector<const TensorMap*> pointers;
+        for (const py::dict& sample : samples) maps.push_back(tensors_from(sample));
+        for (const TensorMap& map : maps) pointers.push_back(&map);
+        BufferPool pool(0);
+        TensorMap batch;
+        {
+          const py::gil_scoped_release unlocked;
+          batch = pad_batch(pointers, pool);
+        }
+        return tensors_to(batch, false, wanted, py::none());
+      },
+      py::arg("samples"), py::kw_only(), py::arg("framework") = "torch",
+      "Samples of different lengths as one batch, padded on the right with zeros: [T, ...] and [1, T, ...] become [B, max T, "
+      "...], T "
+      "being the length of input_ids. ValueError, naming the tensor, for samples that do not fit together.");
+}
+
+}  // namespace draftflow::python
