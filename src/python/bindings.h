@@ -25,6 +25,7 @@ void bind_store(py::module_& module);
 void bind_ledger(py::module_& module);
 void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
+void bind_bench(py::module_& module);
 
 // InvalidArgument naming the object that was closed.
 [[noreturn]] void throw_closed(const std::string& what);

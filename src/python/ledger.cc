@@ -468,7 +468,8 @@ void bind_ledger(py::module_& module) {
            [](Self self) {
              if (self->url == "mem://")
                throw InvalidArgument("ledger 'mem://' lies in this process's memory: no other can open it");
-             return py::make_tuple(py::module_::import("draftflow._reopen").attr("ledger"), py::make_tuple(self->url, self->read_only));
+             return py::make_tuple(py::module_::import("draftflow._reopen").attr("ledger"),
+                                   py::make_tuple(self->url, self->read_only));
            })
       .def("__enter__", [](Self self) { return self; })
       .def("__exit__", [](LedgerHandle& self, const py::args&) { self.opened.close(); })
