@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import re
+import subprocess
 import tokenize
 from typing import Any, List
 
@@ -82,6 +83,26 @@ def test_ddp_trains_each_sample_once_whatever_the_width(tmp_path: pathlib.Path) 
     lost = ["run:00000005", "run:00000007"]
     assert lines[-1] == f"done: 30 samples trained, 30 different ones; lost: {lost}"
     check_books(tmp_path / "ledger.sqlite3", "draft", [f"run:{i:08d}" for i in range(32) if i not in (5, 7)])
+
+
+def test_what_the_command_line_takes_over_is_read(tmp_path: pathlib.Path) -> None:
+    program = pathlib.Path(draftflow.__file__).parents[2] / "bin" / "draftflow"
+    if not program.exists():
+        pytest.skip(f"{program} is not built")
+    run("move_offline_folder.py", tmp_path, tmp_path / "moved")
+    moved, offline, taken = tmp_path / "moved", str(tmp_path / "offline.sqlite3"), str(tmp_path / "taken.sqlite3")
+    subprocess.run([program, "ingest", moved / "features", "--ledger", offline], check=True, timeout=60)
+    subprocess.run([program, "ledger", "import", taken, "--from", moved / "specforge.sqlite3"], check=True, timeout=60)
+
+    in_place = draftflow.Stream(draftflow.Store.open("file://"), draftflow.Ledger.open(offline), window=5, timeout_s=60)
+    assert sorted(name for batch in in_place for name in batch.sample_ids) == [f"offline:{i:08d}" for i in range(10)]
+    stream = draftflow.Stream(draftflow.Store.open(str(moved / "st")), draftflow.Ledger.open(taken), window=4, timeout_s=60)
+    for step, batch in enumerate(stream, start=1):
+        assert not batch.failed
+        stream.trained(step)
+    stream.checkpointed(step)
+    check_books(tmp_path / "taken.sqlite3", "train", [f"run:{i:08d}" for i in range(2, 10)])
+    assert len(list((moved / "st").iterdir())) == 10  # whoever wrote them frees them
 
 
 def check_moved(out: pathlib.Path, lines: List[str], files: int, left: List[str]) -> None:
