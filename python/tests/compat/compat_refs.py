@@ -19,9 +19,7 @@ def make_ref(sample_id: str, task_id: Optional[str] = None, **metadata: Any) -> 
         source_task_id=task_id,
         feature_store_uri=f"mem://st/{sample_id}?generation=1",
         feature_keys={"hidden_state": f"{sample_id}/hidden_state"},
-        feature_specs={
-            "hidden_state": FeatureSpec("hidden_state", (1, 8, 4), "bfloat16", target_repr="hidden_state", target_meta={"map": "v1"})
-        },
+        feature_specs={"hidden_state": FeatureSpec("hidden_state", (1, 8, 4), "bfloat16", target_meta={"map": "v1"})},
         strategy="eagle3",
         num_tokens=8,
         estimated_bytes=64,

@@ -94,7 +94,9 @@ def test_a_value_that_is_no_tensor() -> None:
     assert "'input_ids' is a list" in refused({**captured(), "input_ids": [1, 2]}, config())
 
 
-@pytest.mark.parametrize("target_repr, width", [("pruned_logits", DRAFT_VOCAB), ("logits", TARGET_VOCAB), ("hidden_state", HIDDEN)])
+@pytest.mark.parametrize(
+    "target_repr, width", [("pruned_logits", DRAFT_VOCAB), ("logits", TARGET_VOCAB), ("hidden_state", HIDDEN)]
+)
 def test_the_targets_width(target_repr: str, width: int) -> None:
     capture = config(target_repr=target_repr, vocab_map_version="v1")
     verify_capture(captured(target=width), capture, sample_id="s0")

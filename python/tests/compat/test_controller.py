@@ -392,7 +392,8 @@ class TheirStore:
 
     def __init__(self) -> None:
         inner = InMemoryMetadataStore()
-        for verb in ("commit_sample", "get_committed", "committed_count", "all_committed_ids", "record_train_ack", "durable_marker"):
+        verbs = "commit_sample get_committed committed_count all_committed_ids record_train_ack durable_marker"
+        for verb in verbs.split():
             setattr(self, verb, getattr(inner, verb))
 
 

@@ -14,7 +14,8 @@ from draftflow.compat.specforge.inference.rollout_worker import HEALTH_STATES, R
 torch = pytest.importorskip("torch")
 
 HIDDEN, VOCAB = 8, 32
-CAPTURE = CaptureConfig(frozenset({"input_ids", "hidden_state", "target"}), (1, 2, 3), "logits", HIDDEN, target_vocab_size=VOCAB)
+NAMES = frozenset({"input_ids", "hidden_state", "target"})
+CAPTURE = CaptureConfig(NAMES, (1, 2, 3), "logits", HIDDEN, target_vocab_size=VOCAB)
 
 
 class Store:
@@ -172,7 +173,9 @@ def test_a_source_that_returns_too_few_fails_the_prompts() -> None:
     assert plant.prompts() == {"pending": 0, "leased": 0, "failed": 2} and plant.store.held == {}
 
 
-@pytest.mark.parametrize("made", [lambda: features((1, 2, 99)), lambda: {"input_ids": torch.zeros(1)}, lambda: None, lambda: [1]])
+@pytest.mark.parametrize(
+    "made", [lambda: features((1, 2, 99)), lambda: {"input_ids": torch.zeros(1)}, lambda: None, lambda: [1]]
+)
 def test_one_bad_capture_fails_its_prompt_and_stops_no_other(made: Callable[[], Any]) -> None:
     plant = Plant(Source(lambda task: made() if task.task_id == "t1" else features()), 3)
     with pytest.raises(CaptureMismatchError, match="run:t1"):
