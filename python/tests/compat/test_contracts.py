@@ -88,12 +88,17 @@ class Mine(torch.Tensor):  # type: ignore[misc]
     pass
 
 
+class MyNumber(numpy.float32):  # type: ignore[misc,name-defined]
+    pass
+
+
 @pytest.mark.parametrize(
     "value, path",
     [
         (torch.zeros(2), "<root>"),
         (numpy.float32(1), "<root>"),
         (torch.zeros(2).as_subclass(Mine), "<root>"),
+        (MyNumber(1), "<root>"),
         (Slotted(), "<root>"),
         ({"a": {"b": torch.zeros(1)}}, "<root>['a']['b']"),
         ([0, [1, numpy.zeros(1)]], "<root>[1][1]"),

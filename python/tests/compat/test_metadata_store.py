@@ -262,6 +262,8 @@ def test_the_reference_releases_exactly_what_is_durable(path: str, acks: List[Ac
         assert theirs.released() == durable == store.durable_ids()
         assert store.durable_marker() == {"acked": acked, "global_step": step, "optimizer_durable": is_durable}
         assert store.acked_count() == len(acked)
+        aside = theirs.db.execute("SELECT COUNT(*) FROM marker WHERE k LIKE 'acked_not_durable:%'").fetchone()[0]
+        assert aside == (len(acked - durable) if theirs.marker("optimizer_durable") else 0) or not durable
     store.close()
 
 
@@ -347,8 +349,11 @@ def test_a_batch_with_a_ref_that_is_no_json_commits_nothing(path: str) -> None:
 def test_a_file_that_is_no_ledger_is_named(tmp_path: Path) -> None:
     stranger = tmp_path / "notes.txt"
     stranger.write_bytes(b"not a database, " * 100)
-    with pytest.raises(sqlite3.DatabaseError, match="notes.txt"):
+    with pytest.raises(sqlite3.DatabaseError, match="notes.txt") as refused:
         SQLiteMetadataStore(str(stranger))
+    assert refused.value.__traceback__ is not None  # which would keep a connection open that nobody closed
+    opened = [os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd")]
+    assert str(stranger) not in opened
     assert stranger.read_bytes() == b"not a database, " * 100
 
 

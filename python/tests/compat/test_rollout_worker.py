@@ -136,6 +136,17 @@ def test_a_worker_starts_as_starting_and_its_stop_in_the_middle_lasts() -> None:
     assert plant.worker.health()["state"] == "stopped"
 
 
+def test_a_stopped_worker_that_fails_stays_stopped() -> None:
+    def stop_and_fail(_: PromptTask) -> Any:
+        plant.worker.stop()
+        raise RuntimeError("the engine is gone")
+
+    plant = Plant(Source(stop_and_fail))
+    with pytest.raises(RuntimeError):
+        plant.worker.run_once(8)
+    assert plant.worker.health()["state"] == "stopped" and plant.worker.run_once(8) == []
+
+
 # Failures before a write
 
 

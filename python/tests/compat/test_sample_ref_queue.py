@@ -77,9 +77,9 @@ def test_refs_come_in_the_order_of_their_puts() -> None:
 def test_put_changes_nothing_for_what_is_pending_or_leased() -> None:
     queue = SampleRefQueue()
     queue.put(make_refs(2))
-    queue.put(make_refs(2))
+    queue.put([make_ref("s0", generation=2), make_ref("s1")])
     assert queue.depth() == 2
-    queue.get(1)
+    assert queue.get(1) == make_refs(1)
     queue.put(make_refs(2))
     assert (queue.depth(), queue.in_flight()) == (1, 1)
 
@@ -141,8 +141,12 @@ def test_unknown_refs_are_acked_and_failed_without_effect() -> None:
 def test_no_timeout_does_not_wait_and_gives_a_list() -> None:
     queue = SampleRefQueue()
     assert queue.get(4) == [] and queue.get(4, 0.0) == [] and queue.get(4, timeout_s=0.01) == []
-    queue.put(make_refs(1))
-    assert queue.get(0, timeout_s=1000.0) == []
+
+
+def test_no_refs_need_no_wait() -> None:
+    got: List[List[str]] = []
+    run_thread(lambda: got.append(ids(SampleRefQueue().get(0, timeout_s=3000.0)))).join(60)
+    assert got == [[]]
 
 
 def test_a_partition_key_is_accepted_and_means_nothing() -> None:
@@ -258,6 +262,17 @@ def test_restart_voids_every_lease() -> None:
     assert queue.in_flight() == 0 and all(queue.is_late(ref) for ref in old)
     queue.ack(old)
     assert ids(queue.get(10)) == ["s2", "s4", "s1"]
+
+
+def test_restart_voids_expired_leases_too() -> None:
+    queue, clock = timed_queue(10.0, make_refs(2))
+    old = queue.get(1)
+    clock.now += 11.0
+    queue.get(1)  # s0 is pending again
+    queue.restart([], [])
+    assert queue.is_late(old[0])
+    queue.ack(old)
+    assert queue.depth() == 2
 
 
 # Partitions
@@ -396,11 +411,16 @@ def test_an_expiry_ends_a_wait() -> None:
     queue = SampleRefQueue(lease_timeout_s=0.02)
     queue.put(make_refs(1))
     queue.get(1)
-    assert ids(queue.get(1, timeout_s=60.0)) == ["s0"]
+    got: List[List[str]] = []
+    run_thread(lambda: got.append(ids(queue.get(1, timeout_s=3000.0)))).join(60)
+    assert got == [["s0"]]
 
 
-def test_an_endless_timeout_is_a_wait() -> None:
-    queue = SampleRefQueue()
+@pytest.mark.parametrize("lease_timeout_s", [None, float("inf")])
+def test_an_endless_timeout_is_a_wait(lease_timeout_s: Any) -> None:
+    queue = SampleRefQueue(lease_timeout_s=lease_timeout_s)
+    queue.put([make_ref("held")])
+    queue.get(1)
     got: List[List[str]] = []
     thread = run_thread(lambda: got.append(ids(queue.get(1, timeout_s=float("inf")))))
     time.sleep(0.01)

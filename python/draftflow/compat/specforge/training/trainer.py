@@ -13,14 +13,11 @@ import math
 import os
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from draftflow.compat.specforge.contracts import TrainBatch
 from draftflow.compat.specforge.training.backend import TrainingBackend
 from draftflow.compat.specforge.training.strategy import DraftTrainStrategy, StepOutput
-
-if TYPE_CHECKING:
-    import torch
 
 _log = logging.getLogger(__name__)
 
@@ -161,15 +158,14 @@ class TrainerController:
 
         Batches that do not make a whole step at the end of an epoch are dropped, unacked.
         """
-        module = self.core.strategy.trainable_module()
-        module.train()
+        self.core.strategy.trainable_module().train()
         for epoch in range(self.epoch, self.num_epochs):
             if self._is_done():
                 break
             self.epoch = epoch
             if hasattr(data, "set_epoch"):
                 data.set_epoch(epoch)
-            if not self._fit_epoch(module, data, eval_data):
+            if not self._fit_epoch(data, eval_data):
                 break
             self._epoch_batches = 0
         return self.global_step
@@ -177,9 +173,7 @@ class TrainerController:
     def _is_done(self) -> bool:
         return self.max_steps is not None and self.global_step >= self.max_steps
 
-    def _fit_epoch(
-        self, module: "torch.nn.Module", data: Iterable[TrainBatch], eval_data: Optional[Iterable[TrainBatch]]
-    ) -> bool:
+    def _fit_epoch(self, data: Iterable[TrainBatch], eval_data: Optional[Iterable[TrainBatch]]) -> bool:
         """Whether the epoch came to its end before ``max_steps``."""
         window: List[str] = []
         batches = self._epoch_batches = self._skip
@@ -197,7 +191,6 @@ class TrainerController:
             window = []
             if self.eval_interval and eval_data is not None and self.global_step % self.eval_interval == 0:
                 self.evaluate(eval_data)
-                module.train()
             if self.save_interval and self.global_step % self.save_interval == 0:
                 self.save_checkpoint(self.global_step)
             if self._is_done():
