@@ -84,6 +84,12 @@ class Slotted:
         self.dtype = self.shape = self.device = 0
 
 
+@dataclasses.dataclass
+class SlottedRecord:
+    __slots__ = ("scores",)
+    scores: Any
+
+
 class Mine(torch.Tensor):  # type: ignore[misc]
     pass
 
@@ -108,6 +114,7 @@ class MyNumber(numpy.float32):  # type: ignore[misc,name-defined]
         (types.MappingProxyType({"a": torch.zeros(1)}), "<root>['a']"),
         (types.SimpleNamespace(a=torch.zeros(1)), "<root>.a"),
         ({"h": Holder([torch.zeros(1)])}, "<root>['h'].value[0]"),
+        (SlottedRecord([torch.zeros(1)]), "<root>.scores[0]"),
         (TrainBatch(["s0"], "eagle3", {"x": torch.zeros(1)}), "<root>.tensors['x']"),
         (PromptTask("t", "r", "s", {"ids": torch.zeros(3)}, 8), "<root>.payload['ids']"),
     ],

@@ -8,11 +8,12 @@ tensors. Field names and their order are those of the JSON (docs/formats/records
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, List, Literal, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Literal, Optional, Set, Tuple
 
 if TYPE_CHECKING:
     import torch
@@ -99,9 +100,14 @@ _SEQUENCES = (list, tuple, set, frozenset, deque)
 _CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
+@functools.lru_cache(maxsize=256)
+def _of_torch_or_numpy(kind: type) -> bool:
+    # By the modules of the class and of its bases, so that neither is imported for the question.
+    return any(base.__module__.partition(".")[0] in ("torch", "numpy") for base in kind.__mro__)
+
+
 def _is_tensor(value: Any) -> bool:
-    # By the modules of the class and of its bases, so that neither torch nor numpy is imported for the question.
-    if any(base.__module__.partition(".")[0] in ("torch", "numpy") for base in type(value).__mro__):
+    if _of_torch_or_numpy(type(value)):  # type: ignore[arg-type]
         return True
     return all(hasattr(value, name) for name in ("dtype", "shape", "device"))
 
@@ -112,6 +118,15 @@ def _refuse_tensor(value: Any, path: str) -> None:
         raise TypeError(
             f"{path} holds a {kind}: records are metadata only; put tensors into the feature store and plain Python values here"
         )
+
+
+def _attributes(value: Any) -> Iterable[Tuple[str, Any]]:
+    attributes = getattr(value, "__dict__", None)
+    if attributes is not None:
+        return list(attributes.items())
+    if dataclasses.is_dataclass(value):  # with slots
+        return [(each.name, getattr(value, each.name, None)) for each in dataclasses.fields(value)]
+    return ()
 
 
 def _walk(value: Any, path: str, seen: Set[int]) -> None:
@@ -134,9 +149,7 @@ def _walk(value: Any, path: str, seen: Set[int]) -> None:
             if type(member) not in _PLAIN:
                 _walk(member, f"{path}[{index}]", seen)
     else:
-        names = {each.name for each in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
-        for name in names.union(getattr(value, "__dict__", ())):  # fields of a class with slots are in no __dict__
-            member = getattr(value, name, None)
+        for name, member in _attributes(value):
             if type(member) not in _PLAIN:
                 _walk(member, f"{path}.{name}", seen)
 
