@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Interrupts: how a thread that waits in here can be called away, as a Python program's main thread is by Ctrl-C. It installs a
-// check for a scope; whatever may wait longer than 100 ms in that scope makes the check at least every 100 ms, and the check
+// Interrupts: how a thread that waits in here can be called away, as a Python program's main thread is by Ctrl-C. It installs
+// a check for a scope; whatever may wait longer than 100 ms in that scope makes the check at least every 100 ms, and the check
 // throws what shall end the wait. What was begun is then undone as after any other error: a transaction is rolled back, locks
-// are given up, and the object can be used again. A check belongs to its thread; other threads never make it. What undoes things
-// and must not be called away itself has a scope with a check that does nothing.
+// are given up, and the object can be used again. A check belongs to its thread; other threads never make it. What undoes
+// things and must not be called away itself has a scope with a check that does nothing.
 //
 //   const InterruptScope scope([] { if (ctrl_c_was_pressed()) throw KeyboardInterrupt(); });
 //   ledger->lease_refs(request);                                             // KeyboardInterrupt comes out of it
