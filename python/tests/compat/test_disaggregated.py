@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from compat_refs import real_data
@@ -371,6 +372,8 @@ def test_what_is_put_must_be_tensors(root):
         store.put({}, sample_id="s0", metadata={})
     with pytest.raises(TypeError, match="'x' is a list"):
         store.put({"x": [1]}, sample_id="s0", metadata={})
+    with pytest.raises(TypeError, match="'x' is a ndarray"):
+        store.put({"x": numpy.ones(2)}, sample_id="s0", metadata={})
     with pytest.raises(ValueError):
         put(store, "s0", num_tokens="many")
     assert store.health()["resident_samples"] == 0
@@ -406,6 +409,8 @@ def test_some_names_in_any_order(root):
     assert list(tensors) == ["loss_mask", "input_ids"]
     fewer = replace(ref, feature_keys={"input_ids": "s0/input_ids"})
     assert list(store.get(fewer)[0]) == ["input_ids"]
+    with pytest.raises(KeyError, match="has a key, but no spec, of 'y'"):
+        store.get(replace(ref, feature_keys={"input_ids": "s0/input_ids", "y": "s0/y"}))
 
 
 def test_a_ref_without_generation_or_specs_gets_what_is_there(root):

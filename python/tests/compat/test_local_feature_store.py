@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 
+import numpy
 import pytest
 import torch
 from data_plane_story import Clock, assert_same, file_ref, in_another_process, sample, write_files
@@ -94,6 +95,8 @@ def test_what_is_put_must_be_tensors_under_a_sound_id():
         store.put({}, sample_id="s0", metadata={})
     with pytest.raises(TypeError, match="'x' is a list: every feature must be a torch.Tensor"):
         store.put({"x": [1.0]}, sample_id="s0", metadata={})
+    with pytest.raises(TypeError, match="'x' is a ndarray"):
+        store.put({"x": numpy.ones(2)}, sample_id="s0", metadata={})
     for bad in ("", "a\0b", "x" * 1025, "\ud800"):
         with pytest.raises(ValueError, match="sample_id"):
             put(store, bad)

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import functools
 import hmac
 import os
 import re
@@ -20,7 +19,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 import draftflow
-from draftflow.compat.specforge.contracts import FeatureHandle, FeatureSpec, SampleRef
+from draftflow.compat.specforge.contracts import FeatureHandle, SampleRef
 from draftflow.compat.specforge.data_plane.feature_store import (
     FeatureStore,
     check_sample_id,
@@ -135,23 +134,21 @@ class SharedDirFeatureStore(FeatureStore):
         self, ref: SampleRef, *, device: torch.device | str = "cpu", names: Optional[list[str]] = None
     ) -> tuple[dict[str, torch.Tensor], FeatureHandle]:
         self.auth.check(self._credential)
-        wanted = names or (list(ref.feature_keys) if ref.feature_keys.keys() != ref.feature_specs.keys() else None)
-        elsewhere = str(device) != "cpu"
+        elsewhere = device != "cpu" and str(device) != "cpu"
         if elsewhere:
             _check_device(device)  # before there is a lease, whose end would consume the sample
-        stored = self._stored_ref(ref)
-        sample = self._store.get(stored, wanted)
+        sample = self._store.get(self._stored_ref(ref), names or None)
         lease = sample.handle
         try:
             tensors = sample.tensors()
-            if wanted is not None:
-                tensors = {name: tensors[name] for name in wanted}
+            if names:
+                tensors = {name: tensors[name] for name in names}
             if elsewhere:
                 tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         except BaseException:
             self._store.release(lease)
             raise
-        fields = {"sample_id": stored.sample_id, "generation": stored.generation, "lease_token": lease.lease_token}
+        fields = {"sample_id": ref.sample_id, "generation": lease.generation, "lease_token": lease.lease_token}
         return tensors, record(FeatureHandle, fields)
 
     get.returns_copies = True  # type: ignore[attr-defined]
@@ -199,18 +196,10 @@ class SharedDirFeatureStore(FeatureStore):
         }
 
     def _stored_ref(self, ref: SampleRef) -> draftflow.SampleRef:
-        metadata = ref.metadata
-        generation = metadata.get("generation")
+        generation = ref.metadata.get("generation")
         if generation is None or not ref.feature_specs:  # the stored bytes know
             return self._store.find(ref.sample_id, generation)
-        return draftflow.SampleRef(
-            ref.sample_id,
-            run_id=ref.run_id,
-            feature_store_uri=ref.feature_store_uri,
-            feature_specs=[_stored_spec(spec.name, spec.shape, spec.dtype) for spec in ref.feature_specs.values()],
-            feature_keys=ref.feature_keys,
-            metadata={"generation": generation, "incarnation": metadata.get("incarnation", "")},
-        )
+        return draftflow.SampleRef.locator(ref)
 
     def _forget(self, sample_id: str, generation: Optional[int] = None) -> None:
         with self._lock:
@@ -257,11 +246,6 @@ def _check_device(device: torch.device | str) -> None:
     import torch
 
     torch.empty(0, device=device)
-
-
-@functools.lru_cache(maxsize=4096)
-def _stored_spec(name: str, shape: tuple[int, ...], dtype: str) -> draftflow.FeatureSpec:
-    return draftflow.FeatureSpec(name, shape, dtype)
 
 
 __all__ = ["AuthPolicy", "SharedDirFeatureStore"]

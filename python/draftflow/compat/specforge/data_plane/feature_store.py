@@ -454,7 +454,7 @@ def make_ref(
 def record(kind: type, fields: dict[str, Any]) -> Any:
     """What `kind(**fields)` makes of all its fields. A frozen dataclass sets them one by one: most of what a put costs here."""
     made = object.__new__(kind)
-    made.__dict__.update(fields)
+    object.__setattr__(made, "__dict__", fields)
     return made
 
 
@@ -463,8 +463,6 @@ def _describe(name: str, shape: torch.Size, dtype: torch.dtype) -> tuple[dict[st
     """The fields of a tensor's spec, and its bytes."""
     import torch
 
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError
     tensor = torch.empty(0, dtype=dtype)
     spec = FeatureSpec(name=name, shape=tuple(shape), dtype=str(dtype).replace("torch.", ""))
     return vars(spec), shape.numel() * tensor.element_size()
