@@ -120,8 +120,10 @@ class SqlLedger final : public Ledger {
   void drop_lost(Group& group, std::int64_t keep);
 
   // windows.cc
-  WindowState look(const Group& group);
-  void deal(Group& group);
+  std::int64_t refs_through(const Group& group, std::int64_t windows);
+  std::int64_t next_window_refs(const Group& group);
+  void begin_window(Group& group, std::int64_t refs);
+  void deal(Group& group, std::int64_t refs);
   void deal_again(Group& group);
   bool end_stream(Group& group);
   void end_claims_of_undealt(const Group& group);
