@@ -234,7 +234,7 @@ class Recount {
 
   // --- samples
   void samples() {
-    RowList resident, may_go, going, wrong_claims, claimed;
+    RowList resident, may_go, going, wrong_claims, claimed, in_place;
     std::int64_t tokens = 0, bytes = 0, freed = 0;
     for (std::int64_t row = 0; row < books_.committed; ++row) {
       const memory::Sample& one = sample(row);
@@ -248,6 +248,7 @@ class Recount {
       }
       if (one.state == kNeeded && one.claims != claims_[static_cast<std::size_t>(row)]) wrong_claims.push_back(row);
       if (one.state != kNeeded && one.claims != 0) claimed.push_back(row);
+      if (one.state != kNeeded && one.in_place) in_place.push_back(row);
       one_sample(row, one);
     }
     count("committed tokens", books_.committed_tokens, tokens);
@@ -257,6 +258,7 @@ class Recount {
     same_rows("samples that may go", books_.may_go, may_go);
     same_rows("samples handed to a sweeper", books_.going, going);
     none("samples whose claims are not those of the groups", wrong_claims);
+    none("files in place that may go", in_place);
     none("samples that may go and are claimed", claimed);
   }
 

@@ -214,6 +214,7 @@ void recount_windows(Recount& recount, std::int64_t id, const GroupStatus& group
 void recount_claims(Recount& recount) {
   recount.none("samples whose claims are not those of the groups", "s.sample_id",
                std::string(kSamples) + " WHERE s.state = 0 AND s.claims <> " + kClaims);
+  recount.none("files in place that may go", "s.sample_id", std::string(kSamples) + " WHERE s.state > 0 AND s.in_place = 1");
   recount.none("samples that may go and are claimed", "s.sample_id",
                std::string(kSamples) + " WHERE s.state > 0 AND s.claims <> 0");
 }
