@@ -213,4 +213,8 @@ bool is_ledger_url(const std::string& where);
 std::unique_ptr<Ledger> open_ledger(const std::string& where);
 std::unique_ptr<Ledger> open_ledger_read_only(const std::string& where);
 
+// By how much the clock of the ledger's server is ahead of this machine's, milliseconds, to within the time of the question;
+// nothing for a ledger without a server: its time is this machine's own.
+std::optional<std::int64_t> ledger_clock_ahead_ms(const std::string& where);
+
 }  // namespace draftflow

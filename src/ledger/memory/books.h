@@ -151,6 +151,7 @@ class MemoryBooks {
   std::string boot_id;
   std::uint64_t ledgers = 0;  // that were opened on it
   memory::LeaseNumber last_lease = 0;
+  std::int64_t longest_lease_ms = 0;  // that anybody asked for: a time further ahead was written before the clock was set back
   std::map<std::string, std::string> facts;
   std::map<std::int64_t, TokenCount> token_counts;
 
@@ -170,6 +171,11 @@ class MemoryBooks {
   std::int64_t committed = 0, committed_tokens = 0, resident_bytes = 0, freed = 0;
   memory::RowSet resident;  // not freed, and no file in place
   memory::RowSet may_go, going;
+
+  // Whether a lease that should end then has ended now.
+  bool ran_out(std::int64_t expires_ms, std::int64_t now) const {
+    return expires_ms <= now || expires_ms > now + longest_lease_ms;
+  }
 
   std::deque<memory::Group> groups;  // in the order of declaration; they stay where they are
   std::unordered_map<std::string, memory::Group*> group_names;

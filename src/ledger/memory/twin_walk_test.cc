@@ -270,7 +270,7 @@ class TwinWalk {
       return "";
     });
   }
-  void wait() { now_ms_ += below(50); }
+  void wait() { now_ms_ = one_in(12) ? std::max<std::int64_t>(1, now_ms_ - below(400)) : now_ms_ + below(50); }
   void offline() {
     std::vector<SampleRef> refs;
     std::vector<std::vector<TokenCount>> counts;

@@ -110,6 +110,8 @@ ALTER TABLE consumer ADD COLUMN max_window_tokens INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE training_window ADD COLUMN refs_through INTEGER NOT NULL DEFAULT 0;
 UPDATE training_window SET refs_through =
   (number + 1) * (SELECT window_size FROM consumer WHERE consumer.id = training_window.consumer);
+ALTER TABLE run ADD COLUMN longest_lease_ms INTEGER NOT NULL DEFAULT 0;
+UPDATE run SET longest_lease_ms = 604800000;
 )sql";
 
 // Windows of version 1 had a table called window, a word that PostgreSQL keeps for itself.
