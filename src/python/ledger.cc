@@ -14,7 +14,7 @@ namespace {
 using Self = const std::shared_ptr<LedgerHandle>&;
 
 std::shared_ptr<LedgerHandle> make_handle(std::string url, bool read_only, std::function<std::unique_ptr<Ledger>()> open) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   auto opened = [open] { return std::shared_ptr<OpenLedger>(new OpenLedger{.ledger = open(), .mutex = {}}); };
   const std::string what = fmt::format("ledger '{}'", url);
   return std::shared_ptr<LedgerHandle>(new LedgerHandle{.url = std::move(url),
@@ -468,7 +468,8 @@ void bind_ledger(py::module_& module) {
            [](Self self) {
              if (self->url == "mem://")
                throw InvalidArgument("ledger 'mem://' lies in this process's memory: no other can open it");
-             return py::make_tuple(py::module_::import("draftflow._reopen").attr("ledger"), py::make_tuple(self->url, self->read_only));
+             return py::make_tuple(py::module_::import("draftflow._reopen").attr("ledger"),
+                                   py::make_tuple(self->url, self->read_only));
            })
       .def("__enter__", [](Self self) { return self; })
       .def("__exit__", [](LedgerHandle& self, const py::args&) { self.opened.close(); })
