@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -32,7 +33,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::json;
 constexpr std::size_t kIngestBatch = 256;  // prompts a transaction
-constexpr auto kPoll = std::chrono::milliseconds(50);
+constexpr auto kPutAgain = std::chrono::milliseconds(50);
 constexpr double kFullDiskSeconds = 60;  // how long a put waits for room before the worker gives up
 constexpr double kGcSeconds = 10;        // between two looks for what can be freed meanwhile
 
@@ -180,13 +181,14 @@ class Worker {
       if (backpressure.update(status.resident_bytes)) {
         refuse_endless_pause(status);
         pause(fmt::format("{} are resident, the high watermark is {}", human_bytes(status.resident_bytes),
-                          human_bytes(options_.high_watermark_bytes)));
+                          human_bytes(options_.high_watermark_bytes)),
+              [this] { wait(); });
         continue;
       }
       const PromptAnswer answer = ledger_->lease_prompts(holder_, options_.lease_tasks, options_.lease_ms);
       if (answer.finished) break;
       leased_at_ = Clock::now();
-      if (answer.leases.empty()) std::this_thread::sleep_for(kPoll);
+      if (answer.leases.empty()) wait();
       for (const PromptLease& lease : answer.leases) {
         if (stop_.load()) break;
         const auto start = Clock::now();
@@ -213,10 +215,14 @@ class Worker {
     }
   }
 
-  void pause(const std::string& reason) {
+  void wait() {
+    wait_for_change(*ledger_, [this] { return stop_.load(); });
+  }
+
+  void pause(const std::string& reason, const std::function<void()>& wait) {
     progress_.pause_reason = reason;
     const auto start = Clock::now();
-    std::this_thread::sleep_for(kPoll);
+    wait();
     progress_.paused_seconds += seconds_since(start);
     report(true);
   }
@@ -310,7 +316,7 @@ class Worker {
         if (error.kind() != ErrorKind::kExhausted || stop_.load() || seconds_since(start) > kFullDiskSeconds) throw;
         ledger_->extend_leases(holder_, options_.lease_ms);
         collect();
-        pause(error.what());
+        pause(error.what(), [] { std::this_thread::sleep_for(kPutAgain); });  // who makes room may not tell the ledger
       }
     }
   }

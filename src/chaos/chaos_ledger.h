@@ -118,6 +118,7 @@ class ChaosLedger final : public Ledger {
   std::vector<SampleRef> freeable(int limit) override { return patient(&Ledger::freeable, limit); }
   void freed(const std::vector<SampleId>& ids) override { patient(&Ledger::freed, ids); }
   LedgerStatus status() override { return patient(&Ledger::status); }
+  bool wait(std::int64_t timeout_ms) override { return patient(&Ledger::wait, timeout_ms); }
   std::vector<HolderLeases> leases() override { return patient(&Ledger::leases); }
   std::vector<std::string> check() override { return patient(&Ledger::check); }
   std::int64_t retry_prompts(const std::vector<TaskId>& ids) override { return patient(&Ledger::retry_prompts, ids); }

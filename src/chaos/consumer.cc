@@ -21,6 +21,7 @@ namespace {
 
 using Json = nlohmann::json;
 constexpr std::size_t kAhead = 2;
+constexpr std::int64_t kAskAgainMs = 1000;
 
 struct Loaded {
   std::int64_t number = 0;
@@ -131,7 +132,7 @@ class Rank {
         if (static_cast<std::int64_t>(history_.windows.size()) % every_ == 0) checkpoint();
       } else {
         checkpoint();  // what is not durable keeps bytes that producers wait for
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        ledger_.wait(kAskAgainMs);
       }
     }
     checkpoint();

@@ -66,7 +66,7 @@ class Producer {
     for (;;) {
       const PromptAnswer answer = ledger_.lease_prompts(holder_, 1 + static_cast<int>(stage_.random.below(3)), kLeaseMs);
       if (answer.finished) return kFinished;
-      if (answer.leases.empty()) pause_ms(10);
+      if (answer.leases.empty()) ledger_.wait(kLeaseMs / 2);  // or a lease has run out
       for (const PromptLease& lease : answer.leases) {
         stage_.point(Point::kNone);
         if (extends_between_) ledger_.extend_leases(holder_, kLeaseMs);

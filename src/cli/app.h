@@ -48,6 +48,7 @@ void add_doctor_command(CommandLine& line);
 void add_top_command(CommandLine& line);
 void add_bench_command(CommandLine& line);
 void add_bench_ledger_command(CLI::App& bench, CommandLine& line);
+void add_bench_python_command(CLI::App& bench, CommandLine& line);
 
 // Adds a flag for every field. The fields' struct must outlive the parse.
 void add_fields(CLI::App& app, const Fields& fields);

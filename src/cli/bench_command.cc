@@ -137,6 +137,7 @@ void add_bench_command(CommandLine& line) {
   app.footer(kExample);
   app.callback([&line, arguments] { line.action = [&line, arguments] { return run(*arguments, line.console); }; });
   add_bench_ledger_command(bench, line);
+  add_bench_python_command(bench, line);
 }
 
 }  // namespace draftflow::cli

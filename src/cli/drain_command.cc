@@ -6,7 +6,6 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <ostream>
-#include <thread>
 
 #include "cli/app.h"
 #include "cli/inspect.h"
@@ -63,9 +62,12 @@ class Drain {
       const WindowAnswer answer = ledger_->read_window(group_, timeline_.number, next, {});
       if (answer.state == WindowState::kEndOfStream) break;
       if (!answer.window) {
-        if (arguments_.idle_seconds > 0 && steady_seconds() - last_window > arguments_.idle_seconds) break;
+        const auto idle = [&] {
+          return arguments_.idle_seconds > 0 && steady_seconds() - last_window > arguments_.idle_seconds;
+        };
+        if (idle()) break;
         let_go();
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        wait_for_change(*ledger_, [&] { return stop_flag() || idle(); });
         continue;
       }
       take(*answer.window);

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
+#include <chrono>
+
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "draftflow/base/text.h"
 #include "draftflow/ledger/ledger.h"
 #include "ledger/clock.h"
@@ -18,6 +21,15 @@ void refuse_memory(const std::string& where) {
 }
 
 }  // namespace
+
+void wait_for_change(Ledger& ledger, const std::function<bool()>& stop) {
+  constexpr std::chrono::seconds kAskAgain{1};
+  const auto end = std::chrono::steady_clock::now() + kAskAgain;
+  while (!stop()) {
+    const auto part = until_next_check(end);
+    if (part.count() == 0 || ledger.wait(part.count())) return;
+  }
+}
 
 bool is_ledger_url(const std::string& where) {
   return where.starts_with("postgresql://") || where.starts_with("postgres://");

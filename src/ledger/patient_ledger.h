@@ -9,12 +9,12 @@
 #include <chrono>
 #include <memory>
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "draftflow/ledger/ledger.h"
 
 namespace draftflow {
@@ -31,7 +31,7 @@ auto call_again(std::int64_t patience_ms, Call&& call) {
       const bool may_pass = error.kind() == ErrorKind::kUnavailable || error.kind() == ErrorKind::kInDoubt;
       if (!may_pass || std::chrono::steady_clock::now() - start > std::chrono::milliseconds(patience_ms)) throw;
     }
-    std::this_thread::sleep_for(pause);
+    sleep_interruptibly(pause);
   }
 }
 
@@ -118,6 +118,7 @@ class PatientLedger final : public Ledger {
   std::vector<SampleRef> freeable(int limit) override { return again(&Ledger::freeable, limit); }
   void freed(const std::vector<SampleId>& ids) override { again(&Ledger::freed, ids); }
   LedgerStatus status() override { return again(&Ledger::status); }
+  bool wait(std::int64_t timeout_ms) override { return again(&Ledger::wait, timeout_ms); }
   std::vector<HolderLeases> leases() override { return again(&Ledger::leases); }
   std::vector<std::string> check() override { return again(&Ledger::check); }
   std::int64_t retry_prompts(const std::vector<TaskId>& ids) override { return again(&Ledger::retry_prompts, ids); }

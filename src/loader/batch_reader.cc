@@ -48,6 +48,8 @@ class BatchReader::Split : public WindowSource {
     }
   }
 
+  bool wait(std::int64_t timeout_ms) override { return source_->wait(timeout_ms); }
+
   // Of the oldest batch that next() gave and nobody has asked for.
   Place take_place() {
     const std::lock_guard lock(mutex_);

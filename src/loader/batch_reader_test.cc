@@ -33,6 +33,8 @@ class Counted : public WindowSource {
     return {.state = WindowState::kWindow, .window = std::move(window)};
   }
 
+  bool wait(std::int64_t /*timeout_ms*/) override { return true; }
+
   int lost_ = -1;
 
  private:

@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "draftflow/base/text.h"
 #include "loader/finite.h"
 
@@ -65,9 +66,8 @@ void check_width(const SampleRef& ref, const LoaderOptions& options) {
 }
 
 const LoaderOptions& checked(const LoaderOptions& options) {
-  if (options.windows_ahead < 1 || options.poll_ms < 1) {
-    throw InvalidArgument(
-        fmt::format("windows_ahead is {} and poll_ms {}: 1 or more is allowed", options.windows_ahead, options.poll_ms));
+  if (options.windows_ahead < 1) {
+    throw InvalidArgument(fmt::format("windows_ahead is {}: 1 or more is allowed", options.windows_ahead));
   }
   return options;
 }
@@ -106,6 +106,9 @@ LoadedAnswer Prefetcher::next(const std::atomic<bool>& stop, int timeout_ms) {
   // A signal handler cannot notify, so stop is looked at on a timer.
   while (ready_.empty() && !ended_ && !failure_ && !stop.load() && std::chrono::steady_clock::now() < deadline) {
     changed_.wait_for(lock, std::chrono::milliseconds(50));
+    lock.unlock();  // a check may wait itself, for Python's lock say
+    check_interrupt();
+    lock.lock();
   }
   wait_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (stop.load()) return {};
@@ -144,6 +147,17 @@ LoadedWindow Prefetcher::load(const Window& window) {
   return loaded;
 }
 
+// For a second at most, after which time may have changed what the source says; in parts, so that closing is bounded.
+void Prefetcher::wait_for_source(std::unique_lock<std::mutex>& lock) {
+  constexpr int kPartMs = 100, kParts = 10;
+  bool changed = false;
+  for (int i = 0; i < kParts && !changed && !closing_; ++i) {
+    lock.unlock();
+    changed = source_.wait(kPartMs);
+    lock.lock();
+  }
+}
+
 void Prefetcher::run() {
   try {
     std::unique_lock lock(mutex_);
@@ -165,7 +179,7 @@ void Prefetcher::run() {
         changed_.notify_all();
         return;
       } else {
-        changed_.wait_for(lock, std::chrono::milliseconds(options_.poll_ms));
+        wait_for_source(lock);
       }
     }
   } catch (...) {

@@ -10,6 +10,7 @@
 #include <span>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "testing/temp_folder.h"
 
 namespace draftflow {
@@ -160,7 +161,7 @@ class PrefetcherTest : public ::testing::Test {
   const std::unique_ptr<Ledger> ledger_ = open_sqlite_ledger(folder_.path() / "ledger.sqlite3");
   const std::unique_ptr<Ledger> fetching_ = open_sqlite_ledger(folder_.path() / "ledger.sqlite3");  // of the other thread
   const std::unique_ptr<FeatureStore> store_ = open_store(folder_.path());
-  const LoaderOptions options_{.windows_ahead = 2, .hidden_size = 2, .vocab_size = 40, .poll_ms = 1};
+  const LoaderOptions options_{.windows_ahead = 2, .hidden_size = 2, .vocab_size = 40};
   TimelineInfo timeline_;
   std::atomic<bool> stop_{false};
 };
@@ -292,9 +293,7 @@ TEST_F(PrefetcherTest, ALostTimelineIsRethrownToTheCaller) {
 
 TEST_F(PrefetcherTest, ClosingWhileWaitingForWindowsEnds) {
   const auto source = stream();
-  LoaderOptions options = options_;
-  options.poll_ms = kLong;
-  Prefetcher prefetcher(*source, *store_, options);
+  Prefetcher prefetcher(*source, *store_, options_);
   EXPECT_EQ(prefetcher.next(stop_, 1).state, WindowState::kWaiting);
 }
 
@@ -302,7 +301,6 @@ TEST_F(PrefetcherTest, SenselessOptionsAreRefused) {
   const auto source = stream();
   EXPECT_THROW(Prefetcher(*source, *store_, {.windows_ahead = 0}), InvalidArgument);
   EXPECT_THROW(Prefetcher(*source, *store_, {.windows_ahead = -1}), InvalidArgument);
-  EXPECT_THROW(Prefetcher(*source, *store_, {.poll_ms = 0}), InvalidArgument);
 }
 
 // --- with a source and a store of the test's own
@@ -314,6 +312,7 @@ class CountingSource : public WindowSource {
     if (asked == 1000) return {.state = WindowState::kEndOfStream, .window = std::nullopt};
     return {.state = WindowState::kWindow, .window = Window{.number = asked++, .refs = {}}};
   }
+  bool wait(std::int64_t) override { return true; }
   std::atomic<int> asked{0};
 };
 
@@ -329,6 +328,50 @@ TEST_F(PrefetcherTest, NoMoreThanTheAllowedWindowsAreFetchedAhead) {
     EXPECT_EQ(next(prefetcher).window->number, taken);
   }
 }  // and closing with windows unread ends
+
+// Never has a window, and is woken by nobody but the test.
+class WaitingSource : public WindowSource {
+ public:
+  WindowAnswer next() override {
+    ++asked;
+    return {};
+  }
+  bool wait(std::int64_t timeout_ms) override {
+    EXPECT_LE(timeout_ms, 100);  // closing is bounded
+    ++waited;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return woken.exchange(false);
+  }
+  std::atomic<int> asked{0}, waited{0};
+  std::atomic<bool> woken{false};
+};
+
+TEST_F(PrefetcherTest, AWaitingSourceIsAskedWhenItIsWokenAndEachSecond) {
+  WaitingSource source;
+  Prefetcher prefetcher(source, *store_, options_);
+  while (source.waited < 45) std::this_thread::yield();  // of 100 ms each
+  EXPECT_LE(source.asked, 1 + source.waited / 10);
+  EXPECT_GE(source.asked, 1 + 44 / 10);
+  const int asked = source.asked;
+  for (int i = 0; i < 20; ++i) {
+    source.woken = true;
+    while (source.woken) std::this_thread::yield();
+  }
+  EXPECT_GE(source.asked, asked + 19);
+}
+
+TEST_F(PrefetcherTest, AnInterruptEndsNextAndLosesNothing) {
+  const auto source = stream();
+  Prefetcher prefetcher(*source, *store_, options_);
+  struct CalledAway {};
+  {
+    const InterruptScope scope([] { throw CalledAway(); });
+    EXPECT_THROW(next(prefetcher), CalledAway);
+  }
+  commit("a", good_tensors());
+  commit("b", good_tensors());
+  EXPECT_EQ(next(prefetcher).window->number, 0);
+}
 
 class FailingStore : public FeatureStore {
  public:

@@ -19,6 +19,7 @@ class StreamSource : public WindowSource {
     if (answer.window) ++next_;
     return answer;
   }
+  bool wait(std::int64_t timeout_ms) override { return ledger_.wait(timeout_ms); }
 
  private:
   Ledger& ledger_;
@@ -52,6 +53,7 @@ class OfflineSource : public WindowSource {
     ++next_;
     return {.state = WindowState::kWindow, .window = std::move(window)};
   }
+  bool wait(std::int64_t) override { return true; }  // it never has to
 
  private:
   void shuffle(std::int64_t epoch) {

@@ -25,6 +25,7 @@ void bind_store(py::module_& module);
 void bind_ledger(py::module_& module);
 void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
+void bind_bench(py::module_& module);
 
 // Lets Python's lock go for its scope. A daemon thread that comes back while the interpreter ends stays here until the process
 // is gone: to take the lock then would end the thread, through frames that cannot be unwound.

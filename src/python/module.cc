@@ -11,5 +11,6 @@ PYBIND11_MODULE(_core, module) {
   bind_store(module);
   bind_loader(module);
   bind_formats(module);
+  bind_bench(module);
   module.attr("__version__") = DRAFTFLOW_VERSION;
 }

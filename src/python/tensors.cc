@@ -313,7 +313,8 @@ py::buffer_info to_buffer(PyTensor& held) {
 }
 
 py::object to_torch(const Tensor& tensor, const py::object& device) {
-  py::object made = torch().from_dlpack(to_capsule(tensor));
+  auto made = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch().from_dlpack.ptr(), to_capsule(tensor).ptr()));
+  if (!made) throw py::error_already_set();
   if (tensor.dtype == DType::kBool) made = made.attr("view")(torch().boolean);
   return device.is_none() ? made : made.attr("to")(device);
 }
@@ -359,7 +360,11 @@ py::object tensor_to(const Tensor& tensor, bool shared, Framework framework, con
 
 py::dict tensors_to(const TensorMap& tensors, bool shared, Framework framework, const py::object& device) {
   py::dict made;
-  for (const auto& [name, tensor] : tensors) made[py::str(name)] = tensor_to(tensor, shared, framework, device);
+  for (const auto& [name, tensor] : tensors) {
+    const py::str key(name);
+    const py::object value = tensor_to(tensor, shared, framework, device);
+    if (PyDict_SetItem(made.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
+  }
   return made;
 }
 

@@ -11,7 +11,6 @@
 #include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
@@ -199,7 +198,7 @@ class TrainRun {
       const std::int64_t wanted = std::max<std::int64_t>(options_.ahead_samples, 1);
       const bool all = status.prompts_pending + status.prompts_leased == 0;
       if (status.prompts_closed && (status.committed >= wanted || all)) break;
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      wait_for_change(*ledger_, [this] { return stop_.load(); });
     }
     std::array<double, 1> stopped{stop_.load() ? 1.0 : 0.0};
     ranks_.sum(stopped);

@@ -153,6 +153,13 @@ class Ledger {
 
   virtual LedgerStatus status() = 0;  // O(1): kept counters
 
+  // Sleeps until another process, thread or Ledger may have changed what is waited for (prompts, samples, refs, windows, room,
+  // an end) since this object's previous wait() returned, at most timeout_ms. True: ask again; false: the time is over. What
+  // was changed after the previous return is never missed, so that a verb that was asked in between cannot be too early. The
+  // first call is true at once, one that finds nothing new may be, and wake-ups come at least some 5 ms apart. While nothing
+  // changes nothing is asked of the engine. Time wakes nobody, and leases run out: ask again at least once a second.
+  virtual bool wait(std::int64_t timeout_ms) = 0;
+
   // --- for a person; each may be called while a run goes on
   // Who holds what: prompts first, then the queues' refs in the order of the groups, each by holder. Costs what is leased.
   virtual std::vector<HolderLeases> leases() = 0;
@@ -204,6 +211,10 @@ std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url);
 class MemoryBooks;
 std::shared_ptr<MemoryBooks> make_memory_ledger();
 std::unique_ptr<Ledger> open_memory_ledger(std::shared_ptr<MemoryBooks> books);
+
+// For a loop that asks, finds nothing and waits: until the ledger may have changed, a second is over, after which time may
+// have changed it, or `stop` is true, which is looked at at least every 100 ms.
+void wait_for_change(Ledger& ledger, const std::function<bool()>& stop);
 
 // By its name: a URL of PostgreSQL, or a SQLite file.
 bool is_ledger_url(const std::string& where);

@@ -2,7 +2,8 @@
 //
 // Prefetcher: fetches and checks windows ahead of the trainer on a thread of its own, in order, a bounded number at a time.
 // A ref that is unreadable, misshapen or not finite keeps its place with a reason; it never stops the rest. The source and
-// the store are used by that thread alone until the prefetcher is gone. Closing is bounded by one read.
+// the store are used by that thread alone until the prefetcher is gone. Closing is bounded by one read. next() can be
+// interrupted (base/interrupt.h).
 //
 //   Prefetcher prefetcher(*source, *store, {.windows_ahead = 2});
 //   LoadedAnswer answer = prefetcher.next(stop, 1000);
@@ -52,7 +53,6 @@ struct LoaderOptions {
   int windows_ahead = 2;
   std::int64_t hidden_size = 0;  // H of the target; 0: any. Another width is a configuration error, not a bad sample
   std::int64_t vocab_size = 0;   // V; a token outside is a bad sample
-  int poll_ms = 20;              // how often a waiting stream is asked again
   SampleCheck check = SampleCheck::kEagle3;
   std::function<void(LoadedWindow&)> prepare;  // called by the fetching thread with each window, before it is handed out
 };
@@ -77,6 +77,7 @@ class Prefetcher {
  private:
   void run();
   LoadedWindow load(const Window& window);
+  void wait_for_source(std::unique_lock<std::mutex>& lock);
 
   WindowSource& source_;
   FeatureStore& store_;

@@ -18,6 +18,8 @@ class WindowSource {
   virtual ~WindowSource() = default;
   // The next window, or waiting (a stream whose next window is not committed yet), or the end. Never blocks.
   virtual WindowAnswer next() = 0;
+  // After waiting: sleeps until next() may have another answer, at most timeout_ms; false: the time is over (Ledger::wait).
+  virtual bool wait(std::int64_t timeout_ms) = 0;
 };
 
 // A rank's share of the windows of a group's timeline, from the first untrained one on.

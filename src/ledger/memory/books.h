@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -145,6 +146,8 @@ class MemoryBooks {
   std::mutex mutex;  // guards all below
   std::string boot_id;
   std::uint64_t ledgers = 0;  // that were opened on it
+  std::uint64_t changes = 0;  // made so far
+  std::condition_variable changed;
   memory::LeaseNumber last_lease = 0;
   std::map<std::string, std::string> facts;
   std::map<std::int64_t, TokenCount> token_counts;
@@ -169,12 +172,5 @@ class MemoryBooks {
   std::deque<memory::Group> groups;  // in the order of declaration; they stay where they are
   std::unordered_map<std::string, memory::Group*> group_names;
 };
-
-// A change that was found right is made whole: if memory runs out in the middle of it, the process ends, for half a change
-// would be worse.
-template <class Change>
-void make_whole(Change&& change) noexcept {
-  change();
-}
 
 }  // namespace draftflow

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ledger/memory/memory_ledger.h"
 
+#include <algorithm>
 #include <utility>
+
+#include "draftflow/base/interrupt.h"
 
 namespace draftflow {
 
@@ -31,8 +34,34 @@ void MemoryLedger::end_leases_of_earlier_boots() {
 void MemoryLedger::declare(const std::string& key, const std::string& value) {
   check_fact(key, value);
   const std::lock_guard lock(books_->mutex);
-  const std::string& found = books_->facts.emplace(key, value).first->second;
-  if (found != value) throw refusals::other_fact(books_->name, key, found, value);
+  const auto [found, is_new] = books_->facts.emplace(key, value);
+  if (found->second != value) throw refusals::other_fact(books_->name, key, found->second, value);
+  if (is_new) note_change();
+}
+
+void MemoryLedger::note_change() noexcept {
+  if (seen_ == books_->changes) ++seen_;  // an object does not wake itself
+  ++books_->changes;
+  books_->changed.notify_all();
+}
+
+bool MemoryLedger::wait(std::int64_t timeout_ms) {
+  const auto end = wait_end(timeout_ms);
+  for (;;) {
+    check_interrupt();
+    std::unique_lock lock(books_->mutex);
+    if (seen_ == books_->changes) {
+      const auto part = until_next_check(end);
+      if (part.count() == 0) return false;
+      books_->changed.wait_for(lock, part);
+      continue;
+    }
+    lock.unlock();
+    if (!pace_.may_wake(end)) return false;
+    lock.lock();
+    seen_ = books_->changes;
+    return true;
+  }
 }
 
 std::optional<std::string> MemoryLedger::declared(const std::string& key) {

@@ -12,12 +12,14 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "draftflow/ledger/ledger.h"
 #include "ledger/clock.h"
 #include "ledger/memory/books.h"
+#include "ledger/wake_pace.h"
 
 namespace draftflow {
 
@@ -70,6 +72,7 @@ class MemoryLedger final : public Ledger {
   void freed(const std::vector<SampleId>& ids) override;
 
   LedgerStatus status() override;
+  bool wait(std::int64_t timeout_ms) override;
 
   std::vector<HolderLeases> leases() override;
   std::vector<std::string> check() override;
@@ -86,7 +89,21 @@ class MemoryLedger final : public Ledger {
   struct HeldRef;
 
   // All of these with the mutex held.
+
+  // A change that was found right is made whole: if memory runs out in the middle of it, the process ends, for half a change
+  // would be worse. It may answer whether there was anything to change.
+  template <class Change>
+  void make_whole(Change&& change) noexcept {
+    if constexpr (std::is_same_v<decltype(change()), bool>) {
+      if (change()) note_change();
+    } else {
+      change();
+      note_change();
+    }
+  }
+
   // memory_ledger.cc
+  void note_change() noexcept;
   void end_leases_of_earlier_boots();
   void note_run_id(const RunId& run_id) { books_->facts.emplace("run_id", run_id.str()); }
   void add_token_counts(const TokenSums& sums);
@@ -97,7 +114,7 @@ class MemoryLedger final : public Ledger {
   memory::Prompt& find_prompt(const PromptLease& lease, std::int64_t& row);
   void check_held(const PromptLease& lease, const memory::Prompt& prompt, std::int64_t row) const;
   bool said_before(const PromptLease& lease, const memory::Prompt& prompt) const;
-  void take_back_expired(std::int64_t now);
+  bool take_back_expired(std::int64_t now);  // whether there were any
   void hold(std::int64_t row, const std::string& holder, std::int64_t expires_ms);
   void lay_down(std::int64_t row);  // the lease's time ends; the token, and who held it, stay
   void end_lease(std::int64_t row, memory::LeaseNumber ended);
@@ -150,7 +167,7 @@ class MemoryLedger final : public Ledger {
   void fill_queue(Group& group);
   void empty_queue(Group& group);
   void make_available(memory::Queue& queue, std::int64_t row, bool available);
-  void take_back_expired(Group& group, std::int64_t now);
+  bool take_back_expired(Group& group, std::int64_t now);  // whether there were any
   void give_back(Group& group, memory::LeaseNumber number, bool ended);
   std::vector<std::int64_t> pick(Group& group, const RefRequest& request);
   std::vector<std::int64_t> pick_filtered(const memory::Queue& queue, const RefRequest& request, std::size_t limit) const;
@@ -165,6 +182,8 @@ class MemoryLedger final : public Ledger {
 
   const std::shared_ptr<MemoryBooks> books_;
   const LedgerClock clock_;
+  std::uint64_t seen_ = 0;  // books_->changes when wait() last returned, and this object's own since
+  WakePace pace_;
   const std::uint64_t self_;  // tells this object from others that call themselves the same rank
 };
 

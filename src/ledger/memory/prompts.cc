@@ -79,7 +79,7 @@ std::int64_t MemoryLedger::ingest_prompts(const std::vector<PromptTask>& tasks,
 
 void MemoryLedger::close_prompts() {
   const std::lock_guard lock(books_->mutex);
-  books_->prompts_closed = true;
+  if (!std::exchange(books_->prompts_closed, true)) note_change();
 }
 
 // --- leases
@@ -121,8 +121,9 @@ void MemoryLedger::end_lease(std::int64_t row, LeaseNumber ended) {
 }
 
 // An expired lease keeps its token until somebody else takes the prompt: its holder may still commit, if only slow.
-void MemoryLedger::take_back_expired(std::int64_t now) {
+bool MemoryLedger::take_back_expired(std::int64_t now) {
   auto& expiries = books_->prompt_expiries;
+  const bool any = !expiries.empty() && expiries.begin()->first <= now;
   while (!expiries.empty() && expiries.begin()->first <= now) {
     const std::int64_t row = expiries.begin()->second;
     Prompt& prompt = books_->prompts[row];
@@ -134,6 +135,7 @@ void MemoryLedger::take_back_expired(std::int64_t now) {
     --books_->pending;
     books_->failed_prompts[row] = poison_reason();
   }
+  return any;
 }
 
 PromptAnswer MemoryLedger::lease_prompts(const HolderId& holder, int max_tasks, std::int64_t lease_ms) {
@@ -143,7 +145,7 @@ PromptAnswer MemoryLedger::lease_prompts(const HolderId& holder, int max_tasks, 
   const std::int64_t now = clock_.now_ms();
   PromptAnswer answer;
   make_whole([&] {
-    take_back_expired(now);
+    const bool back = take_back_expired(now);
     for (int i = 0; i < std::min(max_tasks, kMaxLeaseBatch); ++i) {
       const std::int64_t row = books_->pending_prompts.next(0);
       if (row < 0) break;
@@ -155,6 +157,7 @@ PromptAnswer MemoryLedger::lease_prompts(const HolderId& holder, int max_tasks, 
       answer.leases.back().task.attempt = prompt.attempts;
     }
     answer.finished = prompts_finished();
+    return back || !answer.leases.empty();
   });
   return answer;
 }

@@ -97,8 +97,13 @@ void MemoryLedger::give_back(Group& group, LeaseNumber number, bool ended) {
 }
 
 // An expired lease keeps its token until somebody else takes the ref: its holder may still ack, if only slow.
-void MemoryLedger::take_back_expired(Group& group, std::int64_t now) {
-  while (const LeaseNumber number = group.queue.leases.first_expired(now)) give_back(group, number, /*ended=*/false);
+bool MemoryLedger::take_back_expired(Group& group, std::int64_t now) {
+  bool any = false;
+  while (const LeaseNumber number = group.queue.leases.first_expired(now)) {
+    give_back(group, number, /*ended=*/false);
+    any = true;
+  }
+  return any;
 }
 
 // --- lease
@@ -157,7 +162,7 @@ QueueAnswer MemoryLedger::lease_refs(const RefRequest& request) {
   Group& group = find_open_queue(request.group, "lease_refs");
   Queue& queue = group.queue;
   const std::int64_t now = clock_.now_ms();
-  make_whole([&] { take_back_expired(group, now); });
+  make_whole([&] { return take_back_expired(group, now); });
   const std::vector<std::int64_t> picked = pick(group, request);
   if (picked.empty()) {
     const bool end = group.available == 0 && queue.leased == 0 && prompts_finished();

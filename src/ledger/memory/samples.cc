@@ -219,6 +219,7 @@ std::vector<SampleRef> MemoryLedger::freeable(int limit) {
         }
       }
     }
+    return !fresh.empty();
   });
   return refs;
 }

@@ -3,12 +3,10 @@
 
 #include <endian.h>
 #include <fmt/format.h>
-#include <poll.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
-#include <chrono>
 #include <stdexcept>
 #include <utility>
 
@@ -22,14 +20,9 @@ constexpr Oid kBool = 16, kInt8 = 20, kText = 25, kUnspecified = 0;
 constexpr std::size_t kMaxTextBytes = 0x3fffffff;  // the server's own limit of one value
 constexpr int kMaxParameters = 65535;              // of the protocol
 constexpr std::int64_t kTurnSeed = 0x44464C47;     // "DFLG": keeps our advisory locks off those of other programs
-constexpr std::size_t kMaxChannelBytes = 63;
+constexpr std::int64_t kWaitersSeed = 0x44464C57;
 
-struct ClearResult {
-  void operator()(PGresult* result) const { PQclear(result); }
-};
-using Result = std::unique_ptr<PGresult, ClearResult>;
-
-bool succeeded(const Result& result) {
+bool succeeded(const auto& result) {
   const ExecStatusType status = PQresultStatus(result.get());
   return status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK || status == PGRES_EMPTY_QUERY;
 }
@@ -221,7 +214,8 @@ class Database::KeptStatement final : public sql::Statement {
     const auto at = names_.find(types_);
     if (at != names_.end()) return at->second;
     const std::string name = fmt::format("draftflow_{}", ++database_.prepared_);
-    const Result made(PQprepare(connection, name.c_str(), translated_.c_str(), static_cast<int>(types_.size()), types_.data()));
+    const Result made = database_.reply(
+        PQsendPrepare(connection, name.c_str(), translated_.c_str(), static_cast<int>(types_.size()), types_.data()));
     if (!succeeded(made)) database_.fail(made.get(), sql_);
     return names_.emplace(types_, name).first->second;
   }
@@ -229,8 +223,8 @@ class Database::KeptStatement final : public sql::Statement {
   void execute() {
     PGconn* connection = database_.ready();
     const std::string& name = prepared(connection);
-    Result result(PQexecPrepared(connection, name.c_str(), static_cast<int>(types_.size()), values_.data(), lengths_.data(),
-                                 formats_.data(), 0));
+    Result result = database_.reply(PQsendQueryPrepared(connection, name.c_str(), static_cast<int>(types_.size()),
+                                                        values_.data(), lengths_.data(), formats_.data(), 0));
     if (!succeeded(result)) {
       database_.fail(result.get(), sql_, database_.state_ == State::kOutside && !only_reads(sql_));
     }
@@ -260,7 +254,6 @@ Database::Database(std::string url, std::optional<std::function<std::int64_t()>>
     : url_(std::move(url)), test_clock_(std::move(test_clock)) {
   check_url(url_);
   now_ = std::make_unique<KeptStatement>(*this, "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint");
-  notify_ = std::make_unique<KeptStatement>(*this, "SELECT pg_notify(?1, '')");
   connect();
 }
 
@@ -317,10 +310,10 @@ void Database::set_up_session() {
       " SET tcp_keepalives_count = 3; SET tcp_user_timeout = '10s';";
   if (PQserverVersion(connection) >= 140000) sql += " SET client_connection_check_interval = '5s';";
   sql += fmt::format(
-      " SELECT current_schema(), hashtextextended(current_schema(), {}),"
+      " SELECT current_schema(), hashtextextended(current_schema(), {}), hashtextextended(current_schema(), {}),"
       " set_config('search_path', quote_ident(current_schema()) || ', pg_temp', false)",
-      kTurnSeed);
-  const Result result(PQexec(connection, sql.c_str()));
+      kTurnSeed, kWaitersSeed);
+  const Result result = execute(sql);
   if (!succeeded(result)) fail(result.get(), sql);
   if (PQntuples(result.get()) != 1 || PQgetisnull(result.get(), 0, 0) != 0) {
     throw NotFound(
@@ -330,18 +323,8 @@ void Database::set_up_session() {
   }
   schema_ = PQgetvalue(result.get(), 0, 0);
   turn_key_ = std::stoll(PQgetvalue(result.get(), 0, 1));
-  for (const std::string& channel : channels_) listen_on(channel);
-  may_have_missed_ = !channels_.empty();
-}
-
-// Reads what has come meanwhile, which is how the end of a connection shows.
-bool Database::alive() {
-  while (PQstatus(connection_.get()) == CONNECTION_OK) {
-    pollfd socket{.fd = PQsocket(connection_.get()), .events = POLLIN, .revents = 0};
-    if (::poll(&socket, 1, 0) <= 0) return true;
-    if (PQconsumeInput(connection_.get()) == 0) return false;
-  }
-  return false;
+  waiters_key_ = std::stoll(PQgetvalue(result.get(), 0, 2));
+  listens_ = waits_ = false;
 }
 
 // The connection to send the next statement on. Prepared statements and the session's settings are gone with a connection and
@@ -414,7 +397,7 @@ sql::Statement& Database::prepare(std::string_view sql) {
 
 void Database::script(const std::string& sql) {
   PGconn* connection = ready();
-  const Result result(PQexec(connection, sql.c_str()));
+  const Result result = execute(sql);
   const bool left_open =
       state_ == State::kOutside && PQtransactionStatus(connection) != PQTRANS_IDLE && PQstatus(connection) == CONNECTION_OK;
   if (left_open) PQclear(PQexec(connection, "ROLLBACK"));
@@ -441,7 +424,7 @@ std::int64_t Database::now_ms() {
 void Database::begin(const std::string& sql) {
   if (state_ != State::kOutside) throw std::logic_error(fmt::format("ledger {}: a transaction within a transaction", name_));
   PGconn* connection = ready();
-  const Result result(PQexec(connection, sql.c_str()));
+  const Result result = execute(sql);
   if (succeeded(result)) {
     state_ = State::kInside;
     return;
@@ -464,20 +447,23 @@ void Database::begin_write(sql::Turn turn) {
                       name_, setting));
     }
   }
-  begin(fmt::format("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock{}({})",
-                    turn == sql::Turn::kShared ? "_shared" : "", turn_key_));
+  const std::string waits_no_more = waits_ ? fmt::format(", pg_advisory_unlock_shared({})", waiters_key_) : "";
+  begin(fmt::format("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock{}({}){}",
+                    turn == sql::Turn::kShared ? "_shared" : "", turn_key_, waits_no_more));
+  waits_ = false;
 }
 
 void Database::begin_read() {
   begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
 }
 
-void Database::commit() {
+void Database::commit(sql::Wakes wakes) {
   if (state_ == State::kOutside) throw std::logic_error(fmt::format("ledger {}: a commit without a transaction", name_));
   // A connection that is known to be gone before COMMIT is sent leaves no doubt.
   if (!alive()) state_ = State::kDead;
-  PGconn* connection = ready();
-  const Result result(PQexec(connection, "COMMIT"));
+  // A transaction in which a statement has failed takes no other any more.
+  const bool notifies = PQtransactionStatus(ready()) == PQTRANS_INTRANS && wakes == sql::Wakes::kWaiters;
+  const Result result = execute(notifies ? notice() + "; COMMIT" : "COMMIT");
   if (!succeeded(result)) {
     state_ = State::kDead;
     fail(result.get(), "COMMIT", true);
@@ -494,54 +480,6 @@ void Database::roll_back() noexcept {
   PGconn* connection = connection_.get();
   if (PQstatus(connection) != CONNECTION_OK || PQtransactionStatus(connection) == PQTRANS_IDLE) return;
   PQclear(PQexec(connection, "ROLLBACK"));
-}
-
-// --- wake-ups
-
-void Database::listen_on(const std::string& channel) {
-  char* quoted = PQescapeIdentifier(connection_.get(), channel.data(), channel.size());
-  if (quoted == nullptr) throw InvalidArgument(fmt::format("ledger {}: a channel's name must be UTF-8", name_));
-  const std::string sql = fmt::format("LISTEN {}", quoted);
-  PQfreemem(quoted);
-  const Result result(PQexec(connection_.get(), sql.c_str()));
-  if (!succeeded(result)) fail(result.get(), sql);
-}
-
-void Database::listen(const std::string& channel) {
-  if (channel.empty() || channel.size() > kMaxChannelBytes) {
-    throw std::logic_error(
-        fmt::format("channel '{}' has {} bytes: 1 to {} are allowed", channel, channel.size(), kMaxChannelBytes));
-  }
-  if (state_ != State::kOutside) throw std::logic_error("listen within a transaction");
-  ready();
-  if (std::find(channels_.begin(), channels_.end(), channel) != channels_.end()) return;
-  listen_on(channel);
-  channels_.push_back(channel);
-}
-
-void Database::notify(const std::string& channel) {
-  notify_->reset();
-  notify_->bind_text(1, channel);
-  sql::Query(*notify_).step();
-}
-
-bool Database::wait_notification(int timeout_ms) {
-  if (state_ != State::kOutside) throw std::logic_error("wait_notification within a transaction");
-  using Clock = std::chrono::steady_clock;
-  const Clock::time_point end = Clock::now() + std::chrono::milliseconds(std::max(timeout_ms, 0));
-  for (;;) {
-    PGconn* connection = ready();
-    bool found = std::exchange(may_have_missed_, false);
-    while (PGnotify* notification = PQnotifies(connection)) {
-      PQfreemem(notification);
-      found = true;
-    }
-    if (found) return true;
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()).count();
-    if (left <= 0) return false;
-    pollfd socket{.fd = PQsocket(connection), .events = POLLIN, .revents = 0};
-    if (::poll(&socket, 1, static_cast<int>(left)) < 0 && errno != EINTR) throw_errno(errno, "waiting for " + name_);
-  }
 }
 
 }  // namespace draftflow::postgres

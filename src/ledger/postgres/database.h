@@ -4,7 +4,14 @@
 // the connection's search_path that exists, and the session sees no other: what a write turn covers is all that a transaction
 // can reach. Writers of all processes take turns by one advisory lock for each schema, taken alone or shared, which the server
 // hands on in the order of asking. One connection, opened by the constructor and again by the first call outside a transaction
-// that finds it gone. It needs a session of its own: directly, or through a pooler in session mode. Private to this room.
+// that finds it gone. It needs a session of its own: directly, or through a pooler in session mode. A wait for a reply can be
+// interrupted (base/interrupt.h), which costs the connection; the making of a connection cannot: some 10 s to a host that does
+// not answer. Private to this room.
+//
+// Wake-ups are LISTEN and NOTIFY, but a commit with a NOTIFY waits for all others of the database, so that it is sent only if
+// somebody waits: a waiter has a shared advisory lock, from before its look at the ledger until it writes itself, and a commit
+// that concerns waiters tries to take that lock alone, to its end. If it cannot, it notifies. If it can, whoever comes to wait
+// has the lock only when the commit is visible.
 //
 //   postgres::Database db("postgresql://trainer@host/runs?options=-csearch_path%3Drun_7");
 #pragma once
@@ -21,6 +28,7 @@
 #include <vector>
 
 #include "ledger/sql/database.h"
+#include "ledger/wake_pace.h"
 
 namespace draftflow::postgres {
 
@@ -41,14 +49,9 @@ class Database final : public sql::Database {
   bool shares_turns() const override { return true; }
 
   const std::string& schema() const { return schema_; }
-
-  // Wake-ups between the processes of one database, over all its schemas: a channel's name (up to 63 bytes) should say which
-  // ledger it is of. notify() within a transaction is sent when that commits, and not at all if it is rolled back.
-  void listen(const std::string& channel);
-  void notify(const std::string& channel);
-  // Whether a channel listened to was notified, by this object or another, since the last answer; true too after a
-  // reconnection, as something may have been missed. Not within a transaction.
-  bool wait_notification(int timeout_ms);
+  // Until a commit of another connection that concerns waiters; true too when the connection was lost, as something may have
+  // been missed.
+  bool wait(std::int64_t timeout_ms) override;
 
  private:
   class KeptStatement;
@@ -56,16 +59,23 @@ class Database final : public sql::Database {
   struct CloseConnection {
     void operator()(PGconn* connection) const { PQfinish(connection); }
   };
+  struct ClearResult {
+    void operator()(PGresult* result) const { PQclear(result); }
+  };
+  using Result = std::unique_ptr<PGresult, ClearResult>;
 
   sql::Statement& prepare(std::string_view sql) override;
   void begin_write(sql::Turn turn) override;
-  void commit() override;
+  void commit(sql::Wakes wakes) override;
   void begin_read() override;
   void roll_back() noexcept override;
 
   void connect();
   void set_up_session();
-  void listen_on(const std::string& channel);
+  Result reply(int sent);
+  Result execute(const std::string& sql) { return reply(PQsendQuery(connection_.get(), sql.c_str())); }
+  std::string notice() const;
+  bool enrol(WaitClock::time_point end);
   bool alive();
   PGconn* ready();
   void begin(const std::string& sql);
@@ -76,12 +86,13 @@ class Database final : public sql::Database {
   std::optional<std::function<std::int64_t()>> test_clock_;
   std::unique_ptr<PGconn, CloseConnection> connection_;
   std::int64_t connections_ = 0, prepared_ = 0;  // made so far; statements are prepared anew on each connection
-  std::int64_t turn_key_ = 0;
+  std::int64_t turn_key_ = 0, waiters_key_ = 0;
   State state_ = State::kOutside;
-  std::vector<std::string> channels_;
-  bool may_have_missed_ = false;
+  bool listens_ = false, waits_ = false;  // on this connection; waits: it has the waiters' lock
+  bool notified_ = false;                 // and wait() has not told it yet
+  WakePace pace_;
   std::map<std::string, std::unique_ptr<KeptStatement>, std::less<>> statements_;
-  std::unique_ptr<KeptStatement> now_, notify_;
+  std::unique_ptr<KeptStatement> now_;
 };
 
 }  // namespace draftflow::postgres

@@ -505,57 +505,5 @@ TEST_F(PostgresDatabaseTest, ACommitWithoutAnAnswerIsInDoubt) {
   EXPECT_EQ(proxy.lost(), 2);
 }
 
-// --- wake-ups
-
-TEST_F(PostgresDatabaseTest, ANotificationWakesAtOnceAndNothingElseDoes) {
-  const std::string channel = "Wake \"me\" " + db_->schema();
-  Database waiter(url_);
-  waiter.listen(channel);
-  EXPECT_FALSE(waiter.wait_notification(0));
-  EXPECT_FALSE(waiter.wait_notification(50));
-  db_->notify("another channel");
-  EXPECT_FALSE(waiter.wait_notification(50));
-  const auto start = Clock::now();
-  std::thread other = in_thread([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    db_->notify(channel);
-    db_->notify(channel);
-  });
-  EXPECT_TRUE(waiter.wait_notification(30'000));
-  other.join();
-  EXPECT_LT(Clock::now() - start, std::chrono::seconds(10));
-  while (waiter.wait_notification(100)) {  // the second may come later
-  }
-  {
-    Transaction transaction(*db_);
-    db_->notify(channel);
-    EXPECT_FALSE(waiter.wait_notification(50));
-  }
-  EXPECT_FALSE(waiter.wait_notification(50));  // rolled back
-  Transaction transaction(*db_);
-  db_->notify(channel);
-  transaction.commit();
-  EXPECT_EQ(waiter.find("SELECT 1"), 1);  // takes it in, and must not swallow it
-  EXPECT_TRUE(waiter.wait_notification(30'000));
-}
-
-TEST_F(PostgresDatabaseTest, AfterAReconnectionAWaiterWakesAndListensAgain) {
-  Database waiter(url_);
-  waiter.listen("wake");
-  terminate(waiter.find("SELECT pg_backend_pid()").value_or(-1));
-  EXPECT_TRUE(waiter.wait_notification(30'000));
-  EXPECT_FALSE(waiter.wait_notification(20));
-  db_->notify("wake");
-  EXPECT_TRUE(waiter.wait_notification(30'000));
-  // And while it waits.
-  const std::int64_t of = waiter.find("SELECT pg_backend_pid()").value_or(-1);
-  std::thread other = in_thread([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    terminate(of);
-  });
-  EXPECT_TRUE(waiter.wait_notification(30'000));
-  other.join();
-}
-
 }  // namespace
 }  // namespace draftflow::postgres

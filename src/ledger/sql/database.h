@@ -30,6 +30,9 @@ namespace draftflow::sql {
 // row, and add to counters instead of setting them.
 enum class Turn { kAlone, kShared };
 
+// Whom a commit concerns: whoever waits for something to do (Database::wait), or nobody else, as when a lease is taken.
+enum class Wakes { kWaiters, kNobody };
+
 // Of a list, which takes as many placeholders as it has values. Text must outlive its use.
 using Value = std::variant<std::int64_t, std::string_view, std::nullptr_t>;
 
@@ -106,6 +109,8 @@ class Database {
   virtual std::string clock_id() const = 0;
   // What the engine finds wrong with its own bytes, within a view of the caller's; a few texts at most.
   virtual std::vector<std::string> damage() { return {}; }
+  // As Ledger::wait. Not within a transaction. An engine may wake for commits that concern nobody, too.
+  virtual bool wait(std::int64_t timeout_ms) = 0;
   // Whether turns are really shared: then the engine knows FOR UPDATE OF ... SKIP LOCKED. Without, each is alone.
   virtual bool shares_turns() const { return false; }
 
@@ -117,7 +122,7 @@ class Database {
   // overtaken. PermissionDenied on a ledger that was opened to be read.
   virtual void begin_write(Turn turn) = 0;
   // InDoubt if whether it holds is unknown; after any other error nothing was changed.
-  virtual void commit() = 0;
+  virtual void commit(Wakes wakes) = 0;
   virtual void begin_read() = 0;  // one consistent view over several reads
   virtual void roll_back() noexcept = 0;
 
@@ -151,7 +156,7 @@ class Transaction {
   Transaction(const Transaction&) = delete;
   Transaction& operator=(const Transaction&) = delete;
   ~Transaction() { database_.roll_back(); }  // does nothing after a commit
-  void commit() { database_.commit(); }
+  void commit(Wakes wakes = Wakes::kWaiters) { database_.commit(wakes); }
 
  private:
   Database& database_;

@@ -153,12 +153,13 @@ void SqlLedger::save(const Group& group) {
 }
 
 // What a queue has more or less of than `before`, on top of what others counted meanwhile: they may share the turn.
-void SqlLedger::add_counts(const Group& before, const Group& after) {
-  db_->run(
+bool SqlLedger::add_counts(const Group& before, const Group& after) {
+  const std::optional<std::int64_t> left = db_->find(
       "UPDATE consumer SET available = available + ?2, leased = leased + ?3, acked = acked + ?4, failed = failed + ?5"
-      " WHERE id = ?1",
+      " WHERE id = ?1 RETURNING available + leased",
       after.id, after.available - before.available, after.leased - before.leased, after.acked - before.acked,
       after.failed - before.failed);
+  return left.value_or(0) > 0;
 }
 
 void SqlLedger::check_newest(const Group& group, std::int64_t timeline, const char* verb) {

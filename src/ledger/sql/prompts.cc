@@ -56,18 +56,19 @@ void SqlLedger::close_prompts() {
 }
 
 // An expired lease keeps its token until somebody else takes the prompt: its holder may still commit, if only slow.
-void SqlLedger::take_back_expired(std::int64_t now) {
+bool SqlLedger::take_back_expired(std::int64_t now) {
   const std::int64_t poisoned = db_->run(
       "UPDATE prompt SET state = 3, expiries = expiries + 1, token = NULL, holder = NULL, expires_ms = NULL, reason = ?3"
       " WHERE state = 1 AND expires_ms <= ?1 AND expiries + 1 >= ?2",
       now, kMaxExpiries, poison_reason());
   const std::int64_t back = db_->run(
       "UPDATE prompt SET state = 0, expiries = expiries + 1, expires_ms = NULL WHERE state = 1 AND expires_ms <= ?1", now);
-  if (poisoned + back == 0) return;
+  if (poisoned + back == 0) return false;
   db_->run(
       "UPDATE run SET prompts_leased = prompts_leased - ?1 - ?2, prompts_pending = prompts_pending + ?1,"
       " prompts_failed = prompts_failed + ?2 WHERE id = 1",
       back, poisoned);
+  return true;
 }
 
 PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std::int64_t lease_ms) {
@@ -83,7 +84,7 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
   if (answer.finished || !something) return answer;
 
   sql::Transaction transaction(*db_);
-  take_back_expired(now);
+  const bool back = take_back_expired(now);
   struct Pending {
     std::int64_t row, attempts, expiries;
   };
@@ -105,7 +106,7 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
   db_->run("UPDATE run SET prompts_pending = prompts_pending - ?1, prompts_leased = prompts_leased + ?1 WHERE id = 1",
            rows.size());
   answer.finished = db_->find(kPromptsFinished) == 1;
-  transaction.commit();
+  transaction.commit(back ? sql::Wakes::kWaiters : sql::Wakes::kNobody);
   return answer;
 }
 
@@ -113,7 +114,7 @@ void SqlLedger::extend_leases(const HolderId& holder, std::int64_t lease_ms) {
   check_lease_ms(lease_ms);
   sql::Transaction transaction(*db_);
   db_->run("UPDATE prompt SET expires_ms = ?2 WHERE state = 1 AND holder = ?1", holder.str(), db_->now_ms() + lease_ms);
-  transaction.commit();
+  transaction.commit(sql::Wakes::kNobody);
 }
 
 bool SqlLedger::extend_lease(const PromptLease& lease, std::int64_t lease_ms) {
@@ -131,7 +132,7 @@ bool SqlLedger::extend_lease(const PromptLease& lease, std::int64_t lease_ms) {
   db_->run("UPDATE prompt SET state = 1, expires_ms = ?2 WHERE row = ?1", prompt.row, db_->now_ms() + lease_ms);
   db_->run("UPDATE run SET prompts_leased = prompts_leased + ?1, prompts_pending = prompts_pending - ?1 WHERE id = 1",
            prompt.state == kPending ? 1 : 0);
-  transaction.commit();
+  transaction.commit(sql::Wakes::kNobody);
   return true;
 }
 

@@ -218,8 +218,9 @@ QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   Group queue = find_open();
   const Group before = queue;
   const std::int64_t now = db_->now_ms();
+  std::int64_t back = 0;
   if (turn == sql::Turn::kAlone) {
-    const std::int64_t back = take_back_expired(queue, now);
+    back = take_back_expired(queue, now);
     queue.available += back;
     queue.leased -= back;
     index_width(width);
@@ -238,7 +239,7 @@ QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   // What others do meanwhile in a shared turn makes their sum no greater: an end that was none before is none now.
   const QueueAnswer none = picked.empty() ? give_none(queue) : QueueAnswer{};
   add_counts(before, queue);
-  transaction.commit();
+  transaction.commit(back > 0 ? sql::Wakes::kWaiters : sql::Wakes::kNobody);
   if (picked.empty()) return none;
   return {.state = QueueState::kRefs, .leases = load_leases(picked, token)};  // what is leased is not replaced any more
 }
@@ -270,7 +271,7 @@ void SqlLedger::extend_refs(const GroupId& group, const HolderId& holder, std::i
   check_open(queue.open, queue.name, "extend_refs");
   db_->run("UPDATE queue_ref SET expires_ms = ?3 WHERE consumer = ?1 AND state = 1 AND holder = ?2", queue.id, holder.str(),
            db_->now_ms() + lease_ms);
-  transaction.commit();
+  transaction.commit(sql::Wakes::kNobody);
 }
 
 void SqlLedger::return_refs(const GroupId& group, const HolderId& holder) {
@@ -351,8 +352,9 @@ void SqlLedger::ack_refs(const GroupId& group, const std::vector<RefLease>& leas
   lock_shared_samples(queue, rows);
   end_claims(rows);
   queue.acked += static_cast<std::int64_t>(rows.size());
-  add_counts(before, queue);
-  transaction.commit();
+  // Of two that ack the last refs at once the second to count sees that nothing is left: the stream may have ended.
+  const bool any_left = add_counts(before, queue);
+  transaction.commit(any_left ? sql::Wakes::kNobody : sql::Wakes::kWaiters);
 }
 
 // In the order of their rows, which an UPDATE does not promise: two queues may end their claims on the same samples at once.

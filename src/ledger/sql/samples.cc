@@ -236,7 +236,7 @@ std::vector<SampleRef> SqlLedger::freeable(int limit) {
           " (SELECT consumer, number FROM window_ref WHERE row = ?1)",
           row);
     }
-    transaction.commit();
+    transaction.commit(sql::Wakes::kNobody);
     rows.insert(rows.end(), fresh.begin(), fresh.end());
   }
   std::vector<SampleRef> refs;

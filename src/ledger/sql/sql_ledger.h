@@ -67,6 +67,7 @@ class SqlLedger final : public Ledger {
   void freed(const std::vector<SampleId>& ids) override;
 
   LedgerStatus status() override;
+  bool wait(std::int64_t timeout_ms) override { return db_->wait(timeout_ms); }
   std::vector<HolderLeases> leases() override;
   std::vector<std::string> check() override;
   std::int64_t retry_prompts(const std::vector<TaskId>& ids) override;
@@ -87,7 +88,7 @@ class SqlLedger final : public Ledger {
   struct Picked;
 
   // prompts.cc
-  void take_back_expired(std::int64_t now);
+  bool take_back_expired(std::int64_t now);  // whether there were any
   Prompt find_prompt(const std::string& task_id);
   void complete_prompt(const PromptLease& lease, const Prompt& prompt);
 
@@ -108,7 +109,7 @@ class SqlLedger final : public Ledger {
   Group find_queue(const GroupId& group, const char* verb);
   void check_newest(const Group& group, std::int64_t timeline, const char* verb);
   void save(const Group& group);
-  void add_counts(const Group& before, const Group& after);
+  bool add_counts(const Group& before, const Group& after);  // whether the queue has anything left
   void join_oldest(Group& group);
 
   // timelines.cc

@@ -126,7 +126,7 @@ WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeli
     }
   }
   WindowAnswer answer{.state = WindowState::kWindow, .window = load_window(group, number, share)};
-  transaction.commit();
+  transaction.commit(sql::Wakes::kNobody);  // who waits for it was woken by the last of its refs
   return answer;
 }
 
@@ -154,7 +154,7 @@ void SqlLedger::report_failed(const GroupId& group_id, std::int64_t timeline, st
     throw refusals::failed_too_late(window, group.name, group.trained_windows, group.windows);
   }
   mark_failed(group, window, failed);
-  transaction.commit();
+  transaction.commit(sql::Wakes::kNobody);
 }
 
 void SqlLedger::trained(const GroupId& group_id, std::int64_t timeline, std::int64_t window, std::int64_t step,

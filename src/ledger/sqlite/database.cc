@@ -6,13 +6,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <stdexcept>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
+#include "draftflow/base/interrupt.h"
 #include "ledger/sqlite/forks.h"
 
 namespace draftflow::sqlite {
@@ -20,6 +23,13 @@ namespace {
 
 // The turn keeps our own writers apart; this is for checkpoints, recovery and strangers with a SQLite shell.
 constexpr int kBusyTimeoutMs = 60'000;
+constexpr int kInterruptSteps = 20'000;  // of SQLite's machine between two checks: a millisecond or so
+
+// A commit writes the log some time before anybody can see it, so that the log is looked at again and again from when it was
+// written: after such pauses, and then for as long as somebody has the write turn. Others than our own writers, who take no
+// turn, have those pauses, a tenth of a second in all.
+constexpr std::chrono::milliseconds kFirstLook{1}, kLastLook{64};
+constexpr std::chrono::milliseconds kLookWithoutWatch{20};
 
 // Closing any descriptor of a file drops every POSIX lock that the process holds on it. A database that another connection
 // of this process has open must therefore never be opened here: without its locks the next process to close the file
@@ -93,9 +103,14 @@ class Database::KeptStatement final : public sql::Statement {
 };
 
 Database::Database(std::filesystem::path path, Mode mode, LedgerClock clock)
-    : path_(std::filesystem::absolute(path)), name_(path_.string()), clock_(std::move(clock)) {
+    : path_(std::filesystem::absolute(path)),
+      name_(path_.string()),
+      clock_(std::move(clock)),
+      read_only_(mode == Mode::kReadOnly) {
   int flags = SQLITE_OPEN_READONLY;
-  if (mode == Mode::kReadWrite) {
+  if (read_only_) {
+    turn_ = WriteTurn::to_look(beside(path_, ".lock"));
+  } else {
     make_if_absent(path_);
     turn_.emplace(beside(path_, ".lock"));
     flags = SQLITE_OPEN_READWRITE;
@@ -106,7 +121,9 @@ Database::Database(std::filesystem::path path, Mode mode, LedgerClock clock)
   const int code = sqlite3_open_v2(path_.c_str(), &handle, flags | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
   handle_.reset(handle);
   if (code != SQLITE_OK) fail(code, "open");
-  sqlite3_busy_timeout(handle, kBusyTimeoutMs);
+  sqlite3_busy_handler(handle, &Database::keep_waiting, this);
+  sqlite3_progress_handler(
+      handle, kInterruptSteps, [](void* self) { return static_cast<Database*>(self)->interrupted() ? 1 : 0; }, this);
   sqlite3_db_config(handle, SQLITE_DBCONFIG_DEFENSIVE, 1, nullptr);
   sqlite3_db_config(handle, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, nullptr);
 }
@@ -159,7 +176,27 @@ std::vector<std::string> Database::cached_sql() const {
   return all;
 }
 
+bool Database::interrupted() noexcept {
+  try {
+    check_interrupt();
+    return false;
+  } catch (...) {  // must not pass through SQLite
+    interrupt_ = std::current_exception();
+    return true;
+  }
+}
+
+int Database::keep_waiting(void* self, int n) {
+  constexpr int kMostMs = 25, kDoublings = 5;
+  const int ms = n < kDoublings ? 1 << n : kMostMs;
+  const std::int64_t waited_ms = n < kDoublings ? 0 : std::int64_t{kMostMs} * (n - kDoublings);
+  if (waited_ms >= kBusyTimeoutMs || static_cast<Database*>(self)->interrupted()) return 0;
+  std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+  return 1;
+}
+
 void Database::fail(int code, const std::string& doing) {
+  if (interrupt_) std::rethrow_exception(std::exchange(interrupt_, nullptr));
   const std::string file = path_.string();
   std::string found = handle_ ? sqlite3_errmsg(handle_.get()) : sqlite3_errstr(code);
   const int system = handle_ ? sqlite3_system_errno(handle_.get()) : 0;
@@ -194,7 +231,7 @@ void Database::fail(int code, const std::string& doing) {
 }
 
 void Database::begin_write(sql::Turn) {
-  if (!turn_) throw PermissionDenied(fmt::format("ledger {} was opened read-only", name_));
+  if (read_only_) throw PermissionDenied(fmt::format("ledger {} was opened read-only", name_));
   turn_->take();
   try {
     run("BEGIN IMMEDIATE");
@@ -204,7 +241,7 @@ void Database::begin_write(sql::Turn) {
   }
 }
 
-void Database::commit() {
+void Database::commit(sql::Wakes) {  // whatever is written wakes
   const int code = sqlite3_exec(handle_.get(), "COMMIT", nullptr, nullptr, nullptr);
   if (code == SQLITE_OK) return;
   const int system = sqlite3_system_errno(handle_.get());
@@ -223,10 +260,45 @@ void Database::begin_read() {
 void Database::roll_back() noexcept {
   // SQLite has rolled back by itself after some errors.
   if (sqlite3_get_autocommit(handle_.get()) == 0) sqlite3_exec(handle_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
-  if (!turn_) return;
+  if (read_only_) return;
   try {
     turn_->give();
   } catch (const Error&) {  // the lock goes with its descriptor
+  }
+}
+
+// Another value than before: another connection has committed in between.
+std::int64_t Database::look() {
+  ++looks_;
+  return find("PRAGMA data_version").value_or(0);
+}
+
+bool Database::wait(std::int64_t timeout_ms) {
+  if (sqlite3_get_autocommit(handle_.get()) == 0) throw std::logic_error("wait within a transaction");
+  const auto end = wait_end(timeout_ms);
+  const bool first = !watch_;
+  if (first) watch_.emplace(path_);
+  for (;;) {
+    check_interrupt();
+    if (watch_->take() || first) {
+      look_again_ = kFirstLook;
+      // A commit is many writes.
+      if (!first) std::this_thread::sleep_for(std::min(kFirstLook, until_next_check(end)));
+    }
+    if (look_again_.count() > 0 || !watch_->works()) {
+      // Whoever had the turn before this line and has it no more is seen by the look after it.
+      const bool is_taken = turn_ && turn_->is_taken();
+      if (look() != seen_) {
+        if (!pace_.may_wake(end)) return false;
+        if (watch_->take()) look_again_ = kFirstLook;
+        seen_ = look();
+        return true;
+      }
+      look_again_ = look_again_ < kLastLook ? 2 * look_again_ : is_taken ? kLastLook : std::chrono::milliseconds(0);
+    }
+    const auto part = until_next_check(end);
+    if (part.count() == 0) return false;
+    watch_->sleep(std::min(part, !watch_->works() ? kLookWithoutWatch : look_again_.count() > 0 ? look_again_ : part));
   }
 }
 

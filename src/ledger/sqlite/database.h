@@ -6,7 +6,9 @@
 
 #include <sqlite3.h>
 
+#include <chrono>
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -17,7 +19,9 @@
 
 #include "ledger/clock.h"
 #include "ledger/sql/database.h"
+#include "ledger/sqlite/file_watch.h"
 #include "ledger/sqlite/write_turn.h"
+#include "ledger/wake_pace.h"
 
 namespace draftflow::sqlite {
 
@@ -35,11 +39,13 @@ class Database final : public sql::Database {
   std::int64_t now_ms() override { return clock_.now_ms(); }
   std::string clock_id() const override { return clock_.boot_id; }
   std::vector<std::string> damage() override;  // PRAGMA integrity_check
+  bool wait(std::int64_t timeout_ms) override;
 
   void use_wal();  // write-ahead log, synced at each commit; does nothing to a file that has it
   const std::filesystem::path& path() const { return path_; }
   const std::string& boot_id() const { return clock_.boot_id; }
-  bool read_only() const { return !turn_; }
+  bool read_only() const { return read_only_; }
+  std::int64_t looks() const { return looks_; }  // how often wait() has asked SQLite; for tests
 
  private:
   class KeptStatement;
@@ -48,15 +54,24 @@ class Database final : public sql::Database {
   };
   sql::Statement& prepare(std::string_view sql) override;
   void begin_write(sql::Turn turn) override;
-  void commit() override;
+  void commit(sql::Wakes wakes) override;
   void begin_read() override;
   void roll_back() noexcept override;
   [[noreturn]] void fail(int code, const std::string& doing);
+  std::int64_t look();
+  bool interrupted() noexcept;                 // makes the check; what it throws is kept for fail()
+  static int keep_waiting(void* self, int n);  // SQLite's busy handler
 
   std::filesystem::path path_;
   std::string name_;
   LedgerClock clock_;
-  std::optional<WriteTurn> turn_;  // absent when read-only
+  const bool read_only_;
+  std::optional<WriteTurn> turn_;  // absent when read-only, and there is no lock file
+  std::exception_ptr interrupt_;
+  std::optional<FileWatch> watch_;  // from the first wait() on
+  std::int64_t seen_ = -1, looks_ = 0;
+  std::chrono::milliseconds look_again_{0};  // a commit may be on its way; 0: none is
+  WakePace pace_;
   std::unique_ptr<sqlite3, CloseDatabase> handle_;
   std::map<std::string, std::unique_ptr<KeptStatement>, std::less<>> statements_;
 };

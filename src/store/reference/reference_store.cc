@@ -9,6 +9,7 @@
 #include <ctime>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "draftflow/base/text.h"
 #include "store/ref_maker.h"
 #include "store/shared_dir/torch_generation.h"
@@ -166,6 +167,7 @@ ResidentSample ReferenceStore::resident(const SampleRef& ref) {
 void ReferenceStore::for_each(const std::function<bool(const ResidentSample&)>& visit,
                               const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) {
   for (const std::string& name : folder_.list()) {
+    check_interrupt();
     const auto parsed = parse_reference_name(name);
     if (!parsed) continue;
     try {

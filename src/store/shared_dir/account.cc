@@ -12,6 +12,7 @@
 #include <cerrno>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "store/shared_dir/temporary.h"
 
 namespace draftflow::store {
@@ -135,6 +136,7 @@ bool Account::reserve(std::uint64_t bytes, std::uint64_t cap) {
   for (int i = 0; i < kTries && is_changing(); ++i) {
     const timespec millisecond{0, 1'000'000};
     ::nanosleep(&millisecond, nullptr);
+    check_interrupt();
     if (try_reserve(bytes, cap)) return true;
   }
   return try_reserve(bytes, cap);

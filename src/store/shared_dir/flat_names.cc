@@ -9,6 +9,7 @@
 #include <cstdio>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "draftflow/base/random.h"
 #include "store/shared_dir/names.h"
 #include "store/shared_dir/temporary.h"
@@ -72,6 +73,7 @@ void FlatNames::join(const std::string& name, int fd, const std::filesystem::pat
 
 void FlatNames::for_each_single(const std::function<void(const Single&)>& visit) const {
   for (const std::string& name : folder_.list()) {
+    check_interrupt();
     if (!parse_reference_name(name)) continue;
     const std::filesystem::path path = folder_.shown(name);
     const UniqueFd fd = open_regular(folder_, name);

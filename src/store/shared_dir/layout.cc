@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "store/shared_dir/store_file.h"
 #include "store/shared_dir/torch_generation.h"
 
@@ -111,6 +112,7 @@ void Layout::for_each_fan_out(const std::function<void(const Folder&, const std:
 void Layout::for_each_sample(const Folder& fan_out, const std::string& name,
                              const std::function<void(const SamplePlace&)>& visit) {
   for (const std::string& folder : fan_out.list()) {
+    check_interrupt();
     if (const auto place = parse_sample_folder(name, folder)) visit(*place);
   }
 }

@@ -9,8 +9,10 @@
 
 #include <atomic>
 #include <fstream>
+#include <string>
 #include <thread>
 
+#include "draftflow/base/interrupt.h"
 #include "store/shared_dir/shared_dir_store.h"
 #include "store/store_testing.h"
 #include "testing/temp_folder.h"
@@ -214,6 +216,60 @@ TEST_F(LeasesBetweenProcesses, AGetWaitsForAReleaseThatIsFreeing) {
   getter.join();
   EXPECT_FALSE(found);
   EXPECT_EQ(store->health().live_leases, 0u);
+}
+
+// A thread that is called away while another process has a generation's lock: nothing of what it had begun stays.
+TEST_F(LeasesBetweenProcesses, AnInterruptEndsAWaitForAnothersLock) {
+  struct CalledAway {};
+  const auto store = attach();
+  const SampleRef ref = put(*store);
+  const UniqueFd other = open_file(generation_files(root()).at(0), O_RDONLY);
+  ASSERT_EQ(::flock(other.get(), LOCK_EX), 0);
+  {
+    const InterruptScope scope([] { throw CalledAway(); });
+    EXPECT_THROW(store->get(ref), CalledAway);
+  }
+  ::flock(other.get(), LOCK_UN);
+  EXPECT_EQ(store->health().live_leases, 0u);
+  const Fetched fetched = store->get(ref);
+
+  ASSERT_EQ(::flock(other.get(), LOCK_EX), 0);
+  {
+    const InterruptScope scope([] { throw CalledAway(); });
+    EXPECT_THROW(put(*store, "a", 2), CalledAway);  // which has to retire the one before
+    EXPECT_THROW(store->release(fetched.handle), CalledAway);
+  }
+  ::flock(other.get(), LOCK_UN);
+  EXPECT_EQ(generation_files(root()).size(), 1u);
+  EXPECT_EQ(store->health().resident_bytes, kSmallBytes);
+  expect_same(store->read(ref), small_tensors(1));
+  store->release(fetched.handle);
+  EXPECT_TRUE(generation_files(root()).empty());
+}
+
+TEST_F(LeasesBetweenProcesses, AnInterruptEndsAWalk) {
+  struct CalledAway {};
+  const auto store = attach({});
+  for (int i = 0; i < 20; ++i) put(*store, "s" + std::to_string(i));
+  int visited = 0;
+  {
+    const InterruptScope scope([&] {
+      if (visited == 3) throw CalledAway();
+    });
+    const auto walk = [&] {
+      store->for_each(
+          [&](const ResidentSample&) {
+            ++visited;
+            return true;
+          },
+          [](const std::filesystem::path&, const std::string&) {});
+    };
+    EXPECT_THROW(walk(), CalledAway);
+    EXPECT_THROW(store->gc(), CalledAway);
+  }
+  EXPECT_EQ(visited, 3);
+  store->gc();
+  EXPECT_EQ(store->health().resident_samples, 20u);
 }
 
 TEST_F(LeasesBetweenProcesses, TheBudgetIsOneForAllProcesses) {

@@ -11,6 +11,7 @@
 #include <cerrno>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "store/shared_dir/forks.h"
 #include "store/shared_dir/generation_file.h"
 #include "store/shared_dir/torch_generation.h"
@@ -32,6 +33,14 @@ InodeLock::InodeLock(int fd, Mode mode, bool local, const std::filesystem::path&
     }
     const timespec pause{0, static_cast<long>(sleep_us * 1000)};
     ::nanosleep(&pause, nullptr);
+    if (sleep_us >= 1000) {
+      try {
+        check_interrupt();
+      } catch (...) {
+        keep_in_children(fd);
+        throw;
+      }
+    }
     slept_us += sleep_us;
     sleep_us = std::min<std::int64_t>(2 * sleep_us, 10'000);
   }

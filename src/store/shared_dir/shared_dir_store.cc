@@ -12,6 +12,7 @@
 #include <system_error>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "draftflow/base/text.h"
 #include "store/ref_maker.h"
 #include "store/shared_dir/collector.h"
@@ -57,6 +58,7 @@ SharedDirStore::SharedDirStore(Folder folder, const StoreId& id, const StoreFile
 }
 
 SharedDirStore::~SharedDirStore() {
+  const InterruptScope undisturbed([] {});
   for (const auto& [number, lease] : live_) {
     try {
       if (!lease.holder->inherited()) end_lease(lease, /*consume=*/false);
@@ -271,6 +273,7 @@ void SharedDirStore::publish_in_sample(Temporary& temporary, const SamplePlace& 
       const std::uint64_t current = ours ? generation.number : find_current(*folder, place, listing, file_.incarnation);
       retire_superseded(*folder, place, listing, current, books_);
     } catch (...) {
+      const InterruptScope undisturbed([] {});  // what called us away may do so again
       drop_generation(*folder, place, generation, books_);
       throw;
     }
@@ -355,6 +358,7 @@ Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) try
   try {
     fetched.tensors = load(std::move(opened), specs, options);
   } catch (...) {
+    const InterruptScope undisturbed([] {});
     try {
       end_lease(lease, /*consume=*/false);
     } catch (const Error&) {  // the first error is the one to tell; gc ends the lease when this process is gone
