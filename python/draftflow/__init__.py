@@ -9,7 +9,7 @@
         tensors["hidden_state"]          # a torch tensor
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from draftflow._errors import (
     Conflict,
@@ -49,6 +49,10 @@ from draftflow._core import (
     write_ref_manifest,
 )
 
+if TYPE_CHECKING:
+    from draftflow._capture import capture
+    from draftflow._stream import Batch, Stream, sweep
+
 _NEED_TORCH = {"Batch": "_stream", "Stream": "_stream", "sweep": "_stream", "capture": "_capture"}
 
 
@@ -63,6 +67,42 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'draftflow' has no attribute '{name}'")
 
 
-__all__ = sorted(
-    [name for name, value in globals().items() if not name.startswith("_") and name != "Any"] + list(_NEED_TORCH) + ["__version__"]
-)
+__all__ = [
+    "Batch",
+    "CheckpointMark",
+    "Conflict",
+    "Corrupt",
+    "Error",
+    "Exhausted",
+    "FeatureHandle",
+    "FeatureSpec",
+    "Fence",
+    "InDoubt",
+    "InvalidArgument",
+    "Ledger",
+    "NotFound",
+    "PermissionDenied",
+    "PromptLease",
+    "PromptTask",
+    "RefLease",
+    "ResidentSample",
+    "SCHEMA_VERSION",
+    "Sample",
+    "SampleRef",
+    "Store",
+    "Stream",
+    "Tensor",
+    "Timeline",
+    "Unavailable",
+    "__version__",
+    "capture",
+    "dp_partition",
+    "list_feature_files",
+    "load_feature_file",
+    "make_file_ref",
+    "pad_batch",
+    "read_ref_manifest",
+    "save_feature_file",
+    "sweep",
+    "write_ref_manifest",
+]

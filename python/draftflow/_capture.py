@@ -54,7 +54,7 @@ class capture:
         self._layers = list(layers)
         self._store = store
         self._ledger = ledger
-        self._facts = dict(
+        self._facts: Dict[str, Any] = dict(
             run_id=run_id,
             strategy=strategy,
             target_model_version=target_model_version,
@@ -167,7 +167,7 @@ class capture:
             )
         rows = []
         for i, sample_id in enumerate(sample_ids):
-            kept = slice(None) if attention_mask is None else attention_mask[i].bool()
+            kept: Any = slice(None) if attention_mask is None else attention_mask[i].bool()
             row = {
                 "input_ids": input_ids[i][kept].to(torch.int64).cpu(),
                 "loss_mask": torch.ones_like(input_ids[i][kept]) if loss_mask is None else loss_mask[i][kept],

@@ -56,7 +56,7 @@ class Batch:
         return dataclasses.replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})
 
 
-class Stream(torch.utils.data.IterableDataset):
+class Stream(torch.utils.data.IterableDataset[Batch]):
     """This rank's share of a group's windows as padded batches, fetched and checked ahead.
 
     One window is one optimizer step. The order of a step is: `optimizer.step()`, `stream.trained(step)`, and where a checkpoint is
@@ -118,12 +118,12 @@ class Stream(torch.utils.data.IterableDataset):
         self._rank, self._world = _ranks(rank, world)
         self._launch = launch
         self._window = window
-        self._declared = dict(resumable_checkpoints=resumable_checkpoints, tail=tail, passes=passes)
+        self._declared: Dict[str, Any] = dict(resumable_checkpoints=resumable_checkpoints, tail=tail, passes=passes)
         self._epochs = epochs
         self._seed = seed
         self._timeout_s = timeout_s
         self._accept_loss = accept_loss
-        self._reading = dict(
+        self._reading: Dict[str, Any] = dict(
             batch_size=batch_size,
             check=check,
             hidden_size=hidden_size,
@@ -215,6 +215,7 @@ class Stream(torch.utils.data.IterableDataset):
         if worker is not None:
             reading.update(reader=worker.id, readers=worker.num_workers)
         if self._offline:
+            assert self._window is not None  # open() has looked
             reader = _core.BatchReader.of_offline_set(
                 self._ledger,
                 self._store,
@@ -315,7 +316,7 @@ def sweep(store: _core.Store, ledger: _core.Ledger, limit: int = 256) -> int:
 
 
 def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
 def _ranks(rank: Optional[int], world: Optional[int]) -> Tuple[int, int]:

@@ -28,7 +28,7 @@ std::tuple<double, double, double> store_calls(StoreHandle& self, const py::dict
                                                bool zero_copy) {
   const TensorMap map = tensors_from(tensors);
   const std::shared_ptr<FeatureStore> store = self.opened.get();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   std::vector<SampleRef> refs;
   std::vector<FeatureHandle> handles;
   std::vector<Fetched> fetched;
@@ -48,7 +48,7 @@ std::tuple<double, double, double> store_calls(StoreHandle& self, const py::dict
 // Seconds to read all of an offline set in batches.
 double read_batches(LedgerHandle& ledger, StoreHandle& self, int window, int batch_size, int ahead) {
   const std::shared_ptr<FeatureStore> store = self.opened.get();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   const std::unique_ptr<Ledger> opened = ledger.open();
   const std::atomic<bool> stop{false};
   const auto start = std::chrono::steady_clock::now();

@@ -27,6 +27,23 @@ void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
 void bind_bench(py::module_& module);
 
+// Lets Python's lock go for its scope. A daemon thread that comes back while the interpreter ends stays here until the process
+// is gone: to take the lock then would end the thread, through frames that cannot be unwound.
+class Unlocked {
+ public:
+  Unlocked() : ending_(_Py_IsFinalizing() != 0), state_(PyEval_SaveThread()) {}
+  ~Unlocked() noexcept(false) {
+    while (!ending_ && _Py_IsFinalizing() != 0) ::pause();
+    PyEval_RestoreThread(state_);
+  }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  const bool ending_;  // the interpreter, by this thread: no other has the lock by then
+  PyThreadState* const state_;
+};
+
 // InvalidArgument naming the object that was closed.
 [[noreturn]] void throw_closed(const std::string& what);
 
@@ -43,7 +60,8 @@ class PerProcess {
 
   std::shared_ptr<T> get() {
     if (closed_) throw_closed(what_);
-    if (leave_inherited()) opened_ = open_();
+    leave_inherited();
+    if (!opened_) opened_ = open_();  // also after a try that failed
     return opened_;
   }
   void close() {
@@ -55,11 +73,10 @@ class PerProcess {
   const std::string& what() const { return what_; }
 
  private:
-  bool leave_inherited() {
-    if (owner_ == ::getpid()) return false;
+  void leave_inherited() {
+    if (owner_ == ::getpid()) return;
     owner_ = ::getpid();
     if (opened_) new std::shared_ptr<T>(std::move(opened_));
-    return true;
   }
 
   std::string what_;

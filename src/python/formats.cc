@@ -17,7 +17,7 @@ namespace draftflow::python {
 namespace {
 
 TensorMap load_unlocked(const std::filesystem::path& path) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return load_feature_file(path);
 }
 
@@ -40,7 +40,7 @@ void save_torch(const std::filesystem::path& path, const TensorMap& tensors) {
 
 void save(const std::filesystem::path& path, const py::dict& tensors) {
   const TensorMap map = tensors_from(tensors);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   if (path.extension() == ".safetensors") {
     write_safetensors(path, map);
   } else {
@@ -66,7 +66,7 @@ void bind_formats(py::module_& module) {
   module.def(
       "list_feature_files",
       [](const std::filesystem::path& folder) {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         return list_feature_files(folder);
       },
       py::arg("folder"), "Every feature file below the folder, sorted by absolute path.");

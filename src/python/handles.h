@@ -40,7 +40,7 @@ struct LedgerHandle {
   template <class Call>
   auto with(Call&& call) {
     const std::shared_ptr<OpenLedger> held = opened.get();
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     const std::lock_guard turn(held->mutex);
     return call(*held->ledger);
   }

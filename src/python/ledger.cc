@@ -14,7 +14,7 @@ namespace {
 using Self = const std::shared_ptr<LedgerHandle>&;
 
 std::shared_ptr<LedgerHandle> make_handle(std::string url, bool read_only, std::function<std::unique_ptr<Ledger>()> open) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   auto opened = [open] { return std::shared_ptr<OpenLedger>(new OpenLedger{.ledger = open(), .mutex = {}}); };
   const std::string what = fmt::format("ledger '{}'", url);
   return std::shared_ptr<LedgerHandle>(new LedgerHandle{.url = std::move(url),

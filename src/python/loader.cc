@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <mutex>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
@@ -23,7 +24,7 @@ class PyReader {
            const BatchOptions& options)
       : store_(store.opened.get()) {
     ledger.opened.get();  // says so if it was closed, or cannot be opened here
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     ledger_ = ledger.open();
     reader_ = std::make_unique<BatchReader>(make_source(*ledger_), *store_, options);
   }
@@ -48,8 +49,10 @@ class PyReader {
         const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         slice = std::clamp(static_cast<int>(1000 * (*timeout_s - spent)), 0, kSliceMs);
       }
-      BatchAnswer answer = [&] {
-        const py::gil_scoped_release unlocked;
+      BatchAnswer answer = [&]() -> BatchAnswer {
+        const Unlocked unlocked;
+        const std::lock_guard turn(mutex_);
+        if (!reader_) return {};
         return reader_->next(stop_, slice);
       }();
       if (answer.batch) return py::cast(std::move(*answer.batch));
@@ -62,16 +65,23 @@ class PyReader {
 
   void close() {
     if (::getpid() != owner_) return;
+    const Unlocked unlocked;
+    const std::lock_guard turn(mutex_);
     if (reader_) wait_seconds_ = reader_->wait_seconds();
-    const py::gil_scoped_release unlocked;
     reader_.reset();
     ledger_.reset();
     store_.reset();
   }
 
-  double wait_seconds() const { return reader_ ? reader_->wait_seconds() : wait_seconds_; }
+  double wait_seconds() {
+    if (::getpid() != owner_) return wait_seconds_;
+    const Unlocked unlocked;
+    const std::lock_guard turn(mutex_);
+    return reader_ ? reader_->wait_seconds() : wait_seconds_;
+  }
 
  private:
+  std::mutex mutex_;  // of those who wait for a batch and who closes, without Python's lock
   std::shared_ptr<FeatureStore> store_;
   std::unique_ptr<Ledger> ledger_;
   std::unique_ptr<BatchReader> reader_;  // last: its thread uses the others
@@ -167,7 +177,7 @@ void bind_loader(py::module_& module) {
         BufferPool pool(0);
         TensorMap batch;
         {
-          const py::gil_scoped_release unlocked;
+          const Unlocked unlocked;
           batch = pad_batch(pointers, pool);
         }
         return tensors_to(batch, false, wanted, py::none());

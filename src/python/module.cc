@@ -7,8 +7,8 @@ PYBIND11_MODULE(_core, module) {
   bind_errors(module);
   bind_tensors(module);
   bind_records(module);
-  bind_store(module);
   bind_ledger(module);
+  bind_store(module);
   bind_loader(module);
   bind_formats(module);
   bind_bench(module);

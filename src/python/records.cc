@@ -248,14 +248,14 @@ void bind_records(py::module_& module) {
   module.def(
       "read_ref_manifest",
       [](const std::filesystem::path& path) {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         return read_ref_manifest(path);
       },
       py::arg("path"), "The refs of a manifest file. NotFound, Corrupt naming the ref's place.");
   module.def(
       "write_ref_manifest",
       [](const std::filesystem::path& path, const std::vector<SampleRef>& refs) {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         write_ref_manifest(path, refs);
       },
       py::arg("path"), py::arg("refs"), "In one step: a file that is there is replaced or stays as it was.");

@@ -66,7 +66,7 @@ Place place_of(const std::string& url) {
 }
 
 std::shared_ptr<StoreHandle> open_handle(const std::string& url, PerProcess<FeatureStore>::Open open) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return std::shared_ptr<StoreHandle>(
       new StoreHandle{.url = url, .opened = PerProcess<FeatureStore>(fmt::format("store '{}'", url), std::move(open))});
 }
@@ -157,7 +157,7 @@ SampleRef put(StoreHandle& self, const py::dict& tensors, const std::string& sam
     };
   }
   const SampleId id(sample_id);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return store->put(map, id, facts, asked);
 }
 
@@ -178,7 +178,7 @@ PySample get(const std::shared_ptr<StoreHandle>& self, const SampleRef& ref, std
   const Framework wanted = framework_from(framework);
   const std::shared_ptr<FeatureStore> store = self->opened.get();
   Fetched fetched = [&] {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return store->get(ref, options);
   }();
   return {.store = self, .fetched = std::move(fetched), .shared = zero_copy, .framework = wanted, .device = std::move(device)};
@@ -186,7 +186,7 @@ PySample get(const std::shared_ptr<StoreHandle>& self, const SampleRef& ref, std
 
 void release(StoreHandle& self, const FeatureHandle& handle) {
   const std::shared_ptr<FeatureStore> store = self.opened.get();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   store->release(handle);
 }
 
@@ -202,7 +202,7 @@ py::dict read(StoreHandle& self, const SampleRef& ref, std::optional<std::vector
   const std::shared_ptr<FeatureStore> store = self.opened.get();
   TensorMap tensors;
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     tensors = store->read(ref, names ? *names : std::vector<std::string>{});
   }
   return tensors_to(tensors, false, wanted, device);
@@ -212,7 +212,7 @@ py::dict gc(StoreHandle& self) {
   const std::shared_ptr<FeatureStore> store = self.opened.get();
   GcReport report;
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     report = store->gc();
   }
   py::dict made;
@@ -229,7 +229,7 @@ py::dict health(StoreHandle& self) {
   const std::shared_ptr<FeatureStore> store = self.opened.get();
   StoreHealth health;
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     health = store->health();
   }
   py::dict made;
@@ -260,7 +260,7 @@ py::dict health(StoreHandle& self) {
 
 std::vector<ResidentSample> list_resident(StoreHandle& self, std::optional<std::size_t> limit) {
   const std::shared_ptr<FeatureStore> store = self.opened.get();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   std::vector<ResidentSample> found;
   if (limit && *limit == 0) return found;
   store->for_each(
@@ -381,7 +381,7 @@ void bind_store(py::module_& module) {
           "remove",
           [](StoreHandle& self, const SampleRef& ref) {
             const auto store = self.opened.get();
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             return store->remove(ref);
           },
           py::arg("ref"), "That generation is at once not gettable; True if it was there. Idempotent.")
@@ -390,7 +390,7 @@ void bind_store(py::module_& module) {
           [](StoreHandle& self, const std::string& sample_id) {
             const SampleId id(sample_id);
             const auto store = self.opened.get();
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             return store->abort(id);
           },
           py::arg("sample_id"), "The same for every generation of the sample; how many there were.")
@@ -401,7 +401,7 @@ void bind_store(py::module_& module) {
           [](StoreHandle& self, const std::string& sample_id, std::optional<std::uint64_t> generation) {
             const SampleId id(sample_id);
             const auto store = self.opened.get();
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             return store->find(id, generation);
           },
           py::arg("sample_id"), py::arg("generation") = py::none(),
@@ -421,7 +421,7 @@ void bind_store(py::module_& module) {
          const std::string& strategy) {
         PutMetadata facts{.run_id = RunId(run_id), .strategy = strategy};
         const SampleId id(sample_id);
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         const TensorMap tensors = load_feature_file(file);
         facts.num_tokens = tokens_of(tensors);
         return make_file_ref(file, tensors, id, facts);

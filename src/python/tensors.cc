@@ -131,10 +131,30 @@ std::shared_ptr<const void> hold(py::object object) {
           }};
 }
 
+[[noreturn]] void refuse_device(int type, std::string_view name) {
+  throw py::type_error(fmt::format("tensor '{}' is on a device (DLPack's number {}): bring it to host memory first",
+                                   printable(std::string(name), 80), type));
+}
+
+bool in_host_memory(int device_type) {
+  return device_type == kDLCPU || device_type == kDLCUDAHost;
+}
+
+// What some library raised that was asked for its tensor, said of the tensor by its name.
+[[noreturn]] void refuse_as_it_is(const py::error_already_set& error, std::string_view name, std::string_view taken) {
+  if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw error;
+  throw py::type_error(fmt::format("tensor '{}' cannot be taken as it is ({}): {}", printable(std::string(name), 80),
+                                   printable(py::str(error.value()).cast<std::string>(), 200), taken));
+}
+
 Tensor from_capsule(const py::object& capsule, std::string_view name, bool boolean) {
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor") == 0) {
+    throw py::type_error(fmt::format("tensor '{}': its __dlpack__ gave no tensor, or one that was taken already",
+                                     printable(std::string(name), 80)));
+  }
   auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-  if (managed == nullptr) throw py::error_already_set();
   const DLTensor& dl = managed->dl_tensor;
+  if (!in_host_memory(dl.device.device_type)) refuse_device(dl.device.device_type, name);
   const auto dtype = dtype_of(dl.dtype);
   if (!dtype) {
     throw py::type_error(fmt::format(
@@ -151,18 +171,16 @@ Tensor from_capsule(const py::object& capsule, std::string_view name, bool boole
 }
 
 Tensor from_torch(py::object object, std::string_view name) {
-  if (py::object(object.attr("is_cpu")).ptr() != Py_True) object = object.attr("cpu")();
   const bool boolean = py::object(object.attr("dtype")).is(torch().boolean);
-  if (boolean) object = object.attr("view")(torch().uint8);
+  py::object capsule;
   try {
-    return from_capsule(torch().to_dlpack(object), name, boolean);
+    if (py::object(object.attr("is_cpu")).ptr() != Py_True) object = object.attr("cpu")();
+    if (boolean) object = object.attr("view")(torch().uint8);
+    capsule = torch().to_dlpack(object);
   } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_RuntimeError) && !error.matches(PyExc_BufferError)) throw;
-    throw py::type_error(
-        fmt::format("tensor '{}' cannot be taken as it is ({}): dense torch tensors are, and of new element types "
-                    "their .view(torch.uint8)",
-                    printable(std::string(name), 80), error.what()));
+    refuse_as_it_is(error, name, "dense torch tensors are, and of new element types their .view(torch.uint8)");
   }
+  return from_capsule(capsule, name, boolean);
 }
 
 std::optional<DType> dtype_of_buffer(const py::buffer_info& info) {
@@ -184,8 +202,21 @@ std::optional<DType> dtype_of_buffer(const py::buffer_info& info) {
   return std::nullopt;
 }
 
+// The last view of it may end where Python is not locked.
+std::shared_ptr<py::buffer_info> request_buffer(py::handle object, std::string_view name) {
+  try {
+    auto info = std::make_unique<py::buffer_info>(py::reinterpret_borrow<py::buffer>(object).request());
+    return {info.release(), [](py::buffer_info* held) {
+              const py::gil_scoped_acquire lock;
+              delete held;
+            }};
+  } catch (py::error_already_set& error) {
+    refuse_as_it_is(error, name, "arrays of bool, uint8, int8 to int64, float16, float32 and float64 are");
+  }
+}
+
 Tensor from_buffer(py::handle object, std::string_view name) {
-  auto info = std::make_shared<py::buffer_info>(py::reinterpret_borrow<py::buffer>(object).request());
+  auto info = request_buffer(object, name);
   const auto dtype = dtype_of_buffer(*info);
   if (!dtype) {
     throw py::type_error(
@@ -204,6 +235,20 @@ Tensor from_buffer(py::handle object, std::string_view name) {
   }
   const auto* data = static_cast<const std::byte*>(info->ptr);
   return make_tensor(*dtype, std::move(shape), strides, data, std::move(info));
+}
+
+Tensor from_dlpack(py::handle object, std::string_view name) {
+  py::object capsule;
+  try {
+    if (py::hasattr(object, "__dlpack_device__")) {
+      const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+      if (!in_host_memory(device.first)) refuse_device(device.first, name);
+    }
+    capsule = object.attr("__dlpack__")();
+  } catch (py::error_already_set& error) {
+    refuse_as_it_is(error, name, "what is in host memory and of a common element type is");
+  }
+  return from_capsule(capsule, name, false);
 }
 
 // Owns its tensor until the capsule's taker, or the capsule, lets go.
@@ -280,16 +325,7 @@ Tensor tensor_from(py::handle object, std::string_view name) {
   if (is_torch_tensor(object)) return from_torch(py::reinterpret_borrow<py::object>(object), name);
   if (py::isinstance<PyTensor>(object)) return object.cast<const PyTensor&>().tensor;
   if (PyObject_CheckBuffer(object.ptr()) != 0) return from_buffer(object, name);
-  if (py::hasattr(object, "__dlpack__")) {
-    if (py::hasattr(object, "__dlpack_device__")) {
-      const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
-      if (device.first != kDLCPU && device.first != kDLCUDAHost) {
-        throw py::type_error(fmt::format("tensor '{}' is on a device (DLPack's number {}): bring it to host memory first",
-                                         printable(std::string(name), 80), device.first));
-      }
-    }
-    return from_capsule(object.attr("__dlpack__")(), name, false);
-  }
+  if (py::hasattr(object, "__dlpack__")) return from_dlpack(object, name);
   throw py::type_error(fmt::format("'{}' is a {}: a torch tensor, a numpy array or anything with __dlpack__ is taken",
                                    printable(std::string(name), 80), type_name(object)));
 }

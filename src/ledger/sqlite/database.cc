@@ -16,6 +16,7 @@
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
 #include "draftflow/base/interrupt.h"
+#include "ledger/sqlite/forks.h"
 
 namespace draftflow::sqlite {
 namespace {
@@ -115,6 +116,7 @@ Database::Database(std::filesystem::path path, Mode mode, LedgerClock clock)
     flags = SQLITE_OPEN_READWRITE;
   }
   check_regular(path_);
+  open_anew_after_forks(path_);
   sqlite3* handle = nullptr;
   const int code = sqlite3_open_v2(path_.c_str(), &handle, flags | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
   handle_.reset(handle);

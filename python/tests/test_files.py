@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that others read and write: torch's zips, safetensors, manifests, and a folder of the reference runtime."""
+
+import gzip
+import json
+import pickle
+import sqlite3
+
+import numpy
+import pytest
+import torch
+
+import draftflow
+from stage import data_folder, name, sample
+
+TENSORS = {
+    "flags": torch.tensor([True, False, True]),
+    "bytes": torch.arange(5, dtype=torch.uint8),
+    "ids": torch.arange(6).reshape(2, 3),
+    "halves": torch.randn(2, 2).to(torch.float16),
+    "brain": torch.randn(1, 4, 3).to(torch.bfloat16),
+    "scalar": torch.tensor(2.5),
+    "nothing": torch.zeros(0, 4),
+}
+
+
+def same(found, wanted):
+    assert list(found) == list(wanted)
+    for key, tensor in wanted.items():
+        assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor)
+
+
+def test_torch_loads_what_is_written_here(tmp_path):
+    draftflow.save_feature_file(tmp_path / "a.ckpt", {**TENSORS, "strided": torch.arange(6).reshape(2, 3).t()})
+    same(torch.load(tmp_path / "a.ckpt", weights_only=True), {**TENSORS, "strided": torch.arange(6).reshape(2, 3).t()})
+    same(torch.load(tmp_path / "a.ckpt"), {**TENSORS, "strided": torch.arange(6).reshape(2, 3).t()})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_what_torch_writes_is_loaded_here(tmp_path):
+    whole = torch.arange(24.0).reshape(4, 6)
+    written = {**TENSORS, "column": whole[:, 1:3], "turned": whole.t()}
+    torch.save(written, tmp_path / "a.ckpt")
+    same(draftflow.load_feature_file(tmp_path / "a.ckpt"), written)
+    with gzip.open(tmp_path / "b.ckpt.gz", "wb") as packed:
+        torch.save(TENSORS, packed)
+    same(draftflow.load_feature_file(tmp_path / "b.ckpt.gz"), TENSORS)
+    arrays = draftflow.load_feature_file(tmp_path / "a.ckpt", framework="draftflow")
+    assert arrays["brain"].dtype == "bfloat16" and arrays["brain"].shape == (1, 4, 3)
+    assert isinstance(draftflow.load_feature_file(tmp_path / "a.ckpt", framework="draftflow")["ids"].numpy(), numpy.ndarray)
+
+
+def test_safetensors_go_both_ways(tmp_path):
+    draftflow.save_feature_file(tmp_path / "a.safetensors", TENSORS)
+    with open(tmp_path / "a.safetensors", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        rest = file.read()
+    begin, end = header["ids"]["data_offsets"]
+    assert (header["ids"]["dtype"], header["ids"]["shape"]) == ("I64", [2, 3])
+    assert rest[begin:end] == TENSORS["ids"].numpy().tobytes()
+    found = draftflow.load_feature_file(tmp_path / "a.safetensors")
+    assert set(found) == set(TENSORS)
+    same({key: found[key] for key in TENSORS}, TENSORS)
+
+
+class Code:
+    def __init__(self, marker):
+        self._marker = marker
+
+    def __reduce__(self):
+        return open, (str(self._marker), "w")
+
+
+def test_code_in_a_file_is_refused_and_never_runs(tmp_path):
+    marker = tmp_path / "it-ran"
+    for place, value in (("in", {"x": torch.ones(2), "evil": Code(marker)}), ("top", Code(marker)), ("key", {"x": [Code(marker)]})):
+        torch.save(value, tmp_path / f"{place}.ckpt")
+        with pytest.raises((draftflow.InvalidArgument, draftflow.Corrupt)):
+            draftflow.load_feature_file(tmp_path / f"{place}.ckpt")
+        with pytest.raises((draftflow.InvalidArgument, draftflow.Corrupt)):
+            draftflow.make_file_ref(tmp_path / f"{place}.ckpt", "s")
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Code(marker)))
+    with pytest.raises(draftflow.Error):
+        draftflow.load_feature_file(tmp_path / "plain.ckpt")
+    assert not marker.exists()
+    torch.load(tmp_path / "top.ckpt").close()
+    assert marker.exists()  # it would have
+
+
+def test_a_value_that_is_no_tensor_is_named(tmp_path):
+    torch.save({"x": torch.ones(2), "epoch": 3}, tmp_path / "a.ckpt")
+    with pytest.raises(draftflow.InvalidArgument, match="epoch"):
+        draftflow.load_feature_file(tmp_path / "a.ckpt")
+
+
+def test_saving_replaces_whole_or_not_at_all(tmp_path):
+    for ending in ("ckpt", "safetensors"):
+        path = tmp_path / f"a.{ending}"
+        draftflow.save_feature_file(path, {"x": torch.ones(2)})
+        before = path.read_bytes()
+        with pytest.raises(TypeError, match="'bad'"):
+            draftflow.save_feature_file(path, {"x": torch.zeros(2), "bad": object()})
+        assert path.read_bytes() == before
+    with pytest.raises(draftflow.Error, match="absent"):
+        draftflow.save_feature_file(tmp_path / "absent" / "a.ckpt", {"x": torch.ones(2)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "a.safetensors"]
+
+
+def test_files_are_used_where_they_lie(tmp_path, ledger):
+    for number in range(4):
+        torch.save(sample(number), tmp_path / f"{number}.ckpt")
+    files = draftflow.list_feature_files(tmp_path)
+    assert [str(path) for path in files] == [str(tmp_path / f"{number}.ckpt") for number in range(4)]
+    refs = [draftflow.make_file_ref(path, name(number)) for number, path in enumerate(files)]
+    assert refs[2].num_tokens == 5 and refs[2].feature_store_uri == f"file://{tmp_path}/2.ckpt"
+    ledger.declare("kind", "offline")
+    ledger.commit_samples(refs)
+    with draftflow.Store.open("file://") as store:
+        same(store.read(refs[1]), sample(1))
+        assert {batch["input_ids"][0, 0].item() for batch in draftflow.Stream(store, ledger, window=1)} == {0, 1, 2, 3}
+        store.remove(refs[1])
+        with pytest.raises(draftflow.InvalidArgument):
+            store.put(sample(0), "s")
+    assert len(list(tmp_path.glob("*.ckpt"))) == 4
+
+
+def test_manifests_and_refs_keep_what_they_do_not_know(tmp_path, store):
+    ref = store.put(sample(0), "ünusual/../id\n🙂", metadata={"kept": [1, {"a": None}]}, source_task_id="t")
+    text = json.loads(ref.to_json())
+    text["future_field"] = {"x": 1}
+    again = draftflow.SampleRef.from_json(json.dumps(text))
+    assert json.loads(again.to_json())["future_field"] == {"x": 1}
+    draftflow.write_ref_manifest(tmp_path / "manifest.json", [ref, again])
+    assert draftflow.read_ref_manifest(tmp_path / "manifest.json") == [ref, again]
+    assert pickle.loads(pickle.dumps(ref)) == ref and hash(pickle.loads(pickle.dumps(ref))) == hash(ref)
+    assert ref != again and ref != "ref" and ref.metadata["kept"] == [1, {"a": None}]
+    same(store.read(draftflow.SampleRef.from_json(ref.to_json())), sample(0))
+    text["schema_version"] = 999
+    with pytest.raises(draftflow.Error, match="999"):
+        draftflow.SampleRef.from_json(json.dumps(text))
+
+
+def test_a_folder_of_the_reference_opens_as_it_is(ledger):
+    folder = data_folder("reference-store")
+    refs = draftflow.read_ref_manifest(folder / "manifest.json")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with draftflow.Store.open(str(folder / "st")) as store:
+        assert store.health()["read_only"] or store.health()["resident_samples"] == len(refs) == 8
+        for ref in refs:
+            wanted = torch.load(folder / "st" / f"{ref.sample_id}.g1.ckpt", weights_only=True)
+            with store.get(ref) as found:
+                assert set(found) == set(wanted) == set(ref.feature_specs)
+                assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+        with pytest.raises(draftflow.InvalidArgument):
+            store.put(sample(0), "s")
+        assert ledger.commit_samples(refs) == 8
+        ledger.close_prompts()
+        batches = list(draftflow.Stream(store, ledger, group="g", window=4, batch_size=2))
+        assert [ident for batch in batches for ident in batch.sample_ids] == [ref.sample_id for ref in refs]
+        assert not any(batch.failed for batch in batches)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with sqlite3.connect(f"file:{folder / 'ledger.sqlite3'}?immutable=1", uri=True) as theirs:
+        rows = theirs.execute("SELECT ref_json FROM committed ORDER BY rowid").fetchall()
+    assert [draftflow.SampleRef.from_json(text) for (text,) in rows] == refs
+
+
+def test_real_feature_files_of_torch_are_read(ledger):
+    files = draftflow.list_feature_files(data_folder("features-torch"))
+    assert len(files) == 64
+    for path in files[:8]:
+        same(draftflow.load_feature_file(path), torch.load(path, weights_only=True))
+
+
+def test_partitions_are_those_of_the_reference():
+    with open(data_folder("dp_partition_vectors.json")) as file:
+        vectors = json.load(file)
+    assert vectors
+    for count, pairs in vectors.items():
+        assert [draftflow.dp_partition(ident, int(count)) for ident, _ in pairs] == [wanted for _, wanted in pairs]
