@@ -14,6 +14,8 @@
 #include <string>
 #include <utility>
 
+#include "draftflow/base/interrupt.h"
+
 namespace draftflow::python {
 
 namespace py = pybind11;
@@ -27,8 +29,12 @@ void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
 void bind_bench(py::module_& module);
 
-// Lets Python's lock go for its scope. A daemon thread that comes back while the interpreter ends stays here until the process
-// is gone: to take the lock then would end the thread, through frames that cannot be unwound.
+// Raises what a signal handler of Python's raises (KeyboardInterrupt), in the main thread; called without Python's lock.
+void check_signals();
+
+// Lets Python's lock go for its scope, in which a wait ends as soon as Python has a signal to handle. A daemon thread that
+// comes back while the interpreter ends stays here until the process is gone: to take the lock then would end the thread,
+// through frames that cannot be unwound.
 class Unlocked {
  public:
   Unlocked() : ending_(_Py_IsFinalizing() != 0), state_(PyEval_SaveThread()) {}
@@ -42,7 +48,11 @@ class Unlocked {
  private:
   const bool ending_;  // the interpreter, by this thread: no other has the lock by then
   PyThreadState* const state_;
+  const InterruptScope interruptible_{&check_signals};
 };
+
+// A URL, or a path as os.PathLike (pathlib). TypeError for anything else.
+std::string place_from(const py::object& place);
 
 // InvalidArgument naming the object that was closed.
 [[noreturn]] void throw_closed(const std::string& what);

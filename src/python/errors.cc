@@ -17,7 +17,29 @@ void raise(const Error& error) {
   PyErr_SetObject(type.ptr(), message.ptr());
 }
 
+// Where Python handles its signals. A module is not always loaded by it.
+bool in_main_thread() {
+  static const auto main = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  return PyThread_get_thread_ident() == main;
+}
+
 }  // namespace
+
+void check_signals() {
+  if (_Py_IsFinalizing() != 0) return;
+  const py::gil_scoped_acquire lock;
+  if (in_main_thread() && PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+std::string place_from(const py::object& place) {
+  const auto path = py::reinterpret_steal<py::object>(PyOS_FSPath(place.ptr()));
+  if (!path || !py::isinstance<py::str>(path)) {
+    PyErr_Clear();
+    throw py::type_error(fmt::format("url is a {}: a string or a path is taken",
+                                     py::type::handle_of(place).attr("__name__").cast<std::string>()));
+  }
+  return path.cast<std::string>();
+}
 
 void throw_closed(const std::string& what) {
   throw InvalidArgument(fmt::format("{} was closed: open it again", what));

@@ -27,7 +27,14 @@ struct StoreHandle {
 // A Ledger is used by one thread at a time: Python's threads take turns, without Python's lock.
 struct OpenLedger {
   std::unique_ptr<Ledger> ledger;
-  std::mutex mutex;
+  std::timed_mutex mutex;
+
+  // Interruptible: another thread may be in a long wait.
+  std::unique_lock<std::timed_mutex> turn() {
+    std::unique_lock lock(mutex, std::defer_lock);
+    while (!lock.try_lock_for(kInterruptEvery)) check_interrupt();
+    return lock;
+  }
 };
 
 struct LedgerHandle {
@@ -41,7 +48,7 @@ struct LedgerHandle {
   auto with(Call&& call) {
     const std::shared_ptr<OpenLedger> held = opened.get();
     const Unlocked unlocked;
-    const std::lock_guard turn(held->mutex);
+    const auto turn = held->turn();
     return call(*held->ledger);
   }
 };
