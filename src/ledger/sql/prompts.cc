@@ -123,7 +123,7 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
   db_->run("UPDATE run SET prompts_pending = prompts_pending - ?1, prompts_leased = prompts_leased + ?1 WHERE id = 1",
            rows.size());
   answer.finished = db_->find(kPromptsFinished) == 1;
-  transaction.commit();
+  transaction.commit(back ? sql::Wakes::kWaiters : sql::Wakes::kNobody);
   if (!rows.empty()) longest_noted_ms_ = std::max(longest_noted_ms_, lease_ms);
   return answer;
 }
@@ -133,7 +133,7 @@ void SqlLedger::extend_leases(const HolderId& holder, std::int64_t lease_ms) {
   sql::Transaction transaction(*db_);
   note_lease(lease_ms);
   db_->run("UPDATE prompt SET expires_ms = ?2 WHERE state = 1 AND holder = ?1", holder.str(), db_->now_ms() + lease_ms);
-  transaction.commit();
+  transaction.commit(sql::Wakes::kNobody);
   longest_noted_ms_ = std::max(longest_noted_ms_, lease_ms);
 }
 
@@ -155,7 +155,7 @@ bool SqlLedger::extend_lease(const PromptLease& lease, std::int64_t lease_ms) {
   db_->run("UPDATE prompt SET state = 1, expires_ms = ?2 WHERE row = ?1", prompt.row, db_->now_ms() + lease_ms);
   db_->run("UPDATE run SET prompts_leased = prompts_leased + ?1, prompts_pending = prompts_pending - ?1 WHERE id = 1",
            prompt.state == kPending ? 1 : 0);
-  transaction.commit();
+  transaction.commit(sql::Wakes::kNobody);
   longest_noted_ms_ = std::max(longest_noted_ms_, lease_ms);
   return true;
 }
