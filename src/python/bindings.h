@@ -11,8 +11,12 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
+
+#include "draftflow/base/interrupt.h"
 
 namespace draftflow::python {
 
@@ -27,22 +31,24 @@ void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
 void bind_bench(py::module_& module);
 
-// Lets Python's lock go for its scope. A daemon thread that comes back while the interpreter ends stays here until the process
-// is gone: to take the lock then would end the thread, through frames that cannot be unwound.
+// Lets Python's lock go for its scope. In the main thread what waits in it looks for signals meanwhile, so that Ctrl-C ends it.
+// A daemon thread that comes back while the interpreter ends stays here until the process is gone: to take the lock then would
+// end the thread, through frames that cannot be unwound.
 class Unlocked {
  public:
-  Unlocked() : ending_(_Py_IsFinalizing() != 0), state_(PyEval_SaveThread()) {}
-  ~Unlocked() noexcept(false) {
-    while (!ending_ && _Py_IsFinalizing() != 0) ::pause();
-    PyEval_RestoreThread(state_);
-  }
+  Unlocked();
+  ~Unlocked() noexcept(false);
   Unlocked(const Unlocked&) = delete;
   Unlocked& operator=(const Unlocked&) = delete;
 
  private:
   const bool ending_;  // the interpreter, by this thread: no other has the lock by then
   PyThreadState* const state_;
+  std::optional<InterruptScope> scope_;
 };
+
+// A turn at a mutex, without Python's lock. What is waited for may take long.
+std::unique_lock<std::timed_mutex> take_turn(std::timed_mutex& mutex);
 
 // InvalidArgument naming the object that was closed.
 [[noreturn]] void throw_closed(const std::string& what);

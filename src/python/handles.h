@@ -27,7 +27,7 @@ struct StoreHandle {
 // A Ledger is used by one thread at a time: Python's threads take turns, without Python's lock.
 struct OpenLedger {
   std::unique_ptr<Ledger> ledger;
-  std::mutex mutex;
+  std::timed_mutex mutex;
 };
 
 struct LedgerHandle {
@@ -41,7 +41,7 @@ struct LedgerHandle {
   auto with(Call&& call) {
     const std::shared_ptr<OpenLedger> held = opened.get();
     const Unlocked unlocked;
-    const std::lock_guard turn(held->mutex);
+    const auto turn = take_turn(held->mutex);
     return call(*held->ledger);
   }
 };

@@ -152,7 +152,7 @@ SampleRef put(StoreHandle& self, const py::dict& tensors, const std::string& sam
   if (fence) {
     asked.taken_over = fence->lease.taken_over;
     asked.still_mine = [&] {
-      const std::lock_guard turn(ledger->mutex);
+      const auto turn = take_turn(ledger->mutex);
       return ledger->ledger->extend_lease(fence->lease, fence->lease_ms);
     };
   }
