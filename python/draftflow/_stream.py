@@ -82,6 +82,7 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         timeout_s: TimeoutError if no batch came for so long; None: wait for ever.
         epochs, seed: of an offline set (`draftflow ingest`), read in a seeded order in each epoch.
         passes: how often a stream is replayed, once it has ended.
+        max_window_tokens: a window is closed before the sample that would take it past so many tokens; 0: no cap.
         accept_loss: resume from a checkpoint older than the bytes allow, dropping what is gone.
 
     With workers, `open()` first, then `DataLoader(stream, batch_size=None, num_workers=n)`: they share the batches out among
@@ -102,6 +103,7 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         resumable_checkpoints: int = 1,
         tail: str = "drop",
         passes: int = 1,
+        max_window_tokens: int = 0,
         epochs: int = 1,
         seed: int = 0,
         check: str = "eagle3",
@@ -118,7 +120,7 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         self._rank, self._world = _ranks(rank, world)
         self._launch = launch
         self._window = window
-        self._declared: Dict[str, Any] = dict(resumable_checkpoints=resumable_checkpoints, tail=tail, passes=passes)
+        self._declared: Dict[str, Any] = dict(resumable_checkpoints=resumable_checkpoints, tail=tail, passes=passes, max_window_tokens=max_window_tokens)
         self._epochs = epochs
         self._seed = seed
         self._timeout_s = timeout_s
@@ -248,6 +250,12 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         if failed and not self._offline:  # before the step, which is of all ranks: whoever says trained says it for all
             self._ledger.report_failed(self._group, self._timeline, batch.window, failed)
         return Batch(batch.tensors(), batch.sample_ids, batch.lengths, failed, batch.window, batch.index, batch.last)
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps done, as trained() said last, or the checkpoint that was loaded."""
+        self._need_open("step")
+        return self._step
 
     @property
     def wait_seconds(self) -> float:

@@ -31,6 +31,12 @@ std::int64_t boot_milliseconds() {
 
 }  // namespace
 
+std::int64_t wall_milliseconds() {
+  std::timespec now{};
+  if (::clock_gettime(CLOCK_REALTIME, &now) != 0) throw_errno(errno, "reading CLOCK_REALTIME");
+  return std::int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
+}
+
 LedgerClock boot_clock() {
   return {.boot_id = read_boot_id(), .now_ms = boot_milliseconds};
 }

@@ -23,6 +23,8 @@ struct LedgerClock {
 // CLOCK_BOOTTIME (which goes on while the machine sleeps) and /proc/sys/kernel/random/boot_id.
 LedgerClock boot_clock();
 
+std::int64_t wall_milliseconds();  // this machine's, since 1970
+
 std::unique_ptr<Ledger> open_sqlite_ledger(const std::filesystem::path& path, LedgerClock clock);
 std::unique_ptr<Ledger> open_memory_ledger(std::shared_ptr<MemoryBooks> books, LedgerClock clock);
 // Makes nothing: NotFound where there is no ledger.

@@ -55,23 +55,25 @@ Json to_json(const ExportedPrompt& prompt) {
 }
 
 Json to_json(const ExportedGroup& group) {
-  return {{"kind", "group"},
-          {"group", group.config.group.str()},
-          {"of", group.config.kind == GroupKind::kWindows ? "windows" : "queue"},
-          {"window", group.config.window},
-          {"resumable_checkpoints", group.config.resumable_checkpoints},
-          {"tail", group.config.tail == TailPolicy::kDrop ? "drop" : "carry"},
-          {"max_attempts", group.config.max_attempts},
-          {"open", group.open},
-          {"next_row", group.next_row},
-          {"durable_windows", group.durable_windows},
-          {"released_windows", group.released_windows},
-          {"timeline", group.timeline},
-          {"width", group.width},
-          {"trained_step", group.trained_step},
-          {"durable_step", group.durable_step},
-          {"passes", group.config.passes},
-          {"pass_windows", group.pass_windows}};
+  Json object = {{"kind", "group"},
+                 {"group", group.config.group.str()},
+                 {"of", group.config.kind == GroupKind::kWindows ? "windows" : "queue"},
+                 {"window", group.config.window},
+                 {"resumable_checkpoints", group.config.resumable_checkpoints},
+                 {"tail", group.config.tail == TailPolicy::kDrop ? "drop" : "carry"},
+                 {"max_attempts", group.config.max_attempts},
+                 {"open", group.open},
+                 {"next_row", group.next_row},
+                 {"durable_windows", group.durable_windows},
+                 {"released_windows", group.released_windows},
+                 {"timeline", group.timeline},
+                 {"width", group.width},
+                 {"trained_step", group.trained_step},
+                 {"durable_step", group.durable_step},
+                 {"passes", group.config.passes},
+                 {"pass_windows", group.pass_windows}};
+  if (group.config.max_window_tokens > 0) object["max_window_tokens"] = group.config.max_window_tokens;
+  return object;
 }
 
 Json to_json(const ExportedTimeline& t) {
@@ -237,6 +239,7 @@ ExportedGroup read_group(Fields& f) {
   group.durable_step = f.number("durable_step");
   config.passes = static_cast<int>(std::min(f.number("passes"), kMost));
   group.pass_windows = f.number("pass_windows");
+  config.max_window_tokens = f.number_if("max_window_tokens").value_or(0);
   return group;
 }
 

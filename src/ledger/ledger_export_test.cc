@@ -204,6 +204,40 @@ TEST_P(LedgerExportOfPasses, TheNewLedgerIsInTheSamePass) {
   EXPECT_THAT(other->check(), IsEmpty());
 }
 
+TEST_P(LedgerExport, TheCapAndItsWindowsGoAlong) {
+  ledger_->declare_group({.group = group_, .window = 4, .passes = 2, .max_window_tokens = 25});
+  commit_many(0, 7);  // of 10 tokens each
+  ledger_->close_prompts();
+  const std::int64_t timeline = open_timeline(*ledger_);
+  for (std::int64_t number = 0; number < 4; ++number) {
+    ASSERT_TRUE(ledger_->read_window(group_, timeline, number).window);
+    ledger_->trained(group_, timeline, number, number + 1, {});
+  }
+  ledger_->checkpointed(group_, timeline, 4);
+  const auto lines = export_of(*ledger_);
+  const auto other = open_other();
+  import_into(*other, lines);
+  EXPECT_EQ(export_of(*other), lines);
+  EXPECT_THAT(other->check(), IsEmpty());
+  EXPECT_EQ(other->status().of(group_).durable, ledger_->status().of(group_).durable);
+  EXPECT_EQ(other->status().of(group_).pinned, ledger_->status().of(group_).pinned);
+  const TimelineInfo line = other->open_timeline({.group = group_, .resume = mark(timeline, 4)});
+  const Window next = other->read_window(group_, line.number, 4).window.value();
+  ASSERT_EQ(next.refs.size(), 2u);
+  EXPECT_EQ(next.refs[0].sample_id.str(), "s2");
+
+  // A cap that the windows do not keep to, or none at all, is another group's.
+  for (const auto& [cap, why] : {std::pair{"19", "windows of other sizes"}, std::pair{"0", "windows of other sizes"}}) {
+    std::vector<std::string> edited = lines;
+    for (std::string& text : edited) {
+      if (const auto at = text.find("\"max_window_tokens\":25"); at != std::string::npos) text.replace(at + 20, 2, cap);
+    }
+    const testing_support::TempFolder third;
+    const auto refuses = GetParam().open(third.path(), {.boot_id = boot_, .now_ms = [this] { return now_ms_; }});
+    expect_error<Corrupt>([&] { import_into(*refuses, edited); }, why);
+  }
+}
+
 TEST_P(LedgerExportOfPasses, WhatDoesNotFitItsPassesIsRefused) {
   live_through_passes();
   const std::vector<std::string> whole = export_of(*ledger_);

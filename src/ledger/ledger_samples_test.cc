@@ -158,6 +158,50 @@ TEST_P(LedgerSamples, FilesInPlaceAreNeverFreed) {
   EXPECT_THROW(free({"x"}), Conflict);
 }
 
+// A retry that brings files of the user's where bytes in a store may already go, and the other way round.
+TEST_P(LedgerSamples, AFileInPlaceNeverTakesTheNameOfBytesThatMayGo) {
+  declare(1);
+  for (const bool file_first : {false, true}) {
+    const std::string id = file_first ? "f" : "s";
+    ingest({id});
+    const PromptLease lease = lease_one();
+    SampleRef first = make_ref(id, 1), second = make_ref(id, 2);
+    (file_first ? first : second).feature_store_uri = "file:///data/" + id;
+    ledger_->commit_sample(first, lease);
+    ledger_->drop_refs(group_, {SampleId(id)}, "by hand");
+    expect_error<Conflict>([&] { ledger_->commit_sample(second, lease); }, "");
+    const std::vector<SampleRef> going = ledger_->freeable(9);
+    for (const SampleRef& ref : going) EXPECT_FALSE(ref.feature_store_uri.starts_with("file://"));
+    EXPECT_EQ(going.size(), 1u) << "the bytes in the store, of the first generation";
+    EXPECT_THAT(ledger_->check(), IsEmpty());
+  }
+  free({"s"});
+  EXPECT_EQ(ledger_->status().resident_bytes, 0u);
+}
+
+// While its group still waits for it, each may replace the other, and only bytes in a store are ever handed out.
+TEST_P(LedgerSamples, AFileInPlaceReplacesBytesAndIsNotHandedOut) {
+  declare(1);
+  ingest({"a", "b"});
+  const PromptLease a = lease_one(), b = lease_one();
+  SampleRef file_a = make_ref("a", 2), file_b = make_ref("b", 1);
+  file_a.feature_store_uri = "file:///data/a";
+  file_b.feature_store_uri = "file:///data/b";
+  ledger_->commit_sample(make_ref("a", 1), a);
+  ledger_->commit_sample(file_a, a);
+  EXPECT_EQ(ledger_->status().resident_bytes, 0u);
+  ledger_->commit_sample(file_b, b);
+  ledger_->commit_sample(make_ref("b", 2), b);
+  EXPECT_EQ(ledger_->status().resident_bytes, 100u);
+  const std::int64_t timeline = open_timeline(*ledger_);
+  train(timeline, 1, 2);
+  ledger_->checkpointed(group_, timeline, 2);
+  EXPECT_THAT(freeable_ids(), testing::ElementsAre("b"));
+  ledger_->close_group(group_);
+  EXPECT_THAT(freeable_ids(), testing::ElementsAre("b"));
+  EXPECT_THAT(ledger_->check(), IsEmpty());
+}
+
 TEST_P(LedgerSamples, FreeingAnUnknownSampleIsRefused) {
   expect_error<InvalidArgument>([&] { free({"ghost"}); }, "'ghost' is not in ledger");
 }

@@ -137,6 +137,13 @@ InvalidArgument other_window(const std::string& group, std::int64_t is, std::int
                   printable(group), is, asked, is));
 }
 
+InvalidArgument other_cap(const std::string& group, std::int64_t is, std::int64_t asked) {
+  return InvalidArgument(
+      fmt::format("group '{}' was declared with max_window_tokens {}, not {} (0: no cap): it is fixed for the run; use {} again"
+                  " or start another run",
+                  printable(group), is, asked, is));
+}
+
 InvalidArgument other_tail(const std::string& group, TailPolicy is, TailPolicy asked) {
   return InvalidArgument(fmt::format("group '{}' was declared with the tail policy '{}', not '{}': it is fixed for the run",
                                      printable(group), name_of(is), name_of(asked)));
@@ -266,11 +273,12 @@ InvalidArgument not_dealt(std::int64_t number, const std::string& group, std::in
       fmt::format("window {} of group '{}': {} are dealt, and they are dealt one by one", number, printable(group), dealt));
 }
 
-InvalidArgument no_step(const std::string& group, std::int64_t available, std::int64_t window) {
+InvalidArgument no_step(const std::string& group, std::int64_t available, std::int64_t window, std::int64_t max_tokens) {
+  const std::string cap = max_tokens > 0 ? fmt::format(", or max_window_tokens {}", max_tokens) : "";
   return InvalidArgument(
-      fmt::format("group '{}': the stream ended with {} samples, and a window takes {}: there is no step to "
+      fmt::format("group '{}': the stream ended with {} samples, and a window takes {}{}: there is no step to "
                   "train; nothing was dropped; take a window of {} or fewer in another group",
-                  printable(group), available, window, available));
+                  printable(group), available, window, cap, available));
 }
 
 InvalidArgument not_in_window(const SampleId& id, std::int64_t window, const std::string& group) {

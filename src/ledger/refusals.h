@@ -45,6 +45,7 @@ InvalidArgument undeclared(const GroupId& group, const std::string& ledger);
 InvalidArgument declared_closed(const std::string& group, const std::string& ledger);
 InvalidArgument other_kind(const std::string& group, GroupKind is, GroupKind asked);
 InvalidArgument other_window(const std::string& group, std::int64_t is, std::int64_t asked);
+InvalidArgument other_cap(const std::string& group, std::int64_t is, std::int64_t asked);
 InvalidArgument other_tail(const std::string& group, TailPolicy is, TailPolicy asked);
 InvalidArgument other_passes(const std::string& group, std::int64_t is, std::int64_t asked);
 InvalidArgument is_queue(const char* verb, const std::string& group);
@@ -70,7 +71,7 @@ Conflict entered_before(const TimelineRequest& request, std::int64_t timeline);
 // --- windows
 Conflict not_the_share(const WindowShare& share, std::int64_t timeline, const std::string& group, std::int64_t width);
 InvalidArgument not_dealt(std::int64_t number, const std::string& group, std::int64_t dealt);
-InvalidArgument no_step(const std::string& group, std::int64_t available, std::int64_t window);
+InvalidArgument no_step(const std::string& group, std::int64_t available, std::int64_t window, std::int64_t max_tokens);
 InvalidArgument not_in_window(const SampleId& id, std::int64_t window, const std::string& group);
 InvalidArgument failed_too_late(std::int64_t window, const std::string& group, std::int64_t trained, std::int64_t dealt);
 Conflict trained_before(std::int64_t window, const std::string& group, std::int64_t its_step, std::int64_t its_timeline,

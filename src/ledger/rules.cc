@@ -17,6 +17,7 @@ constexpr int kMaxWindow = 1 << 20;
 constexpr int kMaxResumable = 1 << 20;
 constexpr int kMaxAttempts = 1 << 20;
 constexpr int kMaxPasses = 1 << 20;
+constexpr std::int64_t kMaxWindowTokens = 1LL << 60;
 
 }  // namespace
 
@@ -81,6 +82,12 @@ void check_config(const GroupConfig& config) {
   check("resumable_checkpoints", config.resumable_checkpoints, 1, kMaxResumable);
   check("max_attempts", config.max_attempts, 1, kMaxAttempts);
   check("passes", config.passes, 1, config.kind == GroupKind::kWindows ? kMaxPasses : 1);
+  const std::int64_t most = config.kind == GroupKind::kWindows ? kMaxWindowTokens : 0;
+  if (config.max_window_tokens < 0 || config.max_window_tokens > most) {
+    throw InvalidArgument(fmt::format("group '{}': max_window_tokens is {}: 0 (no cap){} is allowed",
+                                      printable(config.group.str()), config.max_window_tokens,
+                                      most > 0 ? fmt::format(" to {}", most) : ""));
+  }
   if (config.kind == GroupKind::kWindows) return check("window", config.window, 1, kMaxWindow);
   if (config.window != 0) {
     throw InvalidArgument(fmt::format("group '{}' is a queue with a window of {}: a queue has none, 0 is allowed",

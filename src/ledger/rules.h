@@ -50,6 +50,23 @@ std::string task_json(const PromptTask& task);
 std::string ref_json(const SampleRef& ref);
 std::string poison_reason();
 
+// Measures the next window of a group: its refs are added in commit order until it is full.
+class WindowMeasure {
+ public:
+  WindowMeasure(std::int64_t window, std::int64_t max_tokens) : window_(window), max_tokens_(max_tokens) {}
+  // Whether the window is known to be full, with this ref in it or before it.
+  bool add(std::int64_t tokens) {
+    if (max_tokens_ > 0 && refs_ > 0 && tokens > max_tokens_ - tokens_) return true;
+    ++refs_;
+    tokens_ += tokens;
+    return refs_ == window_ || (max_tokens_ > 0 && tokens_ >= max_tokens_);
+  }
+  std::int64_t refs() const { return refs_; }
+
+ private:
+  std::int64_t window_, max_tokens_, refs_ = 0, tokens_ = 0;
+};
+
 // What check() finds of a counter that is kept.
 std::string miscounted(const std::string& what, std::int64_t kept, std::int64_t rows);
 

@@ -11,8 +11,6 @@
 
 #include <functional>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <string>
 #include <utility>
 
@@ -31,24 +29,30 @@ void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
 void bind_bench(py::module_& module);
 
-// Lets Python's lock go for its scope. In the main thread what waits in it looks for signals meanwhile, so that Ctrl-C ends it.
-// A daemon thread that comes back while the interpreter ends stays here until the process is gone: to take the lock then would
-// end the thread, through frames that cannot be unwound.
+// Raises what a signal handler of Python's raises (KeyboardInterrupt), in the main thread; called without Python's lock.
+void check_signals();
+
+// Lets Python's lock go for its scope, in which a wait ends as soon as Python has a signal to handle. A daemon thread that
+// comes back while the interpreter ends stays here until the process is gone: to take the lock then would end the thread,
+// through frames that cannot be unwound.
 class Unlocked {
  public:
-  Unlocked();
-  ~Unlocked() noexcept(false);
+  Unlocked() : ending_(_Py_IsFinalizing() != 0), state_(PyEval_SaveThread()) {}
+  ~Unlocked() noexcept(false) {
+    while (!ending_ && _Py_IsFinalizing() != 0) ::pause();
+    PyEval_RestoreThread(state_);
+  }
   Unlocked(const Unlocked&) = delete;
   Unlocked& operator=(const Unlocked&) = delete;
 
  private:
   const bool ending_;  // the interpreter, by this thread: no other has the lock by then
   PyThreadState* const state_;
-  std::optional<InterruptScope> scope_;
+  const InterruptScope interruptible_{&check_signals};
 };
 
-// A turn at a mutex, without Python's lock. What is waited for may take long.
-std::unique_lock<std::timed_mutex> take_turn(std::timed_mutex& mutex);
+// A URL, or a path as os.PathLike (pathlib). TypeError for anything else.
+std::string place_from(const py::object& place);
 
 // InvalidArgument naming the object that was closed.
 [[noreturn]] void throw_closed(const std::string& what);

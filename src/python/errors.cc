@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include "draftflow/base/error.h"
 #include "python/bindings.h"
@@ -18,32 +17,22 @@ void raise(const Error& error) {
   PyErr_SetObject(type.ptr(), message.ptr());
 }
 
-// A Python thread's state counts as its own while the lock is gone, so that the lock can be taken for the check.
+}  // namespace
+
 void check_signals() {
+  if (_Py_IsFinalizing() != 0) return;
   const py::gil_scoped_acquire lock;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-bool is_main_thread() {
-  return ::gettid() == ::getpid();
-}
-
-}  // namespace
-
-Unlocked::Unlocked() : ending_(_Py_IsFinalizing() != 0), state_(PyEval_SaveThread()) {
-  if (!ending_ && is_main_thread()) scope_.emplace(check_signals);
-}
-
-Unlocked::~Unlocked() noexcept(false) {
-  scope_.reset();
-  while (!ending_ && _Py_IsFinalizing() != 0) ::pause();
-  PyEval_RestoreThread(state_);
-}
-
-std::unique_lock<std::timed_mutex> take_turn(std::timed_mutex& mutex) {
-  std::unique_lock turn(mutex, std::defer_lock);
-  while (!turn.try_lock_for(kInterruptEvery)) check_interrupt();
-  return turn;
+std::string place_from(const py::object& place) {
+  const auto path = py::reinterpret_steal<py::object>(PyOS_FSPath(place.ptr()));
+  if (!path || !py::isinstance<py::str>(path)) {
+    PyErr_Clear();
+    throw py::type_error(fmt::format("url is a {}: a string or a path is taken",
+                                     py::type::handle_of(place).attr("__name__").cast<std::string>()));
+  }
+  return path.cast<std::string>();
 }
 
 void throw_closed(const std::string& what) {

@@ -28,6 +28,13 @@ struct StoreHandle {
 struct OpenLedger {
   std::unique_ptr<Ledger> ledger;
   std::timed_mutex mutex;
+
+  // Interruptible: another thread may be in a long wait.
+  std::unique_lock<std::timed_mutex> turn() {
+    std::unique_lock lock(mutex, std::defer_lock);
+    while (!lock.try_lock_for(kInterruptEvery)) check_interrupt();
+    return lock;
+  }
 };
 
 struct LedgerHandle {
@@ -41,7 +48,7 @@ struct LedgerHandle {
   auto with(Call&& call) {
     const std::shared_ptr<OpenLedger> held = opened.get();
     const Unlocked unlocked;
-    const auto turn = take_turn(held->mutex);
+    const auto turn = held->turn();
     return call(*held->ledger);
   }
 };

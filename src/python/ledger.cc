@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
 #include "python/handles.h"
@@ -23,7 +25,8 @@ std::shared_ptr<LedgerHandle> make_handle(std::string url, bool read_only, std::
                                                         .opened = PerProcess<OpenLedger>(what, std::move(opened))});
 }
 
-std::shared_ptr<LedgerHandle> open_handle(const std::string& url, bool read_only) {
+std::shared_ptr<LedgerHandle> open_handle(const py::object& place, bool read_only) {
+  const std::string url = place_from(place);
   if (url == "mem://") {
     return make_handle(url, false, [books = make_memory_ledger(), maker = ::getpid()] {
       if (maker != ::getpid()) {
@@ -89,6 +92,7 @@ py::dict group_to(const GroupStatus& group) {
   made["kind"] = group.kind == GroupKind::kQueue ? "queue" : "windows";
   made["window"] = group.window;
   made["passes"] = group.passes;
+  made["max_window_tokens"] = group.max_window_tokens;
   made["open"] = group.open;
   made["available"] = group.available;
   made["leased"] = group.leased;
@@ -269,7 +273,7 @@ void bind_window_verbs(LedgerClass& ledger) {
       .def(
           "declare_group",
           [](Self self, const std::string& group, int window, const std::string& kind, int resumable_checkpoints,
-             const std::string& tail, int max_attempts, int passes) {
+             const std::string& tail, int max_attempts, int passes, std::int64_t max_window_tokens) {
             if (kind != "windows" && kind != "queue") {
               throw InvalidArgument(fmt::format("kind is '{}': 'windows' and 'queue' are allowed", printable(kind, 80)));
             }
@@ -279,11 +283,13 @@ void bind_window_verbs(LedgerClass& ledger) {
                                      .tail = tail_from(tail),
                                      .kind = kind == "queue" ? GroupKind::kQueue : GroupKind::kWindows,
                                      .max_attempts = max_attempts,
-                                     .passes = passes};
+                                     .passes = passes,
+                                     .max_window_tokens = max_window_tokens};
             self->with([&](Ledger& open) { open.declare_group(config); });
           },
           py::arg("group"), py::kw_only(), py::arg("window") = 0, py::arg("kind") = "windows",
           py::arg("resumable_checkpoints") = 1, py::arg("tail") = "drop", py::arg("max_attempts") = 3, py::arg("passes") = 1,
+          py::arg("max_window_tokens") = 0,
           "Makes the group, or finds it. window: W, the refs of one optimizer step. InvalidArgument if it was made otherwise.")
       .def(
           "close_group",
@@ -455,6 +461,17 @@ void bind_ledger(py::module_& module) {
           "declared",
           [](Self self, const std::string& key) { return self->with([&](Ledger& open) { return open.declared(key); }); },
           py::arg("key"))
+      .def(
+          "wait",
+          [](Self self, double timeout_s) {
+            const auto timeout_ms = static_cast<std::int64_t>(1000 * std::clamp(timeout_s, 0.0, 1e9));
+            return self->with([&](Ledger& open) { return open.wait(timeout_ms); });
+          },
+          py::arg("timeout_s"),
+          "Sleeps until another process, thread or Ledger may have changed this ledger since the last wait; False: not in "
+          "time. "
+          "Time wakes nobody (a lease that ran out): ask again at least once a second. Other threads that use this Ledger wait "
+          "for it: give a thread that waits one of its own.")
       .def(
           "status", [](Self self) { return status_to(self->with([](Ledger& open) { return open.status(); })); },
           "Kept counters, as a dict; groups by name.")

@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 #include <pybind11/stl/filesystem.h>
 
+#include "draftflow/base/error.h"
+#include "draftflow/base/text.h"
 #include "draftflow/ledger/partition.h"
 #include "draftflow/ledger/types.h"
 #include "draftflow/records/feature_handle.h"
@@ -75,6 +77,30 @@ SampleRef make_ref(const std::string& sample_id, const std::string& run_id, std:
   return ref;
 }
 
+// Attribute by attribute: a get of small tensors takes tens of microseconds, and this is part of each.
+SampleRef locator_of(const py::handle& ref) {
+  const auto text = [](const py::handle& object, const char* name) { return object.attr(name).cast<std::string>(); };
+  SampleRef made{.sample_id = SampleId(text(ref, "sample_id")),
+                 .run_id = RunId(text(ref, "run_id")),
+                 .feature_store_uri = text(ref, "feature_store_uri")};
+  const py::dict specs = ref.attr("feature_specs");
+  for (const auto& [name, key] : py::dict(ref.attr("feature_keys"))) {
+    made.feature_keys.emplace_back(name.cast<std::string>(), key.cast<std::string>());
+    if (!specs.contains(name)) {
+      throw NotFound(fmt::format("the ref of sample '{}' has a key, but no spec, of '{}'", printable(made.sample_id.str()),
+                                 printable(made.feature_keys.back().first)));
+    }
+    const py::object spec = specs[name];
+    made.feature_specs.push_back({.name = made.feature_keys.back().first,
+                                  .shape = spec.attr("shape").cast<std::vector<std::int64_t>>(),
+                                  .dtype = dtype_from_name(text(spec, "dtype"))});
+  }
+  const py::dict metadata = ref.attr("metadata");
+  made.generation = metadata["generation"].cast<std::uint64_t>();
+  if (metadata.contains("incarnation")) made.incarnation = metadata["incarnation"].cast<std::string>();
+  return made;
+}
+
 void bind_spec(py::module_& module) {
   py::class_<FeatureSpec>(module, "FeatureSpec", "What one named tensor of a sample looks like.")
       .def(py::init(&make_spec), py::arg("name"), py::arg("shape"), py::arg("dtype"), py::kw_only(), py::arg("required") = true,
@@ -134,6 +160,10 @@ void bind_ref(py::module_& module) {
       .def_property_readonly("metadata", &metadata_of, "A copy, with the generation and the incarnation of the bytes.")
       .def("to_json", &sample_ref_to_json)
       .def_static("from_json", &sample_ref_from_json, py::arg("text"), "Corrupt, naming the field, for what is no ref.")
+      .def_static(
+          "locator", &locator_of, py::arg("ref"),
+          "What Store.get needs of a ref that is another class's, with the same attributes (draftflow.compat): the features "
+          "that its feature_keys names; the rest is left out.")
       .def("__eq__",
            [](const SampleRef& ref, const py::object& other) {
              return py::isinstance<SampleRef>(other) &&

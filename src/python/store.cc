@@ -107,8 +107,9 @@ std::shared_ptr<StoreHandle> remember(std::shared_ptr<StoreHandle> store, const 
   return store;
 }
 
-std::shared_ptr<StoreHandle> attach(const std::string& url, const OptionalPath& secret_file,
+std::shared_ptr<StoreHandle> attach(const py::object& place, const OptionalPath& secret_file,
                                     const std::optional<py::bytes>& secret, bool retain_on_release, std::int64_t lease_ms) {
+  const std::string url = place_from(place);
   const SharedDirOptions options{
       .secret = secret_from(secret_file, secret), .retain_on_release = retain_on_release, .lease_ms = lease_ms};
   return remember(open_store(url, options, false), secret_file, secret.has_value(), options);
@@ -152,7 +153,7 @@ SampleRef put(StoreHandle& self, const py::dict& tensors, const std::string& sam
   if (fence) {
     asked.taken_over = fence->lease.taken_over;
     asked.still_mine = [&] {
-      const auto turn = take_turn(ledger->mutex);
+      const auto turn = ledger->turn();
       return ledger->ledger->extend_lease(fence->lease, fence->lease_ms);
     };
   }
@@ -335,10 +336,11 @@ void bind_store(py::module_& module) {
                   "DRAFTFLOW_STORE_SECRET. NotFound, PermissionDenied.")
       .def_static(
           "create",
-          [](const std::string& url, const std::string& kind, const std::string& durability, std::uint64_t max_resident_bytes,
+          [](const py::object& place, const std::string& kind, const std::string& durability, std::uint64_t max_resident_bytes,
              std::int64_t max_hold_age_ms, const std::string& codec, const std::string& layout, const OptionalPath& secret_file,
              const std::optional<py::bytes>& secret, bool encrypt, bool retain_on_release, std::uint64_t free_space_floor_bytes,
              std::int64_t lease_ms) {
+            const std::string url = place_from(place);
             const SharedDirOptions options{.kind = kind_from(kind),
                                            .durability = durability_from(durability),
                                            .max_resident_bytes = max_resident_bytes,

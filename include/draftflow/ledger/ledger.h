@@ -14,6 +14,8 @@
 // A group is one training run over the samples. It is declared before the first commit, or joins at the oldest sample whose
 // bytes are there. Bytes go when every group's claim on them has ended. Windows are dealt in commit order and trained in the
 // order of their numbers, each at a greater step than the one before; whatever the number of ranks, the order is the same.
+// A window has W refs, or, with a cap in tokens, as many of the next ones as keep within it: it ends before the ref that would
+// take it past the cap, and at the ref that reaches it. A ref larger than the cap makes a window of its own.
 // A group of several passes is dealt its windows again, in their order and under new numbers, once the stream has ended, and
 // claims its samples until the last pass is durable.
 // A queue is the other kind of group, for consumers that take what comes and answer for each ref: no windows, no steps.
@@ -90,7 +92,7 @@ class Ledger {
   virtual RefPage resident_refs(std::int64_t from, int limit) = 0;
 
   // --- groups
-  // Makes the group, or finds it: with another kind, W, tail policy or passes InvalidArgument; resumable_checkpoints and
+  // Makes the group, or finds it: with another kind, W, cap, tail policy or passes InvalidArgument; resumable_checkpoints and
   // max_attempts become the new values. The verbs of windows on a queue, and the other way round, are InvalidArgument, naming
   // the kind.
   virtual void declare_group(const GroupConfig& config) = 0;
@@ -107,9 +109,10 @@ class Ledger {
   // divide W, and, with the count, if bytes that would be needed are freed (unless accept_loss, which takes a group of one
   // pass).
   virtual TimelineInfo open_timeline(const TimelineRequest& request) = 0;
-  // A window's share. A window that is not dealt is dealt from the refs that wait in none, as soon as W are committed; the
+  // A window's share. A window that is not dealt is dealt from the refs that wait in none, as soon as it is full: W are
+  // committed, or, with a cap, those that reach it, or the one that would pass it; the
   // number asked for may be at most one past the dealt ones (InvalidArgument). kEndOfStream once the prompts are finished and
-  // fewer than W are left; by the group's tail policy those are dropped("tail shorter than a window") in the same
+  // what is left fills no window; by the group's tail policy that is dropped("tail shorter than a window") in the same
   // transaction; InvalidArgument if that would leave the group without any step. Conflict if a newer timeline was opened, or
   // the share is not of the timeline's width.
   virtual WindowAnswer read_window(const GroupId& group, std::int64_t timeline, std::int64_t number,
@@ -220,5 +223,9 @@ void wait_for_change(Ledger& ledger, const std::function<bool()>& stop);
 bool is_ledger_url(const std::string& where);
 std::unique_ptr<Ledger> open_ledger(const std::string& where);
 std::unique_ptr<Ledger> open_ledger_read_only(const std::string& where);
+
+// By how much the clock of the ledger's server is ahead of this machine's, milliseconds, to within the time of the question;
+// nothing for a ledger without a server: its time is this machine's own.
+std::optional<std::int64_t> ledger_clock_ahead_ms(const std::string& where);
 
 }  // namespace draftflow

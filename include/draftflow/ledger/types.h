@@ -48,6 +48,7 @@ struct GroupConfig {
   GroupKind kind = GroupKind::kWindows;  // fixed when the group is made
   int max_attempts = 3;                  // a queue's ref that has failed so often stays failed
   int passes = 1;                        // how often each sample is trained; fixed when the group is made; 1 for a queue
+  std::int64_t max_window_tokens = 0;    // of a window's refs together; 0: no cap; fixed when the group is made; 0 for a queue
 };
 
 // A checkpoint as a trainer presents it on resume, and as the ledger stores it.
@@ -77,14 +78,16 @@ struct TimelineInfo {
   std::string ledger_id;
 };
 
-// Of a window: the positions p with p mod width = rank.
+// Of a window: the positions p with p mod width = rank. A window that its group's cap in tokens made shorter than W has refs at
+// its first positions only, so that ranks may get different numbers of them, or none; each takes part in the step all the same.
 struct WindowShare {
   int rank = 0, width = 1;
 };
 
 struct Window {
-  std::int64_t number = 0;      // 0, 1, 2 ... in training order
-  std::vector<SampleRef> refs;  // those of the share, in dealing order: refs[i] is at position i * width + rank
+  std::int64_t number = 0;  // 0, 1, 2 ... in training order
+  std::vector<SampleRef>
+      refs;  // of the share, in dealing order: refs[i] is at position i * width + rank; under a cap maybe none
 };
 
 enum class WindowState { kWindow, kWaiting, kEndOfStream };
@@ -133,6 +136,7 @@ struct GroupStatus {
   std::string group;
   GroupKind kind = GroupKind::kWindows;
   int window = 0;
+  std::int64_t max_window_tokens = 0;
   int passes = 1;              // in those after the first a dealt sample counts once for each
   bool open = true;            // false: closed, its claims have ended
   std::int64_t available = 0;  // in no window yet; in a queue: not leased

@@ -62,6 +62,7 @@ struct Sample {
 };
 
 struct Window {
+  std::int64_t refs_through = 0;  // refs of the windows up to this one: where the next one's begin in `rows`
   std::int64_t timeline = 0, step = 0;
   std::int32_t failed = 0, going = 0;
 };
@@ -78,7 +79,7 @@ struct WindowsGroup {
   std::int64_t trained_windows = 0, durable_windows = 0, released_windows = 0;
   std::int64_t trained_step = 0, durable_step = 0, failed_trained = 0, failed_durable = 0;
   std::vector<Window> windows;
-  std::vector<std::uint32_t> rows;               // of all windows, W each; ascending within a pass
+  std::vector<std::uint32_t> rows;               // of all windows; ascending within a pass
   std::int64_t pass_windows = 0;                 // the windows of each pass, once the stream has ended; before: 0
   std::map<std::uint64_t, std::string> reasons;  // of what failed, by its place in `rows`
   std::set<std::int64_t> dropped_rows;
@@ -91,6 +92,10 @@ struct WindowsGroup {
   std::int64_t width() const { return timelines.empty() ? 1 : timelines.back().width; }
   std::int64_t dealt() const { return static_cast<std::int64_t>(windows.size()); }
   std::int64_t first_pass() const { return pass_windows > 0 ? pass_windows : dealt(); }
+  // Where the refs of a window begin in `rows`: how many the windows before it have.
+  std::int64_t first_of(std::int64_t number) const {
+    return number == 0 ? 0 : windows[static_cast<std::size_t>(number - 1)].refs_through;
+  }
 };
 
 struct QueueRef {
@@ -149,6 +154,7 @@ class MemoryBooks {
   std::uint64_t changes = 0;  // made so far
   std::condition_variable changed;
   memory::LeaseNumber last_lease = 0;
+  std::int64_t longest_lease_ms = 0;  // that anybody asked for: a time further ahead was written before the clock was set back
   std::map<std::string, std::string> facts;
   std::map<std::int64_t, TokenCount> token_counts;
 
@@ -168,6 +174,11 @@ class MemoryBooks {
   std::int64_t committed = 0, committed_tokens = 0, resident_bytes = 0, freed = 0;
   memory::RowSet resident;  // not freed, and no file in place
   memory::RowSet may_go, going;
+
+  // Whether a lease that should end then has ended now.
+  bool ran_out(std::int64_t expires_ms, std::int64_t now) const {
+    return expires_ms <= now || expires_ms > now + longest_lease_ms;
+  }
 
   std::deque<memory::Group> groups;  // in the order of declaration; they stay where they are
   std::unordered_map<std::string, memory::Group*> group_names;

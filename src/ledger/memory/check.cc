@@ -153,8 +153,9 @@ class Recount {
   void windows(const Group& group) {
     const memory::WindowsGroup& of = group.windows;
     const std::string named = fmt::format("group '{}': ", printable(group.name));
-    const std::int64_t size = group.config.window, dealt = of.dealt(), first_pass = of.first_pass();
-    count(named + "samples in windows", static_cast<std::int64_t>(of.rows.size()), dealt * size);
+    const std::int64_t dealt = of.dealt(), first_pass = of.first_pass();
+    const auto placed = static_cast<std::int64_t>(of.rows.size());
+    count(named + "samples in windows", placed, of.first_of(dealt));
     const bool order = 0 <= of.released_windows && of.released_windows <= of.durable_windows &&
                        of.durable_windows <= of.trained_windows && of.trained_windows <= dealt &&
                        of.released_windows <= first_pass && of.durable_step <= of.trained_step;
@@ -163,7 +164,10 @@ class Recount {
         (of.pass_windows > 0 && dealt > of.pass_windows * group.config.passes)) {
       say(named + "more or fewer windows than its passes have");
     }
-    if (static_cast<std::int64_t>(of.rows.size()) != dealt * size || first_pass > dealt) return;  // places mean nothing
+    std::int64_t misfits = 0;
+    for (std::int64_t number = 0; number < dealt; ++number) misfits += fits(group, number) ? 0 : 1;
+    count(named + "windows with gaps", 0, misfits);
+    if (placed != of.first_of(dealt) || misfits > 0 || first_pass > dealt) return;  // places mean nothing
     std::int64_t failed_trained = 0, failed_durable = 0;
     for (std::int64_t number = 0; number < dealt; ++number) {
       one_window(group, named, number);
@@ -171,7 +175,7 @@ class Recount {
     }
     count(named + "failed and durable", of.failed_durable, failed_durable);
     count(named + "failed and trained", of.failed_trained, failed_trained);
-    if (!std::is_sorted(of.rows.begin(), of.rows.begin() + first_pass * size, std::less_equal<>())) {
+    if (!std::is_sorted(of.rows.begin(), of.rows.begin() + of.first_of(first_pass), std::less_equal<>())) {
       say(named + "windows out of their order");
     }
     std::int64_t available = 0;
@@ -182,33 +186,44 @@ class Recount {
     }
     count(named + "available", group.available, available);
     count(named + "dropped", group.dropped, static_cast<std::int64_t>(of.dropped_rows.size()));
-    for (std::int64_t at = of.released_windows * size; group.open && at < first_pass * size; ++at) {
+    for (std::int64_t at = of.first_of(of.released_windows); group.open && at < of.first_of(first_pass); ++at) {
       ++claims_[of.rows[static_cast<std::size_t>(at)]];
     }
+  }
+
+  // Whether the window has as many refs, of as many tokens, as its group's windows may have.
+  bool fits(const Group& group, std::int64_t number) const {
+    const memory::WindowsGroup& of = group.windows;
+    const std::int64_t first = of.first_of(number), end = of.first_of(number + 1), cap = group.config.max_window_tokens;
+    if (first < 0 || first >= end || end > static_cast<std::int64_t>(of.rows.size())) return false;
+    if (cap == 0) return end - first == group.config.window;
+    std::int64_t tokens = 0;
+    for (std::int64_t at = first; at < end; ++at) tokens += sample(of.rows[static_cast<std::size_t>(at)]).ref.tokens;
+    return end - first <= group.config.window && (tokens <= cap || end - first == 1);
   }
 
   void one_window(const Group& group, const std::string& named, std::int64_t number) {
     const memory::WindowsGroup& of = group.windows;
     const memory::Window& window = of.windows[static_cast<std::size_t>(number)];
-    const std::int64_t size = group.config.window, first = number * size, passes = group.config.passes;
+    const std::int64_t first = of.first_of(number), end = of.first_of(number + 1), passes = group.config.passes;
     const std::int64_t original = number % std::max<std::int64_t>(of.first_pass(), 1);
     const bool trained = number < of.trained_windows;
     // Whether any window of the sample, this one among them, is still to become durable.
     const bool again = passes > 1 && (of.pass_windows == 0 || of.durable_windows <= (passes - 1) * of.pass_windows + original);
     RowList needed, other_pass, dropped;
-    std::int64_t going = 0;
-    for (std::int64_t at = first; at < first + size; ++at) {
+    std::int64_t going = 0, from_original = of.first_of(original);
+    for (std::int64_t at = first; at < end; ++at) {
       const std::int64_t row = of.rows[static_cast<std::size_t>(at)];
       going += sample(row).state >= kGoing ? 1 : 0;
       if (group.open && sample(row).state != kNeeded && number >= of.durable_windows) needed.push_back(row);
       if (group.open && sample(row).state != kNeeded && again) other_pass.push_back(row);
       if (of.dropped_rows.contains(row)) dropped.push_back(row);
-      if (of.rows[static_cast<std::size_t>(original * size + at - first)] != row) {
+      if (of.rows[static_cast<std::size_t>(from_original++)] != row) {
         say(fmt::format("{}window {} of a later pass has other samples than window {}", named, number, original));
       }
     }
     const auto from = of.reasons.lower_bound(static_cast<std::uint64_t>(first));
-    const auto to = of.reasons.lower_bound(static_cast<std::uint64_t>(first + size));
+    const auto to = of.reasons.lower_bound(static_cast<std::uint64_t>(end));
     count(fmt::format("{}window {}: failed", named, number), window.failed, trained ? std::distance(from, to) : 0);
     count(fmt::format("{}window {}: samples that were handed to a sweeper", named, number), window.going, going);
     if ((window.step > 0) != trained) say(fmt::format("{}window {} is trained out of the order", named, number));
@@ -219,7 +234,7 @@ class Recount {
 
   // --- samples
   void samples() {
-    RowList resident, may_go, going, wrong_claims, claimed;
+    RowList resident, may_go, going, wrong_claims, claimed, in_place;
     std::int64_t tokens = 0, bytes = 0, freed = 0;
     for (std::int64_t row = 0; row < books_.committed; ++row) {
       const memory::Sample& one = sample(row);
@@ -233,6 +248,7 @@ class Recount {
       }
       if (one.state == kNeeded && one.claims != claims_[static_cast<std::size_t>(row)]) wrong_claims.push_back(row);
       if (one.state != kNeeded && one.claims != 0) claimed.push_back(row);
+      if (one.state != kNeeded && one.in_place) in_place.push_back(row);
       one_sample(row, one);
     }
     count("committed tokens", books_.committed_tokens, tokens);
@@ -242,6 +258,7 @@ class Recount {
     same_rows("samples that may go", books_.may_go, may_go);
     same_rows("samples handed to a sweeper", books_.going, going);
     none("samples whose claims are not those of the groups", wrong_claims);
+    none("files in place that may go", in_place);
     none("samples that may go and are claimed", claimed);
   }
 

@@ -30,11 +30,11 @@ std::int64_t MemoryLedger::releasable_windows(const Group& group) {
 // Ends the group's claims on the samples of newly released windows, or makes them anew.
 void MemoryLedger::move_release(Group& group, std::int64_t target) {
   auto& windows = group.windows;
-  const std::int64_t size = group.config.window;
-  for (std::int64_t at = windows.released_windows * size; at < target * size; ++at) {
+  const std::int64_t released = windows.first_of(windows.released_windows), wanted = windows.first_of(target);
+  for (std::int64_t at = released; at < wanted; ++at) {
     end_claim(windows.rows[static_cast<std::size_t>(at)]);
   }
-  for (std::int64_t at = target * size; at < windows.released_windows * size; ++at) {
+  for (std::int64_t at = wanted; at < released; ++at) {
     const std::int64_t row = windows.rows[static_cast<std::size_t>(at)];
     if (books_->samples[row].state < kGoing) claim(row);
   }

@@ -15,6 +15,9 @@ void check_same(const Group& group, const GroupConfig& config, const std::string
   if (group.config.kind != config.kind) throw refusals::other_kind(group.name, group.config.kind, config.kind);
   if (group.is_queue()) return;
   if (group.config.window != config.window) throw refusals::other_window(group.name, group.config.window, config.window);
+  if (group.config.max_window_tokens != config.max_window_tokens) {
+    throw refusals::other_cap(group.name, group.config.max_window_tokens, config.max_window_tokens);
+  }
   if (group.config.tail != config.tail) throw refusals::other_tail(group.name, group.config.tail, config.tail);
   if (group.config.passes != config.passes) throw refusals::other_passes(group.name, group.config.passes, config.passes);
 }
@@ -64,8 +67,8 @@ void MemoryLedger::close_group(const GroupId& group_id) {
       empty_queue(group);
     } else {
       auto& windows = group.windows;
-      const std::int64_t size = group.config.window, end = windows.first_pass() * size;
-      for (std::int64_t at = windows.released_windows * size; at < end; ++at) {
+      const std::int64_t end = windows.first_of(windows.first_pass());
+      for (std::int64_t at = windows.first_of(windows.released_windows); at < end; ++at) {
         end_claim(windows.rows[static_cast<std::size_t>(at)]);
       }
       for_each_undealt(group, [&](std::int64_t row) { end_claim(row); });
@@ -88,7 +91,7 @@ std::vector<FailedSample> MemoryLedger::failed_refs(const GroupId& group_id, int
   for (const auto& [row, reason] : group.queue.failed) {
     if (!add(row, reason)) break;
   }
-  const auto trained = static_cast<std::uint64_t>(group.windows.trained_windows * group.config.window);
+  const auto trained = static_cast<std::uint64_t>(group.windows.first_of(group.windows.trained_windows));
   for (const auto& [place, reason] : group.windows.reasons) {
     if (place >= trained || !add(group.windows.rows[place], reason)) break;
   }

@@ -79,9 +79,12 @@ class RefLeases {
     if (--at->second.held == 0) forget(at);
   }
 
-  // The first one that ran out, or 0.
-  LeaseNumber first_expired(std::int64_t now) const {
-    return expiries_.empty() || expiries_.begin()->first > now ? 0 : expiries_.begin()->second;
+  // One whose time `ran_out` says is over, whatever lies between the first and the last, or 0.
+  template <class RanOut>
+  LeaseNumber find_expired(RanOut ran_out) const {
+    if (expiries_.empty()) return 0;
+    if (ran_out(expiries_.begin()->first)) return expiries_.begin()->second;
+    return ran_out(expiries_.rbegin()->first) ? expiries_.rbegin()->second : 0;
   }
 
   RefLeaseOf take(LeaseNumber number) {

@@ -98,11 +98,11 @@ GroupStatus status_of(const Group& group) {
   status.group = group.name;
   status.kind = group.config.kind;
   status.window = group.config.window;
+  status.max_window_tokens = group.config.max_window_tokens;
   status.open = group.open;
   status.available = group.available;
   status.dropped = group.dropped;
   const auto& windows = group.windows;
-  const std::int64_t size = group.config.window;
   status.timeline = windows.timeline();
   status.width = windows.width();
   if (group.is_queue()) {
@@ -112,13 +112,15 @@ GroupStatus status_of(const Group& group) {
     status.pinned = group.open ? group.available + group.queue.leased : 0;
     return status;
   }
-  status.windowed = (windows.dealt() - windows.trained_windows) * size;
-  status.trained = (windows.trained_windows - windows.durable_windows) * size - windows.failed_trained;
-  status.durable = windows.durable_windows * size - windows.failed_durable;
+  const std::int64_t trained = windows.first_of(windows.trained_windows), durable = windows.first_of(windows.durable_windows);
+  status.windowed = windows.first_of(windows.dealt()) - trained;
+  status.trained = trained - durable - windows.failed_trained;
+  status.durable = durable - windows.failed_durable;
   status.failed = windows.failed_trained + windows.failed_durable;
   status.trained_step = windows.trained_step;
   status.durable_step = windows.durable_step;
-  status.pinned = group.open ? group.available + (windows.first_pass() - windows.released_windows) * size : 0;
+  status.pinned =
+      group.open ? group.available + windows.first_of(windows.first_pass()) - windows.first_of(windows.released_windows) : 0;
   status.passes = group.config.passes;
   return status;
 }

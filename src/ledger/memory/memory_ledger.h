@@ -146,9 +146,8 @@ class MemoryLedger final : public Ledger {
   void drop_lost(Group& group, std::int64_t keep);
 
   // windows.cc
-  WindowState look(const Group& group) const;
   void for_each_undealt(const Group& group, const std::function<void(std::int64_t row)>& visit);
-  std::vector<std::uint32_t> find_next_window(const Group& group);
+  std::vector<std::uint32_t> find_next_window(const Group& group) const;
   void drop_tail(Group& group);
   static void deal_again(Group& group);
   Window load_window(const Group& group, std::int64_t number, const WindowShare& share);

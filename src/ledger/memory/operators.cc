@@ -17,13 +17,13 @@ namespace {
 // Leases by holder, as one asks for them at `now`.
 class Holders {
  public:
-  explicit Holders(std::int64_t now) : now_(now) {}
+  Holders(const MemoryBooks& books, std::int64_t now) : books_(books), now_(now) {}
 
   void add(const std::string& holder, std::int64_t count, std::int64_t expires_ms) {
     const auto [at, first] = by_holder_.try_emplace(holder, HolderLeases{.holder = holder});
     HolderLeases& one = at->second;
     one.count += count;
-    if (expires_ms <= now_) one.expired += count;
+    if (books_.ran_out(expires_ms, now_)) one.expired += count;
     one.expires_in_ms = first ? expires_ms - now_ : std::max(one.expires_in_ms, expires_ms - now_);
   }
   void tell(const std::string& group, std::vector<HolderLeases>& all) && {
@@ -34,6 +34,7 @@ class Holders {
   }
 
  private:
+  const MemoryBooks& books_;
   const std::int64_t now_;
   std::map<std::string, HolderLeases> by_holder_;
 };
@@ -44,13 +45,13 @@ std::vector<HolderLeases> MemoryLedger::leases() {
   const std::lock_guard lock(books_->mutex);
   const std::int64_t now = clock_.now_ms();
   std::vector<HolderLeases> all;
-  Holders prompts(now);
+  Holders prompts(*books_, now);
   for (const auto& [holder, rows] : books_->prompt_holders) {
     for (const std::int64_t row : rows) prompts.add(holder, 1, books_->holds.at(row).expires_ms);
   }
   std::move(prompts).tell("", all);
   for (const Group& group : books_->groups) {
-    Holders refs(now);
+    Holders refs(*books_, now);
     for (const memory::LeaseNumber number : group.queue.leases.all()) {
       const memory::RefLeaseOf& lease = group.queue.leases.of(number);
       refs.add(lease.holder, static_cast<std::int64_t>(lease.held), lease.expires_ms);
@@ -89,7 +90,7 @@ bool MemoryLedger::may_drop_prompt(std::int64_t row, std::int64_t now) const {
   if (prompt.state == kDone) throw refusals::undroppable_prompt(prompt.task_id, kDone, "");
   if (prompt.state != kLeased) return prompt.state == kPending;
   const memory::PromptHold& hold = books_->holds.at(row);
-  if (hold.expires_ms > now) throw refusals::undroppable_prompt(prompt.task_id, kLeased, hold.holder);
+  if (!books_->ran_out(hold.expires_ms, now)) throw refusals::undroppable_prompt(prompt.task_id, kLeased, hold.holder);
   return prompt.expiries + 1 < kMaxExpiries;
 }
 
@@ -128,7 +129,7 @@ bool MemoryLedger::may_drop_ref(Group& group, const SampleId& id, std::int64_t r
     if (ref->state == kAvailable) return true;
     if (ref->state != kRefLeased) throw refusals::undroppable_ref(id, group.name, ref->state, "");
     const memory::RefLeaseOf& lease = group.queue.leases.of(ref->token);
-    if (lease.expires_ms > now) throw refusals::undroppable_ref(id, group.name, kRefLeased, lease.holder);
+    if (!books_->ran_out(lease.expires_ms, now)) throw refusals::undroppable_ref(id, group.name, kRefLeased, lease.holder);
     return true;
   }
   const auto& windows = group.windows;

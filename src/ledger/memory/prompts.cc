@@ -122,10 +122,13 @@ void MemoryLedger::end_lease(std::int64_t row, LeaseNumber ended) {
 
 // An expired lease keeps its token until somebody else takes the prompt: its holder may still commit, if only slow.
 bool MemoryLedger::take_back_expired(std::int64_t now) {
-  auto& expiries = books_->prompt_expiries;
-  const bool any = !expiries.empty() && expiries.begin()->first <= now;
-  while (!expiries.empty() && expiries.begin()->first <= now) {
-    const std::int64_t row = expiries.begin()->second;
+  const auto& expiries = books_->prompt_expiries;
+  bool any = false;
+  while (!expiries.empty()) {
+    const bool first = books_->ran_out(expiries.begin()->first, now);
+    if (!first && !books_->ran_out(expiries.rbegin()->first, now)) break;
+    any = true;
+    const std::int64_t row = first ? expiries.begin()->second : expiries.rbegin()->second;
     Prompt& prompt = books_->prompts[row];
     lay_down(row);
     if (++prompt.expiries < kMaxExpiries) continue;
@@ -151,6 +154,7 @@ PromptAnswer MemoryLedger::lease_prompts(const HolderId& holder, int max_tasks, 
       if (row < 0) break;
       Prompt& prompt = books_->prompts[row];
       prompt.token = ++books_->last_lease;
+      books_->longest_lease_ms = std::max(books_->longest_lease_ms, lease_ms);
       hold(row, holder.str(), now + lease_ms);
       answer.leases.push_back(
           {.task = *prompt.task, .token = books_->tokens.text_of(prompt.token), .taken_over = prompt.expiries > 0});
@@ -165,6 +169,7 @@ PromptAnswer MemoryLedger::lease_prompts(const HolderId& holder, int max_tasks, 
 void MemoryLedger::extend_leases(const HolderId& holder, std::int64_t lease_ms) {
   check_lease_ms(lease_ms);
   const std::lock_guard lock(books_->mutex);
+  books_->longest_lease_ms = std::max(books_->longest_lease_ms, lease_ms);
   const auto rows = books_->prompt_holders.find(holder.str());
   if (rows == books_->prompt_holders.end()) return;
   const std::int64_t expires_ms = clock_.now_ms() + lease_ms;
@@ -182,9 +187,13 @@ bool MemoryLedger::extend_lease(const PromptLease& lease, std::int64_t lease_ms)
   if (prompt.state > kLeased || token == 0 || prompt.token != token) return false;
   const memory::PromptHold& held = books_->holds.at(row);
   const std::int64_t now = clock_.now_ms();
-  if (prompt.state == kLeased && held.expires_ms >= now + (lease_ms + 1) / 2) return true;
+  const bool long_enough = held.expires_ms >= now + (lease_ms + 1) / 2 && !books_->ran_out(held.expires_ms, now);
+  if (prompt.state == kLeased && long_enough) return true;
   // It may have run out and been taken back, but nobody has it yet.
-  make_whole([&] { hold(row, std::string(held.holder), now + lease_ms); });
+  make_whole([&] {
+    books_->longest_lease_ms = std::max(books_->longest_lease_ms, lease_ms);
+    hold(row, std::string(held.holder), now + lease_ms);
+  });
   return true;
 }
 

@@ -98,8 +98,9 @@ void MemoryLedger::give_back(Group& group, LeaseNumber number, bool ended) {
 
 // An expired lease keeps its token until somebody else takes the ref: its holder may still ack, if only slow.
 bool MemoryLedger::take_back_expired(Group& group, std::int64_t now) {
+  const auto ran_out = [&](std::int64_t expires_ms) { return books_->ran_out(expires_ms, now); };
   bool any = false;
-  while (const LeaseNumber number = group.queue.leases.first_expired(now)) {
+  while (const LeaseNumber number = group.queue.leases.find_expired(ran_out)) {
     give_back(group, number, /*ended=*/false);
     any = true;
   }
@@ -186,6 +187,7 @@ QueueAnswer MemoryLedger::lease_refs(const RefRequest& request) {
   lease.rows.assign(picked.begin(), picked.end());
   make_whole([&] {
     books_->last_lease = number;
+    books_->longest_lease_ms = std::max(books_->longest_lease_ms, request.lease_ms);
     queue.leases.add(number, std::move(lease));
     for (const std::int64_t row : picked) {
       QueueRef& ref = queue.refs[row];
@@ -206,6 +208,7 @@ void MemoryLedger::extend_refs(const GroupId& group_id, const HolderId& holder, 
   const std::int64_t expires_ms = clock_.now_ms() + lease_ms;
   const std::vector<LeaseNumber> numbers = queue.leases.of_holder(holder.str());
   make_whole([&] {
+    books_->longest_lease_ms = std::max(books_->longest_lease_ms, lease_ms);
     for (const LeaseNumber number : numbers) queue.leases.extend(number, expires_ms);
   });
 }

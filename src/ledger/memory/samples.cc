@@ -68,8 +68,10 @@ void MemoryLedger::insert_samples(std::vector<PackedRef> refs, const std::vector
 void MemoryLedger::check_replaceable(const SampleRef& ref, std::int64_t row) {
   const std::uint64_t committed = books_->samples[row].ref.generation;
   if (ref.generation <= committed) throw refusals::no_newer(ref, committed);
-  // What every group has dropped, or was closed over, may be gone already.
-  if (books_->samples[row].state != kNeeded) throw refusals::taken_already(ref, committed);
+  // What every group has dropped, or was closed over, may be gone already; of files in place no state tells it.
+  const Sample& old = books_->samples[row];
+  if (old.state != kNeeded || (old.in_place && old.claims == 0 && !books_->groups.empty()))
+    throw refusals::taken_already(ref, committed);
   for (Group& group : books_->groups) {
     // A lease that ran out may still be acked: its ref is taken, too.
     const memory::QueueRef* queued = group.is_queue() ? group.queue.find(row) : nullptr;

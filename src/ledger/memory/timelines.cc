@@ -37,13 +37,12 @@ std::int64_t MemoryLedger::check_bytes_are_there(const Group& group, std::int64_
 
 void MemoryLedger::rewind(Group& group, std::int64_t keep, std::int64_t step) {
   auto& windows = group.windows;
-  windows.reasons.erase(windows.reasons.lower_bound(static_cast<std::uint64_t>(keep * group.config.window)),
-                        windows.reasons.end());
+  windows.reasons.erase(windows.reasons.lower_bound(static_cast<std::uint64_t>(windows.first_of(keep))), windows.reasons.end());
   std::int64_t failed = 0;
   for (std::int64_t number = keep; number < windows.dealt(); ++number) {
     memory::Window& window = windows.windows[static_cast<std::size_t>(number)];
     failed += window.failed;
-    window = {.going = window.going};
+    window = {.refs_through = window.refs_through, .going = window.going};
   }
   // Everything kept is in the checkpoint, so it is durable.
   windows.failed_durable += std::exchange(windows.failed_trained, 0) - failed;
@@ -54,7 +53,7 @@ void MemoryLedger::rewind(Group& group, std::int64_t keep, std::int64_t step) {
 // Of the windows from `keep` on: what has lost its bytes is dropped, and the rest waits to be dealt again, in order.
 void MemoryLedger::drop_lost(Group& group, std::int64_t keep) {
   auto& windows = group.windows;
-  const auto kept = static_cast<std::size_t>(keep * group.config.window);
+  const auto kept = static_cast<std::size_t>(windows.first_of(keep));
   for (std::size_t at = kept; at < windows.rows.size(); ++at) {
     if (books_->samples[windows.rows[at]].state < kGoing) continue;
     windows.dropped_rows.insert(windows.rows[at]);

@@ -16,21 +16,29 @@ void MemoryLedger::for_each_undealt(const Group& group, const std::function<void
   }
 }
 
-std::vector<std::uint32_t> MemoryLedger::find_next_window(const Group& group) {
+// The rows of the next window, or none while it is not known to be full.
+std::vector<std::uint32_t> MemoryLedger::find_next_window(const Group& group) const {
+  const std::int64_t size = group.config.window, cap = group.config.max_window_tokens;
   std::vector<std::uint32_t> rows;
-  const auto size = static_cast<std::size_t>(group.config.window);
-  rows.reserve(size);
-  for (std::int64_t row = group.windows.next_row; rows.size() < size; ++row) {
+  if (group.available == 0 || group.windows.pass_windows > 0 || (cap == 0 && group.available < size)) return rows;
+  WindowMeasure measure(size, cap);
+  rows.reserve(static_cast<std::size_t>(std::min(size, group.available)));
+  for (std::int64_t row = group.windows.next_row, left = group.available; left > 0; ++row) {
     if (row == books_->committed)
       throw Corrupt("group '" + printable(group.name) + "' has fewer samples to deal than it counts");
     if (books_->samples[row].state != kNeeded || group.windows.dropped_rows.contains(row)) continue;
-    rows.push_back(static_cast<std::uint32_t>(row));
+    const bool full = measure.add(books_->samples[row].ref.tokens);
+    if (measure.refs() > static_cast<std::int64_t>(rows.size())) rows.push_back(static_cast<std::uint32_t>(row));
+    if (full) return rows;
+    --left;
   }
-  return rows;
+  return {};
 }
 
 void MemoryLedger::drop_tail(Group& group) {
-  if (group.windows.windows.empty()) throw refusals::no_step(group.name, group.available, group.config.window);
+  if (group.windows.windows.empty()) {
+    throw refusals::no_step(group.name, group.available, group.config.window, group.config.max_window_tokens);
+  }
   make_whole([&] {
     std::vector<std::int64_t> rows;
     for_each_undealt(group, [&](std::int64_t row) { rows.push_back(row); });
@@ -45,27 +53,21 @@ void MemoryLedger::drop_tail(Group& group) {
 void MemoryLedger::deal_again(Group& group) {
   auto& windows = group.windows;
   if (windows.pass_windows == 0) windows.pass_windows = windows.dealt();
-  const std::int64_t first = windows.dealt() % windows.pass_windows * group.config.window;
-  windows.rows.reserve(windows.rows.size() + static_cast<std::size_t>(group.config.window));
-  for (std::int64_t at = first; at < first + group.config.window; ++at) {
-    windows.rows.push_back(windows.rows[static_cast<std::size_t>(at)]);
-  }
-  windows.windows.emplace_back();
+  const std::int64_t original = windows.dealt() % windows.pass_windows;
+  const std::int64_t first = windows.first_of(original), end = windows.first_of(original + 1);
+  windows.rows.reserve(windows.rows.size() + static_cast<std::size_t>(end - first));
+  for (std::int64_t at = first; at < end; ++at) windows.rows.push_back(windows.rows[static_cast<std::size_t>(at)]);
+  windows.windows.push_back({.refs_through = static_cast<std::int64_t>(windows.rows.size())});
 }
 
 Window MemoryLedger::load_window(const Group& group, std::int64_t number, const WindowShare& share) {
   Window window{.number = number, .refs = {}};
-  const std::int64_t first = number * group.config.window;
-  for (std::int64_t position = share.rank; position < group.config.window; position += share.width) {
-    const std::int64_t row = group.windows.rows[static_cast<std::size_t>(first + position)];
+  const std::int64_t first = group.windows.first_of(number), end = group.windows.first_of(number + 1);
+  for (std::int64_t at = first + share.rank; at < end; at += share.width) {
+    const std::int64_t row = group.windows.rows[static_cast<std::size_t>(at)];
     window.refs.push_back(books_->samples[row].ref.unpack());
   }
   return window;
-}
-
-WindowState MemoryLedger::look(const Group& group) const {
-  if (group.available >= group.config.window && group.windows.pass_windows == 0) return WindowState::kWindow;
-  return prompts_finished() ? WindowState::kEndOfStream : WindowState::kWaiting;
 }
 
 WindowAnswer MemoryLedger::read_window(const GroupId& group_id, std::int64_t timeline, std::int64_t number,
@@ -79,20 +81,19 @@ WindowAnswer MemoryLedger::read_window(const GroupId& group_id, std::int64_t tim
   }
   if (number < 0 || number > windows.dealt()) throw refusals::not_dealt(number, group.name, windows.dealt());
   if (number == windows.dealt()) {
-    const WindowState found = look(group);
-    if (found == WindowState::kWaiting) return {};
-    if (found == WindowState::kEndOfStream) {
+    const std::vector<std::uint32_t> rows = find_next_window(group);
+    if (rows.empty()) {
+      if (!prompts_finished()) return {};
       if (group.available > 0 && group.config.tail == TailPolicy::kDrop) drop_tail(group);
       if (!group.has_passes_left()) return {.state = WindowState::kEndOfStream, .window = std::nullopt};
       make_whole([&] { deal_again(group); });
       return {.state = WindowState::kWindow, .window = load_window(group, number, share)};
     }
-    const std::vector<std::uint32_t> rows = find_next_window(group);
     make_whole([&] {
       windows.rows.insert(windows.rows.end(), rows.begin(), rows.end());
-      windows.windows.emplace_back();
+      windows.windows.push_back({.refs_through = static_cast<std::int64_t>(windows.rows.size())});
       windows.next_row = std::int64_t{rows.back()} + 1;
-      group.available -= group.config.window;
+      group.available -= static_cast<std::int64_t>(rows.size());
     });
   }
   return {.state = WindowState::kWindow, .window = load_window(group, number, share)};
@@ -100,10 +101,12 @@ WindowAnswer MemoryLedger::read_window(const GroupId& group_id, std::int64_t tim
 
 std::optional<std::int64_t> MemoryLedger::find_window_of(const Group& group, std::int64_t row) {
   const auto& rows = group.windows.rows;
-  const auto end = rows.begin() + group.windows.first_pass() * group.config.window;
+  const auto end = rows.begin() + group.windows.first_of(group.windows.first_pass());
   const auto found = std::lower_bound(rows.begin(), end, row);
   if (found == end || *found != row) return std::nullopt;
-  return (found - rows.begin()) / group.config.window;
+  const auto& windows = group.windows.windows;
+  const auto has_it = [](std::int64_t place, const memory::Window& window) { return place < window.refs_through; };
+  return std::upper_bound(windows.begin(), windows.end(), found - rows.begin(), has_it) - windows.begin();
 }
 
 // --- trained
@@ -113,7 +116,7 @@ std::vector<std::pair<std::uint64_t, std::string>> MemoryLedger::find_places(con
                                                                              const std::vector<FailedSample>& failed) {
   std::vector<std::pair<std::uint64_t, std::string>> places;
   const auto& rows = group.windows.rows;
-  const auto first = rows.begin() + window * group.config.window, end = first + group.config.window;
+  const auto first = rows.begin() + group.windows.first_of(window), end = rows.begin() + group.windows.first_of(window + 1);
   for (const FailedSample& one : failed) {
     const std::int64_t row = find_sample(one.sample_id.str());
     const auto found = std::lower_bound(first, end, row);
@@ -124,10 +127,9 @@ std::vector<std::pair<std::uint64_t, std::string>> MemoryLedger::find_places(con
 }
 
 std::int64_t MemoryLedger::count_failed(const Group& group, std::int64_t window) {
-  const auto first = static_cast<std::uint64_t>(window * group.config.window);
   const auto& reasons = group.windows.reasons;
-  return std::distance(reasons.lower_bound(first),
-                       reasons.lower_bound(first + static_cast<std::uint64_t>(group.config.window)));
+  return std::distance(reasons.lower_bound(static_cast<std::uint64_t>(group.windows.first_of(window))),
+                       reasons.lower_bound(static_cast<std::uint64_t>(group.windows.first_of(window + 1))));
 }
 
 void MemoryLedger::report_failed(const GroupId& group_id, std::int64_t timeline, std::int64_t window,
@@ -182,7 +184,7 @@ std::vector<std::string> MemoryLedger::trained_ids(const GroupId& group_id) {
   for (std::int64_t row = group.queue.first_row; row < group.queue.end_row; ++row) {
     if (group.queue.refs[row].state == kAcked) ids.push_back(id_of(row));
   }
-  const auto trained = static_cast<std::uint64_t>(group.windows.trained_windows * group.config.window);
+  const auto trained = static_cast<std::uint64_t>(group.windows.first_of(group.windows.trained_windows));
   auto failed = group.windows.reasons.begin();
   for (std::uint64_t place = 0; place < trained; ++place) {
     if (failed != group.windows.reasons.end() && failed->first == place) {

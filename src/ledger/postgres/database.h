@@ -96,3 +96,10 @@ class Database final : public sql::Database {
 };
 
 }  // namespace draftflow::postgres
+
+namespace draftflow {
+
+// By how much the server's clock is ahead of the one `here`, to within half the time of the question.
+std::int64_t postgres_clock_ahead_ms(postgres::Database& database, const std::function<std::int64_t()>& here);
+
+}  // namespace draftflow

@@ -123,6 +123,41 @@ TEST(PostgresLedger, AServerThatRestartsIsWaitedFor) {
   EXPECT_EQ(ledger->status().committed, 2);
 }
 
+TEST(PostgresLedger, ItsClockIsHeldAgainstThisMachines) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  Database ahead(url, [] { return std::int64_t{9'000}; });
+  std::int64_t here = 1'000;
+  EXPECT_EQ(postgres_clock_ahead_ms(ahead, [&] { return here += 1'000; }), 9'000 - 2'500);
+  EXPECT_TRUE(ledger_clock_ahead_ms(url));
+  EXPECT_FALSE(ledger_clock_ahead_ms("/a/file.sqlite3"));
+}
+
+// Tables as version 4 has them become those of this version, with what is in them.
+TEST(PostgresLedger, AnOlderVersionIsBroughtToThisOne) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  const GroupId group("train");
+  LedgerStatus before;
+  {
+    const auto ledger = open_plain(url);
+    ledger->declare_group({.group = group, .window = 2});
+    ledger->commit_samples({make_ref("a"), make_ref("b"), make_ref("c"), make_ref("d"), make_ref("e")}, {});
+    const TimelineInfo line = ledger->open_timeline({.group = group});
+    for (std::int64_t window = 0; window < 2; ++window) ledger->read_window(group, line.number, window);
+    ledger->trained(group, line.number, 0, 1, {});
+    before = ledger->status();
+  }
+  Database(url).script(
+      "ALTER TABLE consumer DROP COLUMN max_window_tokens; ALTER TABLE training_window DROP COLUMN refs_through;"
+      " ALTER TABLE run DROP COLUMN longest_lease_ms; UPDATE ledger_version SET version = 4");
+  const auto ledger = testing_support::as_sql(open_plain(url));
+  testing_support::expect_books_balance(*ledger);
+  EXPECT_EQ(ledger->status().of(group).trained, before.of(group).trained);
+  EXPECT_EQ(ledger->status().of(group).windowed, before.of(group).windowed);
+  EXPECT_EQ(ledger->status().of(group).pinned, before.of(group).pinned);
+}
+
 TEST(PostgresLedger, WhoOnlyLooksMakesNothing) {
   DRAFTFLOW_REQUIRE_POSTGRES(server);
   const std::string url = server.fresh_schema();

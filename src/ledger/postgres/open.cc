@@ -62,6 +62,19 @@ std::unique_ptr<Ledger> open_postgres_ledger(const std::string& url, std::option
   return std::make_unique<SqlLedger>(std::move(database));
 }
 
+std::int64_t postgres_clock_ahead_ms(postgres::Database& database, const std::function<std::int64_t()>& here) {
+  const std::int64_t before = here(), there = database.now_ms(), after = here();
+  return there - (before + after) / 2;
+}
+
+std::optional<std::int64_t> ledger_clock_ahead_ms(const std::string& where) {
+  if (!is_ledger_url(where)) return std::nullopt;
+  return call_again(kOpenPatienceMs, [&] {
+    Database database(where);
+    return postgres_clock_ahead_ms(database, wall_milliseconds);
+  });
+}
+
 std::unique_ptr<Ledger> open_postgres_ledger_read_only(const std::string& url) {
   auto ledger = call_again(kOpenPatienceMs, [&] {
     auto database = std::make_unique<Database>(url);

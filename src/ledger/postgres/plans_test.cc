@@ -117,7 +117,7 @@ class LongRun {
   void make_past(Ledger& ledger) {
     const GroupId dropped("dropped");
     for (const GroupId& queue : {kQueue, dropped}) ledger.declare_group({.group = queue, .kind = GroupKind::kQueue});
-    ledger.declare_group({.group = kTrain, .window = kWindow});
+    ledger.declare_group({.group = kTrain, .window = kWindow, .max_window_tokens = 10 * kWindow});  // of 10 tokens each
     std::vector<SampleRef> refs;
     for (int i = 0; i < kSamples; ++i) refs.push_back(make_ref(fmt::format("s{:06}", next_++)));
     ledger.commit_samples(refs, {});

@@ -192,10 +192,18 @@ void recount_windows(Recount& recount, std::int64_t id, const GroupStatus& group
        ("SELECT COUNT(*) FROM " + refs_in_windows("s.state >= 2")).c_str());
   recount.count(named + "windows with gaps", 0,
                 "SELECT COUNT(*) FROM (SELECT t.number FROM training_window t LEFT JOIN window_ref w ON w.consumer = t.consumer"
-                " AND w.number = t.number JOIN consumer c ON c.id = t.consumer WHERE t.consumer = ?1 GROUP BY t.number,"
-                " c.window_size HAVING COUNT(w.row) <> c.window_size OR MIN(w.position) <> 0"
-                " OR MAX(w.position) <> c.window_size - 1) AS x",
+                " AND w.number = t.number LEFT JOIN training_window b ON b.consumer = t.consumer AND b.number = t.number - 1"
+                " WHERE t.consumer = ?1 GROUP BY t.number, t.refs_through, b.refs_through HAVING COUNT(w.row) = 0 OR"
+                " COUNT(w.row) <> t.refs_through - COALESCE(b.refs_through, 0) OR MIN(w.position) <> 0"
+                " OR MAX(w.position) <> COUNT(w.row) - 1) AS x",
                 id);
+  recount.count(
+      named + "windows of other sizes than its windows may have", 0,
+      "SELECT COUNT(*) FROM (SELECT w.number FROM window_ref w JOIN sample s ON s.row = w.row JOIN consumer c ON c.id ="
+      " w.consumer WHERE w.consumer = ?1 GROUP BY w.number, c.window_size, c.max_window_tokens HAVING"
+      " COUNT(*) > c.window_size OR (c.max_window_tokens = 0 AND COUNT(*) < c.window_size) OR"
+      " (c.max_window_tokens > 0 AND COUNT(*) > 1 AND SUM(s.tokens) > c.max_window_tokens)) AS x",
+      id);
   recount.none(named + "released, durable, trained and dealt windows out of their order", "c.name",
                "consumer c WHERE c.id = ?1 AND NOT (0 <= released_windows AND released_windows <= durable_windows"
                " AND durable_windows <= trained_windows AND trained_windows <= windows AND durable_step <= trained_step)"
@@ -206,6 +214,7 @@ void recount_windows(Recount& recount, std::int64_t id, const GroupStatus& group
 void recount_claims(Recount& recount) {
   recount.none("samples whose claims are not those of the groups", "s.sample_id",
                std::string(kSamples) + " WHERE s.state = 0 AND s.claims <> " + kClaims);
+  recount.none("files in place that may go", "s.sample_id", std::string(kSamples) + " WHERE s.state > 0 AND s.in_place = 1");
   recount.none("samples that may go and are claimed", "s.sample_id",
                std::string(kSamples) + " WHERE s.state > 0 AND s.claims <> 0");
 }

@@ -99,7 +99,7 @@ class Export {
       sql::Query row = db_.query(
           "SELECT id, name, kind, window_size, resumable_checkpoints, tail, max_attempts, open, next_row, durable_windows,"
           " released_windows, timeline, width, trained_step, durable_step, passes, pass_windows,"
-          " trained_windows FROM consumer ORDER BY id");
+          " trained_windows, max_window_tokens FROM consumer ORDER BY id");
       while (row.step()) {
         ExportedGroup group{.config = {.group = GroupId(row.text(1))}};
         group.config.kind = row.integer(2) == kWindowGroup ? GroupKind::kWindows : GroupKind::kQueue;
@@ -115,6 +115,7 @@ class Export {
         }
         group.config.passes = static_cast<int>(row.integer(15));
         group.pass_windows = row.integer(16);
+        group.config.max_window_tokens = row.integer(18);
         groups_[row.integer(0)] = {row.text(1),    row.integer(2),  row.integer(7), row.integer(8),
                                    row.integer(9), row.integer(16), row.integer(17)};
         ids.push_back(row.integer(0));

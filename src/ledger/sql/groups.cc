@@ -20,8 +20,9 @@ void SqlLedger::declare_group(const GroupConfig& config) {
     const std::int64_t id = db_->find("SELECT COALESCE(MAX(id), 0) + 1 FROM consumer").value_or(1);
     db_->run(
         "INSERT INTO consumer(id, name, window_size, resumable_checkpoints, tail, next_row, kind, max_attempts,"
-        " passes) VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8)",
-        id, config.group.str(), config.window, config.resumable_checkpoints, tail, kind, config.max_attempts, config.passes);
+        " passes, max_window_tokens) VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9)",
+        id, config.group.str(), config.window, config.resumable_checkpoints, tail, kind, config.max_attempts, config.passes,
+        config.max_window_tokens);
     Group group = find_group(config.group);
     if (kind == kQueueGroup) {
       fill_queue(group);
@@ -38,6 +39,9 @@ void SqlLedger::check_same(const Group& group, const GroupConfig& config) {
   if (kind != config.kind) throw refusals::other_kind(group.name, kind, config.kind);
   if (kind == GroupKind::kQueue) return;
   if (group.window_size != config.window) throw refusals::other_window(group.name, group.window_size, config.window);
+  if (group.max_window_tokens != config.max_window_tokens) {
+    throw refusals::other_cap(group.name, group.max_window_tokens, config.max_window_tokens);
+  }
   const TailPolicy tail = group.tail == 0 ? TailPolicy::kDrop : TailPolicy::kCarry;
   if (tail != config.tail) throw refusals::other_tail(group.name, tail, config.tail);
   if (group.passes != config.passes) throw refusals::other_passes(group.name, group.passes, config.passes);
@@ -94,7 +98,8 @@ SqlLedger::Group SqlLedger::find_group(const GroupId& group) {
   sql::Query query = db_->query(
       "SELECT id, window_size, resumable_checkpoints, tail, open, next_row, available, windows, trained_windows,"
       " durable_windows, released_windows, timeline, width, trained_step, durable_step, failed_trained, failed_durable,"
-      " dropped, kind, max_attempts, leased, acked, failed, passes, pass_windows FROM consumer WHERE name = ?1",
+      " dropped, kind, max_attempts, leased, acked, failed, passes, pass_windows, max_window_tokens FROM consumer WHERE"
+      " name = ?1",
       group.str());
   if (!query.step()) throw refusals::undeclared(group, db_->name());
   Group found;
@@ -124,7 +129,8 @@ SqlLedger::Group SqlLedger::find_group(const GroupId& group) {
                               &found.acked,
                               &found.failed,
                               &found.passes,
-                              &found.pass_windows}) {
+                              &found.pass_windows,
+                              &found.max_window_tokens}) {
     *field = query.integer(column++);
   }
   return found;

@@ -132,14 +132,12 @@ class SqlLedger::Import {
     made = {.id = static_cast<std::int64_t>(groups_.size()), .line = group};
     db_.run(
         "INSERT INTO consumer(id, name, kind, window_size, resumable_checkpoints, tail, max_attempts, open, next_row,"
-        " durable_windows, released_windows, timeline, width, trained_step, durable_step, passes, pass_windows) VALUES (?1, "
-        "?2, ?3, ?4, ?5, ?6, ?7, "
-        "?8,"
-        " ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+        " durable_windows, released_windows, timeline, width, trained_step, durable_step, passes, pass_windows,"
+        " max_window_tokens) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
         made.id, config.group.str(), config.kind == GroupKind::kWindows ? 0 : 1, config.window, config.resumable_checkpoints,
         config.tail == TailPolicy::kDrop ? 0 : 1, group.config.max_attempts, group.open ? 1 : 0, group.next_row,
         group.durable_windows, group.released_windows, group.timeline, group.width, group.trained_step, group.durable_step,
-        config.passes, group.pass_windows);
+        config.passes, group.pass_windows, config.max_window_tokens);
   }
 
   Group& group_of(const std::string& name) {
@@ -243,6 +241,10 @@ class SqlLedger::Import {
 
   void derive() {
     deal_again();
+    db_.run(
+        "UPDATE training_window SET refs_through = x.through FROM (SELECT consumer AS c, number AS n, CAST(SUM(COUNT(*)) OVER"
+        " (PARTITION BY consumer ORDER BY number) AS BIGINT) AS through FROM window_ref GROUP BY consumer, number) AS x WHERE"
+        " x.c = training_window.consumer AND x.n = training_window.number");
     db_.run(
         "UPDATE training_window SET failed = CASE WHEN step IS NULL THEN 0 ELSE (SELECT COUNT(*) FROM window_ref w WHERE"
         " w.consumer = training_window.consumer AND w.number = training_window.number AND w.reason IS NOT NULL) END,"

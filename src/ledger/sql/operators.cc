@@ -46,7 +46,8 @@ std::vector<HolderLeases> SqlLedger::leases() {
       all.push_back(std::move(one));
     }
   };
-  take(db_->query("SELECT holder, COUNT(*), MAX(expires_ms), SUM(CASE WHEN expires_ms <= ?1 THEN 1 ELSE 0 END) FROM prompt"
+  take(db_->query("SELECT holder, COUNT(*), MAX(expires_ms), SUM(CASE WHEN expires_ms <= ?1 OR expires_ms > ?1 + (SELECT"
+                  " longest_lease_ms FROM run WHERE id = 1) THEN 1 ELSE 0 END) FROM prompt"
                   " WHERE state = 1 GROUP BY holder ORDER BY holder",
                   now),
        "");
@@ -56,7 +57,8 @@ std::vector<HolderLeases> SqlLedger::leases() {
     while (found.step()) queues.emplace_back(found.integer(0), found.text(1));
   }
   for (const auto& [id, name] : queues) {
-    take(db_->query("SELECT holder, COUNT(*), MAX(expires_ms), SUM(CASE WHEN expires_ms <= ?2 THEN 1 ELSE 0 END) FROM queue_ref"
+    take(db_->query("SELECT holder, COUNT(*), MAX(expires_ms), SUM(CASE WHEN expires_ms <= ?2 OR expires_ms > ?2 + (SELECT"
+                    " longest_lease_ms FROM run WHERE id = 1) THEN 1 ELSE 0 END) FROM queue_ref"
                     " WHERE consumer = ?1 AND state = 1 GROUP BY holder ORDER BY holder",
                     id, now),
          name);

@@ -55,8 +55,19 @@ void SqlLedger::close_prompts() {
   transaction.commit();
 }
 
+// Whoever finds a time further ahead than now + this knows that the clock was set back. It only grows, so it is written down
+// once for each length.
+void SqlLedger::note_lease(std::int64_t lease_ms) {
+  if (lease_ms <= longest_noted_ms_) return;
+  db_->run("UPDATE run SET longest_lease_ms = ?1 WHERE id = 1 AND longest_lease_ms < ?1", lease_ms);
+}
+
 // An expired lease keeps its token until somebody else takes the prompt: its holder may still commit, if only slow.
 bool SqlLedger::take_back_expired(std::int64_t now) {
+  db_->run(
+      "UPDATE prompt SET expires_ms = ?1 WHERE state = 1 AND expires_ms > ?1 + (SELECT longest_lease_ms FROM run WHERE id ="
+      " 1)",
+      now);
   const std::int64_t poisoned = db_->run(
       "UPDATE prompt SET state = 3, expiries = expiries + 1, token = NULL, holder = NULL, expires_ms = NULL, reason = ?3"
       " WHERE state = 1 AND expires_ms <= ?1 AND expiries + 1 >= ?2",
@@ -80,7 +91,12 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
   // Waiting workers ask often: they must not queue for the write turn to hear that there is nothing.
   // In order, so that no engine looks for it from the first prompt on, over all that are done.
   const bool something = db_->find("SELECT row FROM prompt WHERE state = 0 ORDER BY row LIMIT 1").has_value() ||
-                         db_->find("SELECT 1 FROM prompt WHERE state = 1 AND expires_ms <= ?1 LIMIT 1", now).has_value();
+                         db_->find(
+                                "SELECT 1 FROM prompt WHERE state = 1 AND expires_ms <= ?1 UNION ALL SELECT 1 FROM prompt"
+                                " WHERE state = 1 AND expires_ms > ?1 + (SELECT longest_lease_ms FROM run WHERE id = 1)"
+                                " LIMIT 1",
+                                now)
+                             .has_value();
   if (answer.finished || !something) return answer;
 
   sql::Transaction transaction(*db_);
@@ -94,6 +110,7 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
                                     std::min(max_tasks, kMaxLeaseBatch));
     while (pending.step()) rows.push_back({pending.integer(0), pending.integer(1), pending.integer(2)});
   }
+  if (!rows.empty()) note_lease(lease_ms);
   for (const auto& [row, attempts, expiries] : rows) {
     sql::Query task = db_->query("SELECT json FROM prompt_task WHERE row = ?1", row);
     if (!task.step()) throw Corrupt(fmt::format("ledger {} has lost the text of prompt {}", db_->name(), row));
@@ -106,33 +123,40 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
   db_->run("UPDATE run SET prompts_pending = prompts_pending - ?1, prompts_leased = prompts_leased + ?1 WHERE id = 1",
            rows.size());
   answer.finished = db_->find(kPromptsFinished) == 1;
-  transaction.commit(back ? sql::Wakes::kWaiters : sql::Wakes::kNobody);
+  transaction.commit();
+  if (!rows.empty()) longest_noted_ms_ = std::max(longest_noted_ms_, lease_ms);
   return answer;
 }
 
 void SqlLedger::extend_leases(const HolderId& holder, std::int64_t lease_ms) {
   check_lease_ms(lease_ms);
   sql::Transaction transaction(*db_);
+  note_lease(lease_ms);
   db_->run("UPDATE prompt SET expires_ms = ?2 WHERE state = 1 AND holder = ?1", holder.str(), db_->now_ms() + lease_ms);
-  transaction.commit(sql::Wakes::kNobody);
+  transaction.commit();
+  longest_noted_ms_ = std::max(longest_noted_ms_, lease_ms);
 }
 
 bool SqlLedger::extend_lease(const PromptLease& lease, std::int64_t lease_ms) {
   check_lease_ms(lease_ms);
   const std::string& task_id = lease.task.task_id.str();
   // Mostly it has time enough, and nothing is written.
-  if (db_->find("SELECT row FROM prompt WHERE task_id = ?1 AND state = 1 AND token = ?2 AND expires_ms >= ?3", task_id,
-                lease.token, db_->now_ms() + (lease_ms + 1) / 2)) {
+  const std::int64_t now = db_->now_ms();
+  if (db_->find("SELECT row FROM prompt WHERE task_id = ?1 AND state = 1 AND token = ?2 AND expires_ms >= ?3 AND expires_ms <="
+                " ?4 + (SELECT longest_lease_ms FROM run WHERE id = 1)",
+                task_id, lease.token, now + (lease_ms + 1) / 2, now)) {
     return true;
   }
   sql::Transaction transaction(*db_);
   const Prompt prompt = find_prompt(task_id);
   if (prompt.state > kLeased || lease.token.empty() || prompt.token != lease.token) return false;
   // It may have run out and been taken back, but nobody has it yet.
+  note_lease(lease_ms);
   db_->run("UPDATE prompt SET state = 1, expires_ms = ?2 WHERE row = ?1", prompt.row, db_->now_ms() + lease_ms);
   db_->run("UPDATE run SET prompts_leased = prompts_leased + ?1, prompts_pending = prompts_pending - ?1 WHERE id = 1",
            prompt.state == kPending ? 1 : 0);
-  transaction.commit(sql::Wakes::kNobody);
+  transaction.commit();
+  longest_noted_ms_ = std::max(longest_noted_ms_, lease_ms);
   return true;
 }
 

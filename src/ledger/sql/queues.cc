@@ -171,8 +171,12 @@ std::vector<SqlLedger::Picked> SqlLedger::pick_filtered(const Group& queue, cons
 
 // Whether a lease ran out that nobody has taken back yet.
 bool SqlLedger::is_overdue(const Group& queue) {
-  return queue.leased > 0 && db_->find("SELECT 1 FROM queue_ref WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2 LIMIT 1",
-                                       queue.id, db_->now_ms());
+  return queue.leased > 0 &&
+         db_->find(
+             "SELECT 1 FROM queue_ref WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2 UNION ALL SELECT 1 FROM"
+             " queue_ref WHERE consumer = ?1 AND state = 1 AND expires_ms > ?2 + (SELECT longest_lease_ms FROM run WHERE"
+             " id = 1) LIMIT 1",
+             queue.id, db_->now_ms());
 }
 
 // False: there is nothing for the caller, and nothing to write down either.
@@ -191,6 +195,10 @@ QueueAnswer SqlLedger::give_none(const Group& queue) {
 // An expired lease keeps its token until somebody else takes the ref: its holder may still ack, if only slow. The group's
 // counters are the caller's.
 std::int64_t SqlLedger::take_back_expired(const Group& queue, std::int64_t now) {
+  db_->run(
+      "UPDATE queue_ref SET expires_ms = ?2 WHERE consumer = ?1 AND state = 1 AND expires_ms > ?2 + (SELECT"
+      " longest_lease_ms FROM run WHERE id = 1)",
+      queue.id, now);
   return db_->run("UPDATE queue_ref SET state = 0, expires_ms = NULL WHERE consumer = ?1 AND state = 1 AND expires_ms <= ?2",
                   queue.id, now);
 }
@@ -228,6 +236,7 @@ QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   const std::vector<Picked> picked =
       pick(queue, request, std::min(static_cast<std::size_t>(request.max_refs), kMaxRefs), turn == sql::Turn::kShared);
   const std::string token = random_hex128();
+  if (!picked.empty()) note_lease(request.lease_ms);
   static const sql::InList kLease(
       "UPDATE queue_ref SET state = 1, holder = ?2, token = ?3, expires_ms = ?4 WHERE consumer = ?1 AND row IN ", 5);
   kLease.for_parts(rows_of(picked), [&](const std::string& sql, const std::vector<sql::Value>& part) {
@@ -241,6 +250,7 @@ QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   add_counts(before, queue);
   transaction.commit(back > 0 ? sql::Wakes::kWaiters : sql::Wakes::kNobody);
   if (picked.empty()) return none;
+  longest_noted_ms_ = std::max(longest_noted_ms_, request.lease_ms);
   return {.state = QueueState::kRefs, .leases = load_leases(picked, token)};  // what is leased is not replaced any more
 }
 
@@ -269,9 +279,11 @@ void SqlLedger::extend_refs(const GroupId& group, const HolderId& holder, std::i
   sql::Transaction transaction(*db_);
   const Group queue = find_queue(group, "extend_refs");
   check_open(queue.open, queue.name, "extend_refs");
+  note_lease(lease_ms);
   db_->run("UPDATE queue_ref SET expires_ms = ?3 WHERE consumer = ?1 AND state = 1 AND holder = ?2", queue.id, holder.str(),
            db_->now_ms() + lease_ms);
   transaction.commit(sql::Wakes::kNobody);
+  longest_noted_ms_ = std::max(longest_noted_ms_, lease_ms);
 }
 
 void SqlLedger::return_refs(const GroupId& group, const HolderId& holder) {

@@ -24,7 +24,8 @@ struct SqlLedger::Group {
   std::int64_t available = 0;  // samples from there on that it may deal
   // Prefixes of one order: released <= durable <= trained <= dealt.
   std::int64_t windows = 0, trained_windows = 0, durable_windows = 0;
-  std::int64_t released_windows = 0;          // of the first pass
+  std::int64_t released_windows = 0;  // of the first pass
+  std::int64_t max_window_tokens = 0;
   std::int64_t passes = 1, pass_windows = 0;  // the windows of each pass, once the stream has ended; before: 0
   std::int64_t timeline = 0, width = 1, trained_step = 0, durable_step = 0;
   std::int64_t failed_trained = 0, failed_durable = 0, dropped = 0;

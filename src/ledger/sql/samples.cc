@@ -85,23 +85,26 @@ void SqlLedger::insert_samples(const std::vector<NewSample>& samples, std::int64
 void SqlLedger::replace_sample(const NewSample& sample, std::int64_t row) {
   const SampleRef& ref = *sample.ref;
   std::uint64_t generation = 0;
-  std::int64_t bytes = 0, tokens = 0, in_place = 0, state = 0;
+  std::int64_t bytes = 0, tokens = 0, in_place = 0, state = 0, claims = 0;
   {
-    sql::Query old = db_->query("SELECT generation, bytes, tokens, in_place, state FROM sample WHERE row = ?1", row);
+    sql::Query old = db_->query("SELECT generation, bytes, tokens, in_place, state, claims FROM sample WHERE row = ?1", row);
     old.step();
     generation = static_cast<std::uint64_t>(old.integer(0));
     bytes = old.integer(1);
     tokens = old.integer(2);
     in_place = old.integer(3);
     state = old.integer(4);
+    claims = old.integer(5);
   }
   if (ref.generation <= generation) throw refusals::no_newer(ref, generation);
   const bool dealt = db_->find("SELECT 1 FROM consumer WHERE next_row > ?1 LIMIT 1", row).has_value();
   // A lease that ran out may still be acked: its ref is taken, too.
   const bool leased =
       db_->find("SELECT 1 FROM queue_ref WHERE row = ?1 AND (state > 0 OR token IS NOT NULL) LIMIT 1", row).has_value();
-  // What every group has dropped, or was closed over, may be gone already.
-  if (dealt || leased || state != kNeeded) throw refusals::taken_already(ref, generation);
+  // What every group has dropped, or was closed over, may be gone already; of files in place no state tells it.
+  const bool done_with =
+      state != kNeeded || (in_place != 0 && claims == 0 && db_->find("SELECT 1 FROM consumer LIMIT 1").has_value());
+  if (dealt || leased || done_with) throw refusals::taken_already(ref, generation);
   const bool now_in_place = is_in_place(ref);
   db_->run("UPDATE sample SET generation = ?2, incarnation = ?3, bytes = ?4, tokens = ?5, in_place = ?6 WHERE row = ?1", row,
            ref.generation, ref.incarnation, ref.estimated_bytes, ref.num_tokens, now_in_place ? 1 : 0);
@@ -218,7 +221,7 @@ std::vector<SampleRef> SqlLedger::freeable(int limit) {
   if (limit < 1) return {};
   std::vector<std::int64_t> rows, fresh;
   {
-    sql::Query going = db_->query("SELECT row FROM sample WHERE state = 2 ORDER BY row LIMIT ?1", limit);
+    sql::Query going = db_->query("SELECT row FROM sample WHERE state = 2 AND in_place = 0 ORDER BY row LIMIT ?1", limit);
     while (going.step()) rows.push_back(going.integer(0));
   }
   const auto room = limit - static_cast<std::int64_t>(rows.size());
@@ -226,7 +229,7 @@ std::vector<SampleRef> SqlLedger::freeable(int limit) {
     // Written down before the sweeper removes the first byte: a later rewind must know what may be gone.
     sql::Transaction transaction(*db_);
     {
-      sql::Query may_go = db_->query("SELECT row FROM sample WHERE state = 1 ORDER BY row LIMIT ?1", room);
+      sql::Query may_go = db_->query("SELECT row FROM sample WHERE state = 1 AND in_place = 0 ORDER BY row LIMIT ?1", room);
       while (may_go.step()) fresh.push_back(may_go.integer(0));
     }
     for (const std::int64_t row : fresh) {

@@ -105,6 +105,15 @@ ALTER TABLE consumer ADD COLUMN passes INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE consumer ADD COLUMN pass_windows INTEGER NOT NULL DEFAULT 0;
 )sql";
 
+constexpr const char* kVersion5Adds = R"sql(
+ALTER TABLE consumer ADD COLUMN max_window_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE training_window ADD COLUMN refs_through INTEGER NOT NULL DEFAULT 0;
+UPDATE training_window SET refs_through =
+  (number + 1) * (SELECT window_size FROM consumer WHERE consumer.id = training_window.consumer);
+ALTER TABLE run ADD COLUMN longest_lease_ms INTEGER NOT NULL DEFAULT 0;
+UPDATE run SET longest_lease_ms = 604800000;
+)sql";
+
 // Windows of version 1 had a table called window, a word that PostgreSQL keeps for itself.
 constexpr const char* kToVersion2 = R"sql(
 ALTER TABLE consumer RENAME TO old_consumer;
@@ -169,6 +178,7 @@ void make_tables(Database& database, Dialect dialect, const std::string& boot_id
   database.script(words_of(dialect, kVersion2));
   database.script(words_of(dialect, kVersion3Adds));
   database.script(words_of(dialect, kVersion4Adds));
+  database.script(words_of(dialect, kVersion5Adds));
   database.run("INSERT INTO run(id, ledger_id, boot_id) VALUES (1, ?1, ?2)", random_hex128(), boot_id);
 }
 
@@ -176,7 +186,8 @@ void migrate(Database& database, int version, Dialect dialect) {
   if (version < 1 || version >= kSchemaVersion) throw_other_version(database, version);
   if (version < 2) migrate_to_version_2(database);  // only SQLite ever had it
   if (version < 3) database.script(words_of(dialect, kVersion3Adds));
-  database.script(words_of(dialect, kVersion4Adds));
+  if (version < 4) database.script(words_of(dialect, kVersion4Adds));
+  database.script(words_of(dialect, kVersion5Adds));
 }
 
 void throw_other_version(const Database& database, long long version) {

@@ -39,6 +39,17 @@ LedgerStatus SqlLedger::status() {
   return read_status();
 }
 
+namespace {
+
+// How many refs a group's first windows have, as many as the column says.
+std::string refs_of(const char* windows) {
+  return fmt::format(
+      "(SELECT COALESCE(MAX(t.refs_through), 0) FROM training_window t WHERE t.consumer = consumer.id AND t.number = {} - 1)",
+      windows);
+}
+
+}  // namespace
+
 LedgerStatus SqlLedger::read_status() {
   LedgerStatus status;
   {
@@ -59,26 +70,28 @@ LedgerStatus SqlLedger::read_status() {
     status.freed = run.integer(10);
   }
   status.run_id = declared("run_id").value_or("");
-  sql::Query group = db_->query(
-      "SELECT name, window_size, open, available, windows, trained_windows, durable_windows, released_windows, failed_trained,"
-      " failed_durable, dropped, timeline, width, trained_step, durable_step, kind, leased, acked, failed, passes, pass_windows"
-      " FROM consumer ORDER BY id");
+  static const std::string kGroups = fmt::format(
+      "SELECT name, window_size, open, available, {}, {}, {}, {}, failed_trained, failed_durable, dropped, timeline, width,"
+      " trained_step, durable_step, kind, leased, acked, failed, passes, {}, max_window_tokens FROM consumer ORDER BY id",
+      refs_of("windows"), refs_of("trained_windows"), refs_of("durable_windows"), refs_of("released_windows"),
+      refs_of("pass_windows"));
+  sql::Query group = db_->query(kGroups);
   while (group.step()) {
     GroupStatus found;
     found.group = group.text(0);
     found.window = static_cast<int>(group.integer(1));
     found.open = group.integer(2) != 0;
     found.available = group.integer(3);
-    const std::int64_t size = group.integer(1), dealt = group.integer(4), trained = group.integer(5),
-                       durable = group.integer(6);
-    found.windowed = (dealt - trained) * size;
-    found.trained = (trained - durable) * size - group.integer(8);
-    found.durable = durable * size - group.integer(9);
+    found.max_window_tokens = group.integer(21);
+    const std::int64_t dealt = group.integer(4), trained = group.integer(5), durable = group.integer(6);
+    found.windowed = dealt - trained;
+    found.trained = trained - durable - group.integer(8);
+    found.durable = durable - group.integer(9);
     found.failed = group.integer(8) + group.integer(9);
     found.dropped = group.integer(10);
     found.passes = static_cast<int>(group.integer(19));
     const std::int64_t first_pass = group.integer(20) > 0 ? group.integer(20) : dealt;
-    found.pinned = found.open ? found.available + (first_pass - group.integer(7)) * size : 0;
+    found.pinned = found.open ? found.available + first_pass - group.integer(7) : 0;
     found.timeline = group.integer(11);
     found.width = group.integer(12);
     found.trained_step = group.integer(13);

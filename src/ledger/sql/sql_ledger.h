@@ -2,7 +2,8 @@
 //
 // The ledger in SQL tables (docs/formats/ledger.md), over any engine (database.h). Private to this room. The functions stand in
 // prompts.cc, samples.cc, groups.cc, timelines.cc, windows.cc, checkpoints.cc, queues.cc, operators.cc, check.cc, export.cc,
-// import.cc and sql_ledger.cc (the rest). Every function is one transaction; nothing is remembered outside the tables.
+// import.cc and sql_ledger.cc (the rest). Every function is one transaction; nothing is remembered outside the tables but what
+// only grows there.
 #pragma once
 
 #include <cstdint>
@@ -88,6 +89,7 @@ class SqlLedger final : public Ledger {
   struct Picked;
 
   // prompts.cc
+  void note_lease(std::int64_t lease_ms);
   bool take_back_expired(std::int64_t now);  // whether there were any
   Prompt find_prompt(const std::string& task_id);
   void complete_prompt(const PromptLease& lease, const Prompt& prompt);
@@ -121,8 +123,10 @@ class SqlLedger final : public Ledger {
   void drop_lost(Group& group, std::int64_t keep);
 
   // windows.cc
-  WindowState look(const Group& group);
-  void deal(Group& group);
+  std::int64_t refs_through(const Group& group, std::int64_t windows);
+  std::int64_t next_window_refs(const Group& group);
+  void begin_window(Group& group, std::int64_t refs);
+  void deal(Group& group, std::int64_t refs);
   void deal_again(Group& group);
   bool end_stream(Group& group);
   void end_claims_of_undealt(const Group& group);
@@ -166,6 +170,7 @@ class SqlLedger final : public Ledger {
   class Import;
 
   std::unique_ptr<sql::Database> db_;
+  std::int64_t longest_noted_ms_ = 0;         // the tables say at least this: another process can only have raised it
   const std::string self_ = random_hex128();  // tells this object from others that call themselves the same rank
 };
 

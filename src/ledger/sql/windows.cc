@@ -12,14 +12,44 @@
 
 namespace draftflow {
 
-void SqlLedger::deal(Group& group) {
-  db_->run("INSERT INTO training_window(consumer, number) VALUES (?1, ?2)", group.id, group.windows);
+// How many refs the first windows have, this many of them.
+std::int64_t SqlLedger::refs_through(const Group& group, std::int64_t windows) {
+  if (windows == 0) return 0;
+  if (const auto through =
+          db_->find("SELECT refs_through FROM training_window WHERE consumer = ?1 AND number = ?2", group.id, windows - 1)) {
+    return *through;
+  }
+  throw Corrupt(fmt::format("ledger {} has lost window {} of group '{}'", db_->name(), windows - 1, printable(group.name)));
+}
+
+// How many refs the next window has, or 0 while it is not known to be full.
+std::int64_t SqlLedger::next_window_refs(const Group& group) {
+  if (group.available == 0 || group.pass_windows > 0) return 0;
+  if (group.max_window_tokens == 0) return group.available >= group.window_size ? group.window_size : 0;
+  WindowMeasure measure(group.window_size, group.max_window_tokens);
+  sql::Query next = db_->query(
+      "SELECT tokens FROM sample WHERE row >= ?2 AND state = 0 AND NOT EXISTS (SELECT 1 FROM dropped WHERE dropped.consumer ="
+      " ?1 AND dropped.row = sample.row) ORDER BY row LIMIT ?3",
+      group.id, group.next_row, group.window_size);
+  while (next.step()) {
+    if (measure.add(next.integer(0))) return measure.refs();
+  }
+  return 0;
+}
+
+void SqlLedger::begin_window(Group& group, std::int64_t refs) {
+  db_->run("INSERT INTO training_window(consumer, number, refs_through) VALUES (?1, ?2, ?3)", group.id, group.windows,
+           refs_through(group, group.windows) + refs);
+}
+
+void SqlLedger::deal(Group& group, std::int64_t refs) {
+  begin_window(group, refs);
   const std::int64_t dealt = db_->run(
       "INSERT INTO window_ref(consumer, number, position, row) SELECT ?1, ?2, ROW_NUMBER() OVER (ORDER BY row) - 1, row FROM"
       " (SELECT row FROM sample WHERE row >= ?3 AND state = 0 AND NOT EXISTS (SELECT 1 FROM dropped WHERE dropped.consumer = ?1"
       " AND dropped.row = sample.row) ORDER BY row LIMIT ?4) AS next",
-      group.id, group.windows, group.next_row, group.window_size);
-  if (dealt != group.window_size) {
+      group.id, group.windows, group.next_row, refs);
+  if (dealt != refs) {
     throw Corrupt(fmt::format("ledger {}: group '{}' should have {} samples to deal from sample {} on, but {} are there",
                               db_->name(), printable(group.name), group.available, group.next_row, dealt));
   }
@@ -40,7 +70,9 @@ void SqlLedger::end_claims_of_undealt(const Group& group) {
 
 void SqlLedger::drop_tail(Group& group) {
   const std::int64_t committed = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
-  if (group.windows == 0) throw refusals::no_step(group.name, group.available, group.window_size);
+  if (group.windows == 0) {
+    throw refusals::no_step(group.name, group.available, group.window_size, group.max_window_tokens);
+  }
   end_claims_of_undealt(group);
   // What was handed to a sweeper when a late group joined never was the group's.
   db_->run(
@@ -54,11 +86,12 @@ void SqlLedger::drop_tail(Group& group) {
 
 // The window of the first pass that is next in this one.
 void SqlLedger::deal_again(Group& group) {
-  db_->run("INSERT INTO training_window(consumer, number) VALUES (?1, ?2)", group.id, group.windows);
+  const std::int64_t original = group.windows % group.pass_windows;
+  begin_window(group, refs_through(group, original + 1) - refs_through(group, original));
   db_->run(
       "INSERT INTO window_ref(consumer, number, position, row) SELECT ?1, ?2, position, row FROM window_ref"
       " WHERE consumer = ?1 AND number = ?3",
-      group.id, group.windows, group.windows % group.pass_windows);
+      group.id, group.windows, original);
   ++group.windows;
   save(group);
 }
@@ -79,16 +112,12 @@ Window SqlLedger::load_window(const Group& group, std::int64_t number, const Win
       " AND number = ?2 AND position % ?3 = ?4 ORDER BY position",
       group.id, number, share.width, share.rank);
   while (refs.step()) window.refs.push_back(sample_ref_from_json(refs.text(0)));
-  if (static_cast<std::int64_t>(window.refs.size()) * share.width != group.window_size) {
+  const std::int64_t refs_of_all = refs_through(group, number + 1) - refs_through(group, number);
+  if (static_cast<std::int64_t>(window.refs.size()) != (refs_of_all - share.rank + share.width - 1) / share.width) {
     throw Corrupt(fmt::format("ledger {}: rank {} of {} finds {} refs in window {} of group '{}', which has {}", db_->name(),
-                              share.rank, share.width, window.refs.size(), number, printable(group.name), group.window_size));
+                              share.rank, share.width, window.refs.size(), number, printable(group.name), refs_of_all));
   }
   return window;
-}
-
-WindowState SqlLedger::look(const Group& group) {
-  if (group.available >= group.window_size && group.pass_windows == 0) return WindowState::kWindow;
-  return db_->find(kPromptsFinished) == 1 ? WindowState::kEndOfStream : WindowState::kWaiting;
 }
 
 WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeline, std::int64_t number,
@@ -107,19 +136,21 @@ WindowAnswer SqlLedger::read_window(const GroupId& group_id, std::int64_t timeli
     const Group group = find_windows(group_id, "read_window");
     check(group);
     if (number < group.windows) return {.state = WindowState::kWindow, .window = load_window(group, number, share)};
-    const WindowState found = look(group);
-    if (found == WindowState::kWaiting) return {};
-    const bool tail = group.available > 0 && group.tail == 0;
-    if (found == WindowState::kEndOfStream && !tail && !group.has_passes_left()) return end;
+    if (next_window_refs(group) == 0) {
+      if (db_->find(kPromptsFinished) != 1) return {};
+      const bool tail = group.available > 0 && group.tail == 0;
+      if (!tail && !group.has_passes_left()) return end;
+    }
   }
   sql::Transaction transaction(*db_);
   Group group = find_windows(group_id, "read_window");
   check(group);
   if (number >= group.windows) {
-    const WindowState found = look(group);
-    if (found == WindowState::kWaiting) return {};
-    if (found == WindowState::kWindow) {
-      deal(group);
+    const std::int64_t refs = next_window_refs(group);
+    if (refs > 0) {
+      deal(group, refs);
+    } else if (db_->find(kPromptsFinished) != 1) {
+      return {};
     } else if (!end_stream(group)) {
       transaction.commit();
       return end;

@@ -148,10 +148,42 @@ TEST_F(Schema, AGoldenLedgerOfVersion3MeansTheSameForEver) {
   EXPECT_EQ(layout_of(path_), layout_of(folder_.path() / "fresh")) << "another layout is another version";
 }
 
+TEST_F(Schema, AGoldenLedgerOfVersion4MeansTheSameForEver) {
+  make_golden("golden_v4.sql");
+  const auto opened =
+      testing_support::as_sql(open_sqlite_ledger(path_, {.boot_id = "boot-1", .now_ms = [] { return std::int64_t{5500}; }}));
+  SqlLedger& ledger = *opened;
+  testing_support::expect_books_balance(ledger);
+  const GroupId train("train"), twice("twice");
+  for (const GroupStatus& group : ledger.status().groups) EXPECT_EQ(group.max_window_tokens, 0);
+  const GroupStatus training = ledger.status().of(train), other = ledger.status().of(twice);
+  EXPECT_EQ(training.windowed, 2);
+  EXPECT_EQ(training.durable, 1);
+  EXPECT_EQ(training.failed, 1);
+  EXPECT_EQ(training.pinned, 5);
+  EXPECT_EQ(other.passes, 2);
+  EXPECT_EQ(other.windowed, 2);
+  EXPECT_EQ(other.trained, 1);
+  EXPECT_EQ(other.failed, 1);
+  EXPECT_EQ(other.pinned, 5);
+  EXPECT_EQ(ledger.read_window(twice, 1, 1, {}).window.value().refs.at(1).sample_id.str(), "p7");
+
+  // What version 5 adds works in it.
+  const GroupId capped("capped");
+  ledger.declare_group({.group = capped, .window = 8, .max_window_tokens = 25});
+  const TimelineInfo line = ledger.open_timeline({.group = capped, .width = 2});
+  EXPECT_EQ(ledger.read_window(capped, line.number, 0, {.rank = 1, .width = 2}).window.value().refs.size(), 1U);
+  EXPECT_EQ(ledger.status().of(capped).windowed, 2);
+  testing_support::expect_books_balance(ledger);
+
+  open_sqlite_ledger(folder_.path() / "fresh");
+  EXPECT_EQ(layout_of(path_), layout_of(folder_.path() / "fresh")) << "another layout is another version";
+}
+
 TEST_F(Schema, AnotherVersionIsRefusedNamingBoth) {
   open_sqlite_ledger(path_);
   script("PRAGMA user_version = 9");
-  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows versions 1 to 4");
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows versions 1 to 5");
   expect_error<InvalidArgument>([&] { open_sqlite_ledger_read_only(path_); }, "has format version 9");
 }
 

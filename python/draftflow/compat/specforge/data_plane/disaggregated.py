@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SharedDirFeatureStore: samples in a folder that processes share, over draftflow.Store; AuthPolicy: the secret that opens one.
+
+    producer = SharedDirFeatureStore("/shared", "st")
+    ref = producer.put({"x": torch.ones(1, 4)}, sample_id="s0", metadata={"run_id": "run"})
+    consumer = SharedDirFeatureStore("/shared", "st")      # in another process
+    tensors, handle = consumer.get(ref)
+    consumer.release(handle)                               # the last release, in any process, frees the sample
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import re
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
+
+import draftflow
+from draftflow.compat.specforge.contracts import FeatureHandle, SampleRef
+from draftflow.compat.specforge.data_plane.feature_store import (
+    FeatureStore,
+    check_sample_id,
+    make_ref,
+    record,
+    specs_of,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_SECRET_VARIABLE = "DRAFTFLOW_STORE_SECRET"
+
+
+class AuthPolicy:
+    """The secret of a store; None: it has none. It is never shown."""
+
+    def __init__(self, token: Optional[str] = None) -> None:
+        self.token = token
+
+    @property
+    def required(self) -> bool:
+        return self.token is not None
+
+    def check(self, presented: Optional[str]) -> None:
+        """PermissionError unless `presented` is the token, or none is required."""
+        if self.token is None:
+            return
+        if presented is None or not hmac.compare_digest(presented.encode(), self.token.encode()):
+            what = "no credential was" if presented is None else "a wrong credential was"
+            raise PermissionError(f"the feature store needs its credential, but {what} presented: pass credential=")
+
+    def __repr__(self) -> str:
+        return f"AuthPolicy(required={self.required})"
+
+
+class _Put(NamedTuple):
+    """What this attach put and knows the age of. `ref` is draftflow's own."""
+
+    ref: draftflow.SampleRef
+    at: float
+
+
+class SharedDirFeatureStore(FeatureStore):
+    """Attaches to the store in the folder `root`/`store_id`, or makes it: consumed once, each release seen by all processes.
+
+    A store that is made here has the layout that the reference's own processes read. With an AuthPolicy it is made with that
+    secret instead, and from then on opens only with it, whoever leaves the policy out; `credential` is what this process
+    presents. A folder that the reference wrote is only read: put is refused there, and nothing is ever deleted.
+
+    `retain_on_release`: releases of this attach consume nothing. `max_hold_age_s`: gc frees what this attach put, nobody has
+    leased and is older by `clock`. With a clock of one's own, health tells the ages of what this attach put, by that clock;
+    else those of all, to about a minute.
+
+    PermissionError for a missing or wrong credential; ValueError for a store_id that is no plain folder name (1 to 100 of
+    A-Z a-z 0-9 . _ -), and from put for a sample_id with "/" or a newline, or too long for a file name.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        store_id: Optional[str] = None,
+        *,
+        auth: Optional[AuthPolicy] = None,
+        credential: Optional[str] = None,
+        max_hold_age_s: Optional[float] = None,
+        retain_on_release: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.auth = auth or AuthPolicy()
+        self.auth.check(credential)
+        self.store_id = store_id or uuid.uuid4().hex[:8]
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.store_id) or self.store_id in (".", ".."):
+            raise ValueError(f"store_id is {self.store_id!r}: use 1 to 100 of A-Z a-z 0-9 . _ -, so that it names a folder")
+        self.root = os.path.join(root, self.store_id)
+        self.max_hold_age_s = max_hold_age_s
+        self.retain_on_release = retain_on_release
+        self._credential = credential
+        self._clock = clock
+        self._store = _attach(self.root, self.auth, credential, retain_on_release)
+        health = self._store.health()
+        self._packs = health["codec"] != "raw"
+        self._auth_required = health["secret"]
+        self._remembers = max_hold_age_s is not None or clock is not time.monotonic
+        self._lock = threading.Lock()
+        self._puts: dict[str, _Put] = {}  # guarded by the lock
+        self._force_freed = 0
+
+    def put(self, tensors: dict[str, torch.Tensor], *, sample_id: str, metadata: dict[str, Any]) -> SampleRef:
+        self.auth.check(self._credential)
+        specs, nbytes = specs_of(tensors, sample_id, metadata)
+        others = dict(metadata)
+        others.pop("num_tokens", None)
+        others.pop("codecs", None)
+        ref = make_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", specs, nbytes, metadata, others)
+        # What is not the store's business is in `ref` already.
+        try:
+            stored = self._store.put(tensors, sample_id, num_tokens=0)
+        except TypeError:
+            check_sample_id(sample_id)
+            raise
+        if self._packs:
+            others.update(stored.metadata)
+        others["generation"] = stored.generation
+        others["incarnation"] = stored.incarnation
+        if self._remembers:
+            with self._lock:
+                self._puts[sample_id] = _Put(stored, self._clock())
+        return ref
+
+    def get(
+        self, ref: SampleRef, *, device: torch.device | str = "cpu", names: Optional[list[str]] = None
+    ) -> tuple[dict[str, torch.Tensor], FeatureHandle]:
+        self.auth.check(self._credential)
+        elsewhere = device != "cpu" and str(device) != "cpu"
+        if elsewhere:
+            _check_device(device)  # before there is a lease, whose end would consume the sample
+        sample = self._store.get(self._stored_ref(ref), names or None)
+        lease = sample.handle
+        try:
+            tensors = sample.tensors()
+            if names:
+                tensors = {name: tensors[name] for name in names}
+            if elsewhere:
+                tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        except BaseException:
+            self._store.release(lease)
+            raise
+        fields = {"sample_id": ref.sample_id, "generation": lease.generation, "lease_token": lease.lease_token}
+        return tensors, record(FeatureHandle, fields)
+
+    get.returns_copies = True  # type: ignore[attr-defined]
+
+    def release(self, handle: FeatureHandle, *, reason: str = "consumed") -> None:
+        self._store.release(draftflow.FeatureHandle(handle.sample_id, handle.generation, handle.lease_token))
+        if self._remembers and not self.retain_on_release:
+            self._forget(handle.sample_id, handle.generation)
+
+    def abort(self, sample_id: str, *, reason: str = "aborted") -> None:
+        self._store.abort(sample_id)
+        if self._remembers:
+            self._forget(sample_id)
+
+    def gc(self, *, now: Optional[float] = None) -> dict[str, int]:
+        """Also does what any process may do for all: leases of the dead end, their leavings go, failed frees are retried."""
+        pending = self._store.gc()["release_pending"]
+        freed, freed_bytes = self._free_old(self._clock() if now is None else now)
+        with self._lock:
+            self._force_freed += freed
+        return {"force_freed": freed, "force_freed_bytes": freed_bytes, "release_pending": pending}
+
+    def health(self) -> dict[str, Any]:
+        health = self._store.health()
+        with self._lock:
+            ages = [self._clock() - put.at for put in self._puts.values()]
+            force_freed = self._force_freed
+        if self._clock is time.monotonic:
+            oldest, average = health["oldest_age_s"], health["average_age_s"]
+        else:
+            oldest, average = (max(ages), sum(ages) / len(ages)) if ages else (0.0, 0.0)
+        return {
+            "store_id": self.store_id,
+            "backend": "shared_dir",
+            "root": self.root,
+            "resident_samples": health["resident_samples"],
+            "active_leases": health["live_leases"],
+            "resident_bytes": health["resident_bytes"],
+            "max_resident_bytes": health["max_resident_bytes"] or None,
+            "release_pending": health["release_pending"],
+            "auth_required": self._auth_required,
+            "oldest_age_s": oldest,
+            "avg_age_s": average,
+            "force_freed_total": force_freed,
+        }
+
+    def _stored_ref(self, ref: SampleRef) -> draftflow.SampleRef:
+        generation = ref.metadata.get("generation")
+        if generation is None or not ref.feature_specs:  # the stored bytes know
+            return self._store.find(ref.sample_id, generation)
+        return draftflow.SampleRef.locator(ref)
+
+    def _forget(self, sample_id: str, generation: Optional[int] = None) -> None:
+        with self._lock:
+            put = self._puts.get(sample_id)
+            if put is not None and generation in (None, put.ref.generation):
+                del self._puts[sample_id]
+
+    def _free_old(self, now: float) -> tuple[int, int]:
+        freed = freed_bytes = 0
+        with self._lock:
+            puts = list(self._puts.items())
+        if not puts:
+            return freed, freed_bytes
+        resident = {(sample.sample_id, sample.generation): sample for sample in self._store.resident()}
+        for sample_id, put in puts:
+            found = resident.get((sample_id, put.ref.generation))
+            if found is not None:
+                if self.max_hold_age_s is None or now - put.at <= self.max_hold_age_s or found.leases:
+                    continue
+                if self._store.remove(put.ref):
+                    freed += 1
+                    freed_bytes += found.bytes
+            self._forget(sample_id, put.ref.generation)
+        return freed, freed_bytes
+
+
+def _attach(folder: str, auth: AuthPolicy, credential: Optional[str], retain_on_release: bool) -> draftflow.Store:
+    secret = None if auth.token is None else auth.token.encode()
+    try:
+        return draftflow.Store.open(folder, secret=secret, retain_on_release=retain_on_release)
+    except draftflow.PermissionDenied:
+        if secret is not None or credential is None:
+            raise
+        return draftflow.Store.open(folder, secret=credential.encode(), retain_on_release=retain_on_release)
+    except draftflow.NotFound:
+        open_to_all = secret is None and not os.environ.get(_SECRET_VARIABLE)
+        layout = "specforge" if open_to_all else "draftflow"  # the reference's own layout has no place for a secret
+        return draftflow.Store.create(
+            folder, kind="consume-once", layout=layout, secret=secret, retain_on_release=retain_on_release
+        )
+
+
+def _check_device(device: torch.device | str) -> None:
+    import torch
+
+    torch.empty(0, device=device)
+
+
+__all__ = ["AuthPolicy", "SharedDirFeatureStore"]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OfflineManifestReader: a folder of feature files as refs that point at the files in place; nothing is copied."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from typing import Iterator, Optional, Sequence
+
+from draftflow.compat.specforge.contracts import SCHEMA_VERSION, FeatureSpec, SampleRef
+from draftflow.compat.specforge.data_plane.feature_store import load_feature_file, spec_from_tensor
+
+EAGLE3_KEYS = ("input_ids", "loss_mask", "hidden_state", "aux_hidden_state")
+
+_ENDINGS = (".ckpt", ".ckpt.gz")
+
+
+def list_feature_files(path: str) -> list[str]:
+    """Absolute paths of the `.ckpt` and `.ckpt.gz` files anywhere under the folder, sorted; of a file, its own."""
+    if os.path.isfile(path):
+        return [os.path.abspath(path)]
+    found = []
+    for folder, _, names in os.walk(path):
+        found += [os.path.abspath(os.path.join(folder, name)) for name in names if name.endswith(_ENDINGS)]
+    return sorted(found)
+
+
+class OfflineManifestReader:
+    """Iterates over the refs of a folder, or of one file: the n-th file is sample `{run_id}:{n:08d}`, with a file:// URI.
+
+    With `validate_files` each file is read once: its specs, `num_tokens` and `estimated_bytes` are filled in; KeyError names a
+    file that lacks one of `feature_keys`, TypeError one with a value that is no tensor. Without it a ref costs no reading and
+    those fields stay empty.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        run_id: str = "offline",
+        strategy: str = "eagle3",
+        target_model_version: str = "unknown",
+        tokenizer_version: str = "unknown",
+        feature_keys: Sequence[str] = EAGLE3_KEYS,
+        ttt_length: int = 7,
+        max_len: int = 2048,
+        target_repr: Optional[str] = "hidden_state",
+        validate_files: bool = True,
+    ) -> None:
+        self.path = path
+        self.run_id = run_id
+        self.strategy = strategy
+        self.target_model_version = target_model_version
+        self.tokenizer_version = tokenizer_version
+        self.feature_keys = tuple(feature_keys)
+        self.ttt_length = ttt_length
+        self.max_len = max_len
+        self.target_repr = target_repr
+        self.validate_files = validate_files
+
+    def __iter__(self) -> Iterator[SampleRef]:
+        for index, path in enumerate(list_feature_files(self.path)):
+            yield self._make_ref(index, path)
+
+    def read(self, limit: Optional[int] = None) -> list[SampleRef]:
+        """The refs as a list; the first `limit` of them."""
+        return list(islice(self, limit))
+
+    def _make_ref(self, index: int, path: str) -> SampleRef:
+        specs, num_tokens, nbytes = self._inspect(path) if self.validate_files else ({}, 0, 0)
+        return SampleRef(
+            sample_id=f"{self.run_id}:{index:08d}",
+            run_id=self.run_id,
+            source_task_id=None,
+            feature_store_uri=f"file://{path}",
+            feature_keys={key: key for key in self.feature_keys},
+            feature_specs=specs,
+            strategy=self.strategy,
+            schema_version=SCHEMA_VERSION,
+            target_model_version=self.target_model_version,
+            tokenizer_version=self.tokenizer_version,
+            num_tokens=num_tokens,
+            estimated_bytes=nbytes,
+            metadata={
+                "format": f"offline_{self.strategy}",
+                "target_repr": self.target_repr,
+                "schema_version": SCHEMA_VERSION,
+                "ttt_length": self.ttt_length,
+                "max_len": self.max_len,
+                "file_index": index,
+            },
+        )
+
+    def _inspect(self, path: str) -> tuple[dict[str, FeatureSpec], int, int]:
+        tensors = load_feature_file(path)
+        check_keys(path, tensors, self.feature_keys)
+        specs = {key: spec_from_tensor(key, tensors[key]) for key in self.feature_keys}
+        nbytes = sum(tensors[key].numel() * tensors[key].element_size() for key in self.feature_keys)
+        num_tokens = int(tensors["input_ids"].numel()) if "input_ids" in tensors else 0
+        return specs, num_tokens, nbytes
+
+
+def check_keys(path: str, tensors: dict, keys: Sequence[str]) -> None:
+    """KeyError for a feature file without all of the keys."""
+    missing = [key for key in keys if key not in tensors]
+    if missing:
+        raise KeyError(f"{path} lacks {missing}: it has {list(tensors)}, and needs {list(keys)}")
+
+
+__all__ = ["OfflineManifestReader", "list_feature_files"]
