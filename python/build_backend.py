@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `pip install .` calls (PEP 517): the package with its compiled module as a wheel, and the sources as an sdist.
 
-The standard library, CMake and what tools/install-deps.sh installs are all that it takes; nothing is fetched. The module is built
-in the folder that DRAFTFLOW_BUILD names; else in build/, where that is an optimised build for this Python; else in build/wheel.
+The standard library, CMake and what tools/install-deps.sh installs are all that it takes; nothing is fetched. The module is
+built in the folder that DRAFTFLOW_BUILD names; else in build/, where that is an optimised build for this Python; else in
+build/wheel.
 """
 
 import base64
@@ -108,13 +109,12 @@ def _package_files() -> List[Path]:
 def _sources() -> List[str]:
     """What git has, or would take; without git, as from an unpacked sdist, all that is not made."""
     if (ROOT / ".git").exists():
-        listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True).stdout
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
         return sorted(name for name in os.fsdecode(listed).split("\0") if name and (ROOT / name).is_file())
-    made = {"build", "out", ".cache"}
+    made = {"build", "out", ".cache", "PKG-INFO"}
     files = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
-    return sorted(
-        path.as_posix() for path in files if path.parts[0] not in made and "__pycache__" not in path.parts and path.name != "PKG-INFO"
-    )
+    return sorted(path.as_posix() for path in files if path.parts[0] not in made and "__pycache__" not in path.parts)
 
 
 # --- the compiled module
@@ -148,16 +148,16 @@ def _unfit(folder: Path) -> str:
     kept = dict(re.findall(r"^(\w+):\w+=(.*)$", cache.read_text(), re.MULTILINE))
     if Path(kept.get("CMAKE_HOME_DIRECTORY", "")).resolve() != ROOT:
         return f"it is a build of {kept.get('CMAKE_HOME_DIRECTORY')}, not of {ROOT}"
-    if kept.get("CMAKE_BUILD_TYPE") not in ("Release", "RelWithDebInfo") or kept.get("DRAFTFLOW_SANITIZE") or kept.get("CMAKE_CXX_FLAGS"):
+    optimised = kept.get("CMAKE_BUILD_TYPE") in ("Release", "RelWithDebInfo")
+    if not optimised or kept.get("DRAFTFLOW_SANITIZE") or kept.get("CMAKE_CXX_FLAGS"):
         return "it is no optimised build without sanitizers (preset release)"
-    asked = subprocess.run(
-        [kept.get("DRAFTFLOW_PYTHON", ""), "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"],
-        capture_output=True,
-        text=True,
-    )
-    if asked.stdout.strip() != SUFFIX:
-        return f"it is for {kept.get('DRAFTFLOW_PYTHON')}, whose modules are not this Python's"
-    return ""
+    python = kept.get("DRAFTFLOW_PYTHON", "")
+    try:
+        command = [python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"]
+        suffix = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        suffix = ""
+    return "" if suffix == SUFFIX else f"it is for {python}, whose modules are not this Python's"
 
 
 def _run(*command: object) -> None:

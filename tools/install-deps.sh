@@ -8,7 +8,8 @@ set -euo pipefail
 packages=(build-essential cmake ninja-build ccache mold pkg-config libtorch-dev python3-torch libgloo-dev libopenblas0-pthread
   libopenblas-dev libfmt-dev nlohmann-json3-dev libcli11-dev libyaml-cpp-dev libsqlite3-dev libxxhash-dev zlib1g-dev libdeflate-dev libssl-dev
   libsentencepiece-dev sentencepiece libgtest-dev libgmock-dev libsodium-dev libzstd-dev libfuse3-dev fuse3
-  sshfs openssh-sftp-server libpq-dev postgresql iproute2 python3-dev pybind11-dev libdlpack-dev python3-pytest)
+  sshfs openssh-sftp-server libpq-dev postgresql iproute2 python3-dev pybind11-dev libdlpack-dev python3-numpy python3-pytest
+  python3-venv mypy)
 if [[ "${1:-}" == lint ]]; then
   packages+=(clang-format clang-tidy)
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Formatting of every C++ file, then clang-tidy over the rooms without libtorch: the files changed since the merge base with
+# Formatting of every C++ file, the Python files compiled and their types checked, then clang-tidy over the rooms without libtorch: the files changed since the merge base with
 # the main branch where there is one, or all of them with LINT_ALL=1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,6 +9,17 @@ cd "$(dirname "$0")/.."
 mapfile -t sources < <(git ls-files '*.cc' '*.h' | while read -r file; do [[ -f "$file" ]] && echo "$file"; done)
 clang-format --dry-run -Werror "${sources[@]}"
 echo "lint: ${#sources[@]} files are formatted"
+
+mapfile -t scripts < <(git ls-files '*.py' '*.pyi' | while read -r file; do [[ -f "$file" ]] && echo "$file"; done)
+/usr/bin/python3 -c 'import sys
+for name in sys.argv[1:]:
+    compile(open(name, encoding="utf-8").read(), name, "exec", dont_inherit=True)' "${scripts[@]}"
+if /usr/bin/python3 -c 'import mypy' 2> /dev/null; then
+  /usr/bin/python3 -m mypy --cache-dir .cache/mypy --no-error-summary python/draftflow python/build_backend.py
+  echo "lint: ${#scripts[@]} Python files compile, mypy is content with the package"
+else
+  echo "lint: ${#scripts[@]} Python files compile; mypy is not installed"
+fi
 
 without_torch='^src/(base|records|formats|store|ledger|flow|loader|cli|chaos)/.*\.cc$'
 if [[ "${LINT_ALL:-0}" == 1 ]]; then

@@ -15,7 +15,7 @@ status=$?
 
 # Failures and progress first; ctest's summary is kept for the end.
 sed '/^[0-9]*% tests passed/,$d' "$log" | grep -vE '^ *[0-9]+/[0-9]+ Test +#.*(Passed|\*\*\*Skipped)|^ *Start +[0-9]+:' || true
-reasons=$(awk '/: Skipped$/ { getline; print "  " $0 }' "$build/Testing/Temporary/LastTest.log" | sort | uniq -c)
+reasons=$(awk '/: Skipped$/ { getline; print "  " $0 } sub(/^SKIPPED \[[0-9]+\] /, "") { print "  " $0 }' "$build/Testing/Temporary/LastTest.log" | sort | uniq -c)
 if [[ -n "$reasons" ]]; then
   echo "Skipped tests, by reason (count first):"
   echo "$reasons"

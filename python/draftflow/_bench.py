@@ -115,7 +115,7 @@ class Bench:
         ref = store.put({"hidden_state": torch.zeros(1, 4096, 8192, dtype=torch.bfloat16)}, "s", num_tokens=4096)
         with store.get(ref, zero_copy=True):
             pass
-        with open(next(sample.path for sample in store.resident()), "rb") as file:
+        with open(next(str(sample.path) for sample in store.resident()), "rb") as file:
             mapping = _median([_seconds(lambda: _map(file)) for _ in range(50)])
         spent = _median([_seconds(lambda: self._fetch(store, ref)) for _ in range(50)])
         store.close()

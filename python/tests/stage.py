@@ -37,7 +37,9 @@ def name(number: int) -> str:
     return f"run:{number:08d}"
 
 
-def fill(store: draftflow.Store, ledger: draftflow.Ledger, count: int, *, first: int = 0, close: bool = True) -> List[draftflow.SampleRef]:
+def fill(
+    store: draftflow.Store, ledger: draftflow.Ledger, count: int, *, first: int = 0, close: bool = True
+) -> List[draftflow.SampleRef]:
     refs = [store.put(sample(number), name(number)) for number in range(first, first + count)]
     ledger.commit_samples(refs)
     if close:

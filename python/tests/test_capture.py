@@ -167,7 +167,7 @@ def test_what_overflows_the_stored_type_is_refused(store):
 
 def test_misuse_is_told(store):
     model, ids = Llama(), torch.tensor([[1, 2, 3], [4, 5, 6]])
-    with pytest.raises(ValueError, match=r"Linear has its decoder layers or final norm in none of the usual places \(model.layers"):
+    with pytest.raises(ValueError, match=r"Linear has its decoder layers or final norm in none of the usual places"):
         draftflow.capture(nn.Linear(2, 2), [0])
     with pytest.raises(ValueError, match=r"layers are \[4\]: one or more from 0 to 3 are allowed"):
         draftflow.capture(model, [4])
@@ -195,7 +195,8 @@ def test_modules_of_another_place_are_named(store):
             return self.out(states)
 
     model, states = Other(), torch.randn(1, 3, WIDTH)
-    with draftflow.capture(model, [1], store=store, decoder_layers=model.blocks, final_norm=model.out, dtype=torch.float32) as captured:
+    places = {"decoder_layers": model.blocks, "final_norm": model.out}
+    with draftflow.capture(model, [1], store=store, dtype=torch.float32, **places) as captured:
         wanted = model(states)
         (ref,) = captured.put([name(0)], torch.tensor([1, 2, 3]))
     assert torch.equal(store.read(ref)["hidden_state"], wanted.detach())

@@ -44,11 +44,12 @@ def caught(kind, call):
 
 def test_invalid_argument(store):
     assert "'never'" in caught(draftflow.InvalidArgument, lambda: draftflow.Store.create("mem://x", kind="never"))
-    assert "kind is 'x'" in caught(draftflow.InvalidArgument, lambda: draftflow.Ledger.open("mem://").declare_group("g", kind="x"))
+    ledger = draftflow.Ledger.open("mem://")
+    assert "kind is 'x'" in caught(draftflow.InvalidArgument, lambda: ledger.declare_group("g", kind="x"))
     assert "http://a" in caught(draftflow.InvalidArgument, lambda: draftflow.Store.create("http://a"))
     assert "'always'" in caught(draftflow.InvalidArgument, lambda: draftflow.Store.create("mem://x", durability="always"))
     assert "'flat'" in caught(draftflow.InvalidArgument, lambda: draftflow.Store.create("mem://x", layout="flat"))
-    assert "tail is 'x'" in caught(draftflow.InvalidArgument, lambda: draftflow.Ledger.open("mem://").declare_group("g", window=1, tail="x"))
+    assert "tail is 'x'" in caught(draftflow.InvalidArgument, lambda: ledger.declare_group("g", window=1, tail="x"))
     caught(draftflow.InvalidArgument, lambda: store.put(sample(0), "a\0b"))
     caught(draftflow.InvalidArgument, lambda: store.put(sample(0), "x" * 1025))
 

@@ -73,7 +73,8 @@ class Code:
 
 def test_code_in_a_file_is_refused_and_never_runs(tmp_path):
     marker = tmp_path / "it-ran"
-    for place, value in (("in", {"x": torch.ones(2), "evil": Code(marker)}), ("top", Code(marker)), ("key", {"x": [Code(marker)]})):
+    values = {"in": {"x": torch.ones(2), "evil": Code(marker)}, "top": Code(marker), "deep": {"x": [Code(marker)]}}
+    for place, value in values.items():
         torch.save(value, tmp_path / f"{place}.ckpt")
         with pytest.raises((draftflow.InvalidArgument, draftflow.Corrupt)):
             draftflow.load_feature_file(tmp_path / f"{place}.ckpt")

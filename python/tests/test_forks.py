@@ -90,9 +90,8 @@ def child_of_multiprocessing(store, ledger, numbers, answers):
 def test_multiprocessing_by_fork(folder_store, ledger):
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
-    children = [
-        context.Process(target=child_of_multiprocessing, args=(folder_store, ledger, range(10 * i, 10 * i + 5), answers)) for i in (1, 2)
-    ]
+    given = [(folder_store, ledger, range(10 * i, 10 * i + 5), answers) for i in (1, 2)]
+    children = [context.Process(target=child_of_multiprocessing, args=arguments) for arguments in given]
     for child in children:
         child.start()
     for child in children:
@@ -150,7 +149,7 @@ def test_a_stream_in_the_midst_of_it_is_refused_in_a_child(folder_store, ledger)
     next(batches)
 
     def work():
-        with pytest.raises(draftflow.InvalidArgument, match="belongs to the process that this one was forked from: make another"):
+        with pytest.raises(draftflow.InvalidArgument, match="the process that this one was forked from: make another"):
             next(batches)
 
     assert in_forked_child(work) == 0
@@ -158,7 +157,7 @@ def test_a_stream_in_the_midst_of_it_is_refused_in_a_child(folder_store, ledger)
 
 
 def ids_through(loader):
-    return [(batch.window, batch.index, batch.last, batch.sample_ids, batch.tensors["input_ids"].tolist() if batch.tensors else None) for batch in loader]
+    return [(b.window, b.index, b.last, b.sample_ids, {key: t.tolist() for key, t in b.tensors.items()}) for b in loader]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 0])
@@ -178,7 +177,8 @@ def test_workers_by_spawn_give_the_order_of_none(tmp_path):
         from torch.utils.data import DataLoader
         from stage import fill, LIMIT_S
         if __name__ == "__main__":
-            store, ledger = draftflow.Store.create(sys.argv[1] + "/store"), draftflow.Ledger.open(sys.argv[1] + "/ledger.sqlite3")
+            store = draftflow.Store.create(sys.argv[1] + "/store")
+            ledger = draftflow.Ledger.open(sys.argv[1] + "/ledger.sqlite3")
             fill(store, ledger, 12)
             stream = draftflow.Stream(store, ledger, group="g", window=4, batch_size=1).open()
             wanted = [batch.sample_ids for batch in stream]

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 import draftflow
-from stage import LIMIT_S, Thread, fill, name, sample
+from stage import LIMIT_S, Thread, fill, finish_fork, fork, name, sample
 
 GIVE_UP_S = 10  # then the wait is ended from outside, and the test is red
 
@@ -119,3 +119,17 @@ def test_a_thread_that_is_not_the_main_one_is_not_interrupted(folder_store, ledg
     assert_interrupted(lambda: main_ends.wait(LIMIT_S), main_ends.set)
     fill(folder_store, ledger, 1, first=1)
     assert waiting.finish().sample_ids == [name(0), name(1)]
+
+
+def test_a_child_that_a_thread_has_forked_is_interrupted(folder_store, ledger):
+    fill(folder_store, ledger, 1, close=False)
+
+    def work():  # this thread is the child's main one
+        stream = draftflow.Stream(folder_store, ledger, group="g", window=2)
+        assert_interrupted(lambda: next(iter(stream)), lambda: fill(folder_store, ledger, 1, first=1, close=False))
+        ref = folder_store.put(sample(1), name(1))
+        with open(ledger.url + ".lock", "r+b") as turn:
+            fcntl.lockf(turn, fcntl.LOCK_EX, 1, 1)
+            assert_interrupted(lambda: ledger.commit_samples([ref]), lambda: fcntl.lockf(turn, fcntl.LOCK_UN, 1, 1))
+
+    assert Thread(lambda: finish_fork(fork(work))).finish() == 0

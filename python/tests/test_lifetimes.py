@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be used after what: handles after their store, an interpreter that ends with everything open; and nothing piles up."""
+"""What may be used after what: handles after their store, all of it at the interpreter's end; and nothing piles up."""
 
 import gc
 import os

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -73,7 +74,8 @@ def test_a_wheel_holds_the_package_and_says_so(backend, tmp_path):
         assert (digest, size) == (f"sha256={wanted}", str(len(files[path])))
     sources = {path.relative_to(CHECKOUT / "python").as_posix() for path in (CHECKOUT / "python" / "draftflow").rglob("*.py*")}
     sources = {path for path in sources if "__pycache__" not in path}
-    assert {path for path in files if not path.startswith(info)} == sources | {"draftflow/py.typed", f"draftflow/_core{backend.SUFFIX}"}
+    sources |= {"draftflow/py.typed", f"draftflow/_core{backend.SUFFIX}"}
+    assert {path for path in files if not path.startswith(info)} == sources
     module = files[f"draftflow/_core{backend.SUFFIX}"]
     assert module[:4] == b"\x7fELF" and len(module) < Path(draftflow._core.__file__).stat().st_size / 2  # stripped
     assert b"Name: draftflow\n" in files[f"{info}/METADATA"] and f"Tag: {tag}-".encode() in files[f"{info}/WHEEL"]
@@ -87,9 +89,11 @@ def test_an_sdist_holds_the_sources(backend, tmp_path):
     assert base == f"draftflow-{draftflow.__version__}"
     with tarfile.open(tmp_path / name) as archive:
         names = set(archive.getnames())
-        wanted = ("CMakeLists.txt", "CMakePresets.json", "LICENSE", "PKG-INFO", "pyproject.toml", "python/build_backend.py")
-        assert {f"{base}/{path}" for path in (*wanted, "python/draftflow/_core.pyi", "src/python/module.cc", "cmake/room.cmake")} <= names
-        assert not any(path.startswith((f"{base}/build", f"{base}/out", f"{base}/.git/")) or "__pycache__" in path for path in names)
+        wanted = ["CMakeLists.txt", "CMakePresets.json", "LICENSE", "PKG-INFO", "pyproject.toml", "python/build_backend.py"]
+        wanted += ["python/draftflow/_core.pyi", "src/python/module.cc", "cmake/room.cmake"]
+        assert {f"{base}/{path}" for path in wanted} <= names
+        made = tuple(f"{base}/{folder}/" for folder in ("build", "out", ".git", ".cache"))
+        assert not any(path.startswith(made) or "__pycache__" in path for path in names)
         assert archive.extractfile(f"{base}/PKG-INFO").read() == backend._metadata().encode()
 
 
@@ -98,14 +102,17 @@ def test_a_build_folder_that_does_not_fit_is_refused(backend, tmp_path, monkeypa
     with pytest.raises(RuntimeError, match=f"DRAFTFLOW_BUILD is {tmp_path}, and it is no build folder of CMake: unset it"):
         backend.build_wheel(str(tmp_path))
     cache = (BUILD / "CMakeCache.txt").read_text()
-    for old, new, why in (
-        (f"CMAKE_HOME_DIRECTORY:INTERNAL={CHECKOUT}", "CMAKE_HOME_DIRECTORY:INTERNAL=/elsewhere", "it is a build of /elsewhere, not of"),
-        ("CMAKE_BUILD_TYPE:STRING=RelWithDebInfo", "CMAKE_BUILD_TYPE:STRING=Debug", "no optimised build"),
-        ("DRAFTFLOW_SANITIZE:STRING=", "DRAFTFLOW_SANITIZE:STRING=address", "no optimised build"),
-        ("DRAFTFLOW_PYTHON:FILEPATH=/usr/bin/python3", "DRAFTFLOW_PYTHON:FILEPATH=/bin/false", "whose modules are not this Python's"),
+    for name, value, why in (
+        ("CMAKE_HOME_DIRECTORY", "/elsewhere", "it is a build of /elsewhere, not of"),
+        ("CMAKE_BUILD_TYPE", "Debug", "no optimised build"),
+        ("DRAFTFLOW_SANITIZE", "address", "no optimised build"),
+        ("CMAKE_CXX_FLAGS", "--coverage", "no optimised build"),
+        ("DRAFTFLOW_PYTHON", "/bin/false", "it is for /bin/false, whose modules are not this Python's"),
+        ("DRAFTFLOW_PYTHON", "/nowhere", "it is for /nowhere, whose modules are not this Python's"),
     ):
-        assert old in cache
-        (tmp_path / "CMakeCache.txt").write_text(cache.replace(old, new))
+        changed, times = re.subn(rf"^({name}:\w+)=.*$", rf"\1={value}", cache, flags=re.MULTILINE)
+        assert times == 1, name
+        (tmp_path / "CMakeCache.txt").write_text(changed)
         with pytest.raises(RuntimeError, match=why):
             backend.build_wheel(str(tmp_path))
     assert list(tmp_path.glob("*.whl")) == []

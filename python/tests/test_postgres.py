@@ -23,9 +23,8 @@ class Server:
         self.url = f"postgresql:///postgres?host={folder}&user=postgres"
 
     def call(self, program, *arguments):
-        subprocess.run(
-            [self._programs / program, *arguments], user=self._account, cwd=self._folder, check=True, capture_output=True, timeout=LIMIT_S
-        )
+        command = [self._programs / program, *arguments]
+        subprocess.run(command, user=self._account, cwd=self._folder, check=True, capture_output=True, timeout=LIMIT_S)
 
     def start(self):
         options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={self._folder}", "-c", "fsync=off"]

@@ -33,7 +33,8 @@ def noise(dtype: torch.dtype, *shape: int) -> torch.Tensor:
         return torch.rand(*shape) < 0.5
     element = torch.tensor([], dtype=dtype).element_size()
     count = int(numpy.prod(shape))
-    return torch.from_numpy(numpy.random.default_rng(7).integers(0, 256, count * element, dtype=numpy.uint8)).view(dtype).reshape(shape)
+    drawn = numpy.random.default_rng(7).integers(0, 256, count * element, dtype=numpy.uint8)
+    return torch.from_numpy(drawn).view(dtype).reshape(shape)
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -75,7 +76,8 @@ def test_every_type_of_numpy_comes_back_bit_for_bit(store, kind):
     whole = numpy.random.default_rng(3).integers(0, 2, (3, 4, 5)).astype(kind)
     if kind != "?":
         whole = numpy.random.default_rng(3).integers(0, 256, 60 * whole.itemsize, dtype="u1").view(kind).reshape(3, 4, 5)
-    for array in (whole, whole[0, 0, 0:1].reshape(()), whole[:0], whole.T, whole[::-1, :, ::-2], numpy.broadcast_to(whole[0], (2, 4, 5))):
+    views = [whole, whole[0, 0, 0:1].reshape(()), whole[:0], whole.T, whole[::-1, :, ::-2]]
+    for array in (*views, numpy.broadcast_to(whole[0], (2, 4, 5))):
         ref = store.put({"x": array}, "s")
         with store.get(ref, framework="numpy") as tensors:
             found = tensors["x"]
@@ -325,7 +327,8 @@ def test_views_die_in_other_threads():
 
 
 def test_pad_batch_pads_on_the_right():
-    batch = draftflow.pad_batch([{"input_ids": torch.tensor([1, 2, 3]), "h": torch.ones(1, 3, 2)}, {"input_ids": numpy.array([4]), "h": torch.ones(1, 1, 2)}])
+    samples = [{"input_ids": torch.tensor([1, 2, 3]), "h": torch.ones(1, 3, 2)}]
+    batch = draftflow.pad_batch([*samples, {"input_ids": numpy.array([4]), "h": torch.ones(1, 1, 2)}])
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 0, 0]]
     assert batch["h"].shape == (2, 3, 2) and batch["h"][1].tolist() == [[1, 1], [0, 0], [0, 0]]
     with pytest.raises(ValueError, match="'h'"):

@@ -17,18 +17,12 @@ void raise(const Error& error) {
   PyErr_SetObject(type.ptr(), message.ptr());
 }
 
-// Where Python handles its signals. A module is not always loaded by it.
-bool in_main_thread() {
-  static const auto main = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
-  return PyThread_get_thread_ident() == main;
-}
-
 }  // namespace
 
 void check_signals() {
   if (_Py_IsFinalizing() != 0) return;
   const py::gil_scoped_acquire lock;
-  if (in_main_thread() && PyErr_CheckSignals() != 0) throw py::error_already_set();
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
 std::string place_from(const py::object& place) {
