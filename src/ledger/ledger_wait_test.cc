@@ -108,7 +108,11 @@ TEST_P(LedgerWait, WhatALeaseThatRanOutGivesBackWakes) {
   expect_wakes("lease_refs", [&] { other_->lease_refs({.group = queue, .holder = HolderId("second"), .max_refs = 1}); });
 }
 
-// A waiter that asks and then waits, against a committer that commits right then: after each ask, now sooner, now later.
+void spin(std::uint64_t turns) {
+  for (; turns > 0; --turns) std::atomic_signal_fence(std::memory_order_seq_cst);
+}
+
+// A waiter that asks and then waits, against a committer that commits right then: before the wait, at its beginning, in it.
 TEST_P(LedgerWait, NothingIsMissedBetweenAVerbAndAWait) {
   constexpr int kRounds = 1000;
   std::atomic<int> seen{0};
@@ -117,14 +121,17 @@ TEST_P(LedgerWait, NothingIsMissedBetweenAVerbAndAWait) {
     Random random(7);
     for (int i = 0; i < kRounds && !given_up; ++i) {
       while (seen < i && !given_up) std::this_thread::yield();
-      for (std::uint64_t spin = random.below(40'000); spin > 0; --spin) std::atomic_signal_fence(std::memory_order_seq_cst);
+      spin(random.below(40'000));
       other_->ingest_prompts({make_task(fmt::format("p{}", i))}, {});
     }
   });
   int wakes = 0;
+  Random random(8);
   while (seen < kRounds && !given_up) {
     seen = static_cast<int>(ledger_->status().prompts);
     if (seen == kRounds) break;
+    spin(random.below(40'000));
+    if (random.below(4) == 0) std::this_thread::sleep_for(std::chrono::microseconds(random.below(3000)));
     if (ledger_->wait(kLongMs)) {
       ++wakes;
     } else {

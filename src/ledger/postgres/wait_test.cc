@@ -199,12 +199,13 @@ TEST_F(PostgresWait, TwoCommittersAtOnceWakeAndDoNotWaitForEachOther) {
 }
 
 TEST_F(PostgresWait, OtherSchemasWakeNobody) {
-  Database waiter(url_), elsewhere(server().fresh_schema());
+  const std::string other = server().fresh_schema();
+  Database waiter(url_), elsewhere(other), waits_there(other);
   settle(waiter);
-  Database waits_there(url_);
   settle(waits_there);
   Transaction transaction(elsewhere);
   transaction.commit();
+  EXPECT_TRUE(waits_there.wait(kLongMs));
   EXPECT_FALSE(waiter.wait(100));
 }
 
