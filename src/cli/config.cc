@@ -66,7 +66,9 @@ std::vector<Section> sections_of(RunConfig& c) {
                                           "total_steps",
                                           "checkpoint_every",
                                           "resumable_checkpoints",
+                                          "checkpoint_on_pressure",
                                           "prefetch",
+                                          "max_window_tokens",
                                           "threads"})},
           {"eval", select_fields(eval_fields(c.eval), {"new_tokens", "depth", "limit", "threads"})}};
 }
@@ -250,6 +252,12 @@ void check_run_config(const RunConfig& config) {
   if (config.train.window % (config.train.ranks * config.train.batch) != 0) {
     throw InvalidArgument(fmt::format("train.ranks {} x train.batch {} does not divide train.window {}: choose ones that do",
                                       config.train.ranks, config.train.batch, config.train.window));
+  }
+  if (config.train.max_window_tokens > 0 && config.train.total_steps == 0) {
+    throw InvalidArgument(
+        fmt::format("train.max_window_tokens is {}: how many steps the samples make depends on their lengths; give "
+                    "train.total_steps, the schedule's length",
+                    config.train.max_window_tokens));
   }
   check_memory(config);
 }

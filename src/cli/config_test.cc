@@ -58,6 +58,16 @@ TEST(RunConfig, ReadsSectionsAndResolvesPathsAgainstTheFile) {
   EXPECT_EQ(config.capture.target, "/c/d/target");
 }
 
+TEST(RunConfig, ASwitchThatIsOnByDefaultCanBeTurnedOff) {
+  EXPECT_TRUE(parse_run_config(kGood, "/c/run.yaml").train.checkpoint_on_pressure);
+  const RunConfig off =
+      parse_run_config(replaced(kGood, "window: 8", "window: 8\n  checkpoint_on_pressure: false"), "/c/r.yaml");
+  EXPECT_FALSE(off.train.checkpoint_on_pressure);
+  EXPECT_FALSE(parse_run_config(to_yaml(off), "/c/r.yaml").train.checkpoint_on_pressure);
+  EXPECT_THAT(refusal(replaced(kGood, "window: 8", "checkpoint_on_pressure: never")),
+              HasSubstr("'never' is not true or false"));
+}
+
 TEST(RunConfig, RefusalsNameLineKeyAndWhatIsAllowed) {
   EXPECT_EQ(refusal(replaced(kGood, "window: 8", "windw: 8")).substr(0, 91),
             "/c/run.yaml line 13: train.windw: unknown key; allowed are ranks, window, batch, ttt_length");
@@ -137,6 +147,14 @@ TEST_F(CheckRunConfig, SampleBytesFollowTheTarget) {
   EXPECT_EQ(sample_bytes(config_, 100), 100u * (4 * 128 * 2 + 16));
   EXPECT_EQ(sample_bytes(config_, 0), 256u * (4 * 128 * 2 + 16));
   EXPECT_EQ(sample_bytes(config_, 9999), 256u * (4 * 128 * 2 + 16));
+}
+
+TEST_F(CheckRunConfig, ACapInTokensNeedsTheSchedulesLength) {
+  config_.train.max_window_tokens = 4096;
+  EXPECT_THAT(refusal(), HasSubstr("train.max_window_tokens is 4096"));
+  EXPECT_THAT(refusal(), HasSubstr("give train.total_steps"));
+  config_.train.total_steps = 100;
+  EXPECT_EQ(refusal(), "accepted");
 }
 
 TEST_F(CheckRunConfig, AcceptsAndRefuses) {

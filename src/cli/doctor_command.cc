@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include <CLI/CLI.hpp>
 #include <ctime>
@@ -14,6 +15,7 @@
 #include "cli/app.h"
 #include "cli/inspect.h"
 #include "cli/metrics.h"
+#include "cli/mount.h"
 #include "cli/progress_bar.h"
 #include "cli/stop.h"
 #include "cli/store_command.h"
@@ -37,6 +39,7 @@ constexpr const char* kExample =
 struct DoctorArguments {
   StorePath store;
   std::filesystem::path ledger;
+  std::filesystem::path mounts = "/proc/self/mountinfo";
   double orphan_age_s = 3600;
   bool sweep = false, json = false;
 };
@@ -118,6 +121,7 @@ class Doctor {
             "free some space: a commit on a full disk is refused");
       }
     }
+    ledger_clock(where.string());
     for (const GroupStatus& group : status.groups) {
       say(Verdict::kGood, "group " + printable(group.group),
           fmt::format("{}trained to step {}, durable to step {}; {} samples stay for it", group.open ? "" : "closed; ",
@@ -135,6 +139,21 @@ class Doctor {
     if (most - least > status.committed / 10 + 1000) {
       say(Verdict::kWarning, "group " + printable(last),
           fmt::format("is {} samples behind and keeps their bytes", most - least), "start its trainer, or close the group");
+    }
+  }
+
+  // Leases are measured by the ledger's time alone, so a difference harms nothing but a person's reading of the two logs.
+  void ledger_clock(const std::string& where) {
+    const std::optional<std::int64_t> ahead_ms = ledger_clock_ahead_ms(where);
+    if (!ahead_ms) {
+      say(Verdict::kGood, "ledger's clock", "this machine's, since its boot");
+    } else if (std::abs(*ahead_ms) > 5000) {
+      say(Verdict::kWarning, "ledger's clock",
+          fmt::format("the server is {:+.1f} s from this machine", static_cast<double>(*ahead_ms) / 1000),
+          "let both follow the same time server; leases go by the server's, and setting it back or forward ends them early");
+    } else {
+      say(Verdict::kGood, "ledger's clock",
+          fmt::format("the server is {:+.1f} s from this machine", static_cast<double>(*ahead_ms) / 1000));
     }
   }
 
@@ -161,7 +180,25 @@ class Doctor {
       say(Verdict::kWrong, "store's kind", "consume_once: a reader's release frees what a checkpoint may still need",
           "pair a ledger with a ledgered store");
     }
+    attribute_cache();
     clock();
+  }
+
+  // What another host did is seen here when the mount's cache has run out: a holder that beats must not look dead by then.
+  void attribute_cache() {
+    struct stat status {};
+    if (::stat(arguments_.store.path.c_str(), &status) != 0) return;
+    std::ifstream mounts(arguments_.mounts);
+    const auto cache = find_attribute_cache(mounts, fmt::format("{}:{}", major(status.st_dev), minor(status.st_dev)));
+    if (!cache) return;
+    const std::int64_t lease_ms = SharedDirOptions{}.lease_ms;
+    const std::string found = fmt::format("{}: {} s", cache->type, cache->ms / 1000);
+    if (cache->ms < lease_ms) {
+      say(Verdict::kGood, "attribute cache", found);
+    } else {
+      say(Verdict::kWarning, "attribute cache", fmt::format("{}, and lease_ms is {}", found, lease_ms),
+          "mount with acregmax=30,acdirmax=30 or less: a lease must be longer than others may be told old attributes");
+    }
   }
 
   // The file server's time against this machine's: ages and leases are measured by the server's.
@@ -264,6 +301,7 @@ void add_doctor_command(CommandLine& line) {
   app.add_option("--orphan-age-s", arguments->orphan_age_s, "how old, seconds; longer than any producer takes to commit")
       ->capture_default_str();
   app.add_flag("--json", arguments->json, "print the findings as JSON");
+  app.add_option("--mounts", arguments->mounts)->group("");  // for tests: a list of mounts in place of the kernel's
   app.footer(kExample);
   app.callback([&line, arguments] { line.action = [&line, arguments] { return run(*arguments, line.console); }; });
 }

@@ -2,6 +2,8 @@
 //
 // draftflow doctor and draftflow drain, over a real ledger and a real store.
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include "cli/store_command_testing.h"
 #include "draftflow/ledger/ledger.h"
@@ -32,6 +34,22 @@ TEST_F(OperatorCommands, DoctorFindsNothingWrongWhereNothingIs) {
   EXPECT_EQ(outcome.code, 0) << outcome.out << outcome.err;
   EXPECT_THAT(outcome.out, HasSubstr("ok       store and ledger: 3 samples are on the books and there\n"));
   EXPECT_THAT(outcome.out, Not(HasSubstr("wrong")));
+}
+
+TEST_F(OperatorCommands, DoctorTellsTheMountsAttributeCache) {
+  fill(1);
+  EXPECT_THAT(doctor().out, HasSubstr("ok       ledger's clock: this machine's, since its boot\n"));
+  struct stat status {};
+  ASSERT_EQ(::stat(path().c_str(), &status), 0);
+  const auto mounted = [&](const std::string& options) {
+    const std::string mounts = (temp_.path() / "mounts").string();
+    replace_file(mounts, fmt::format("1 0 {}:{} / /shared rw - nfs4 server:/s {}\n", major(status.st_dev), minor(status.st_dev),
+                                     options));
+    return run({"doctor", "--store", path(), "--mounts", mounts}).out;
+  };
+  EXPECT_THAT(mounted("rw"), HasSubstr("warning  attribute cache: nfs4: 60 s, and lease_ms is 60000\n         -> mount with"));
+  EXPECT_THAT(mounted("rw,acregmax=3,acdirmax=30"), HasSubstr("ok       attribute cache: nfs4: 30 s\n"));
+  EXPECT_THAT(mounted("rw,noac"), HasSubstr("ok       attribute cache: nfs4: 0 s\n"));
 }
 
 TEST_F(OperatorCommands, DoctorNamesLostBytesAndAStoreThatIsNotTheLedgers) {

@@ -143,6 +143,7 @@ Fields train_fields(TrainOptions& o) {
       {"init_draft", &o.init_draft, "start from this draft folder; default: seeded random weights"},
       {"group", &o.group, "consumer group"},
       {"window", &o.window, "samples per optimizer step", 1},
+      {"max_window_tokens", &o.max_window_tokens, "of a step's samples together, which may then be fewer; 0: no cap"},
       {"ranks", &o.ranks, "trainer processes that share each window; ranks x batch divides it", 1},
       {"batch", &o.batch, "samples per forward pass", 1},
       {"ttt_length", &o.ttt_length, "unrolled steps", 1},
@@ -166,6 +167,8 @@ Fields train_fields(TrainOptions& o) {
       {"total_steps", &o.total_steps, "length of the schedule, optimizer steps; 0: from the number of samples"},
       {"checkpoint_every", &o.checkpoint_every, "optimizer steps between checkpoints", 1},
       {"resumable_checkpoints", &o.resumable_checkpoints, "newest checkpoints that pin their samples", 1},
+      {"checkpoint_on_pressure", &o.checkpoint_on_pressure, "save when data stays away for 2 s, so that bytes can go", 0, false,
+       true},
       {"prefetch", &o.prefetch, "windows fetched ahead"},
       {"ahead_samples", &o.ahead_samples, "wait for this many committed samples before the first step"},
       {"threads", &o.threads, "CPU threads", 1},
@@ -223,6 +226,7 @@ std::vector<std::string> to_arguments(const Fields& fields) {
     const std::string text = field_text(field);
     if (std::holds_alternative<bool*>(field.value)) {
       if (text == "true") arguments.push_back(flag_of(field));
+      if (text == "false" && field.on) arguments.push_back(flag_of(field) + "=false");
     } else if (!text.empty()) {
       arguments.push_back(flag_of(field) + "=" + text);
     }

@@ -34,6 +34,7 @@ struct Field {
   std::string help;
   double minimum = 0;     // of numbers
   bool required = false;  // on the command line
+  bool on = false;        // a switch that is on until it is turned off
 };
 
 using Fields = std::vector<Field>;
@@ -51,7 +52,7 @@ Field& find_field(Fields& fields, std::string_view key);  // the key must be the
 // Only the named ones, in that order.
 Fields select_fields(const Fields& fields, const std::vector<std::string>& keys);
 
-// "--key=value" for every field that is not empty or false.
+// "--key=value" for every field that is not empty, or off as it is by default.
 std::vector<std::string> to_arguments(const Fields& fields);
 
 // "256MiB", "1.5 GiB", "4096", "10MB". InvalidArgument for anything else.

@@ -85,6 +85,11 @@ TEST(Fields, ArgumentsLeaveOutWhatIsEmptyOrFalse) {
   options.layers = {1, 2};
   const auto arguments = to_arguments(select_fields(capture_fields(options), {"target", "tokenizer", "layers", "durable"}));
   EXPECT_THAT(arguments, testing::ElementsAre("--target=m", "--layers=1,2"));
+  TrainOptions train;
+  const Fields fields = select_fields(train_fields(train), {"checkpoint_on_pressure"});
+  EXPECT_THAT(to_arguments(fields), testing::ElementsAre("--checkpoint-on-pressure"));
+  train.checkpoint_on_pressure = false;
+  EXPECT_THAT(to_arguments(fields), testing::ElementsAre("--checkpoint-on-pressure=false")) << "it would be on otherwise";
 }
 
 TEST(Fields, KeysAreUnique) {

@@ -129,6 +129,7 @@ Json to_json(const GroupStatus& g) {
           {"kind", g.kind == GroupKind::kWindows ? "windows" : "queue"},
           {"leased", g.leased},
           {"window", g.window},
+          {"max_window_tokens", g.max_window_tokens},
           {"passes", g.passes},
           {"open", g.open},
           {"width", g.width},

@@ -102,10 +102,11 @@ std::string group_lines(const GroupStatus& g) {
         printable(g.group), g.open ? "" : " (closed)", g.available, g.leased, g.durable, g.dropped, g.failed, g.pinned);
   }
   const std::string passes = g.passes > 1 ? fmt::format(", {} passes", g.passes) : "";
+  const std::string cap = g.max_window_tokens > 0 ? fmt::format(" or {} tokens", g.max_window_tokens) : "";
   return fmt::format(
-             "group      {}{}{}: {} available, {} in windows of {}, {} trained, {} durable; aside: {} dropped, {} failed\n",
-             printable(g.group), g.open ? "" : " (closed)", passes, g.available, g.windowed, g.window, g.trained, g.durable,
-             g.dropped, g.failed) +
+             "group      {}{}{}: {} available, {} in windows of {}{}, {} trained, {} durable; aside: {} dropped, {} failed\n",
+             printable(g.group), g.open ? "" : " (closed)", passes, g.available, g.windowed, g.window, cap, g.trained,
+             g.durable, g.dropped, g.failed) +
          fmt::format("           timeline {} with {} rank{}, trained to step {}, durable to step {}; {} samples stay for it\n",
                      g.timeline, g.width, g.width == 1 ? "" : "s", g.trained_step, g.durable_step, g.pinned);
 }
@@ -159,7 +160,8 @@ RunView look(Ledger& ledger, const ByteBudget& budget) {
 std::string what_limits(const RunView& view) {
   const LedgerStatus& now = view.status;
   const GroupStatus group = slowest_group(now);
-  const std::int64_t waiting = waiting_of(group), window = std::max(group.window, 1);
+  // Under a cap even a few samples may make windows.
+  const std::int64_t waiting = waiting_of(group), window = group.max_window_tokens > 0 ? 1 : std::max(group.window, 1);
   const bool captured = now.prompts_closed && now.prompts_pending + now.prompts_leased == 0;
   const bool full = view.budget.high_bytes > 0 && now.resident_bytes >= view.budget.high_bytes;
   const std::string name = printable(group.group);

@@ -188,6 +188,24 @@ TEST_F(PrefetcherTest, WindowsComeInOrderWithTheirTensorsAndThenTheEnd) {
   EXPECT_EQ(next(prefetcher).state, WindowState::kEndOfStream) << "the end must stay the end";
 }
 
+// A window that its cap made short: the rank takes part in its step without a sample.
+TEST_F(PrefetcherTest, AShareOfAShortWindowMayBeEmpty) {
+  const GroupId capped("capped");
+  ledger_->declare_group({.group = capped, .window = 4, .max_window_tokens = 7});  // two samples of three tokens
+  timeline_ = ledger_->open_timeline({.group = capped, .width = 4});
+  for (int i = 0; i < 4; ++i) commit(fmt::format("s{}", i), good_tensors());
+  ledger_->close_prompts();
+  for (const int rank : {1, 3}) {
+    const auto source = make_stream_source(*fetching_, capped, timeline_, {.rank = rank, .width = 4});
+    Prefetcher prefetcher(*source, *store_, options_);
+    const LoadedAnswer answer = next(prefetcher);
+    ASSERT_EQ(answer.state, WindowState::kWindow);
+    EXPECT_EQ(answer.window->number, 0);
+    EXPECT_EQ(answer.window->samples.size(), rank == 1 ? 1U : 0U);
+    EXPECT_EQ(next(prefetcher).state, WindowState::kEndOfStream) << "two are left, which do not reach the cap";
+  }
+}
+
 TEST_F(PrefetcherTest, ABadSampleKeepsItsPlaceWithAReasonAndNeverStopsTheRest) {
   commit("good-0", good_tensors());
   const SampleRef removed = commit("removed", good_tensors());

@@ -66,6 +66,15 @@ void check_options(const TrainOptions& options) {
   if (!(options.warmup_ratio >= 0 && options.warmup_ratio < 1)) {
     throw InvalidArgument(fmt::format("warmup_ratio is {}: 0 to under 1 is allowed", options.warmup_ratio));
   }
+  if (options.max_window_tokens < 0) {
+    throw InvalidArgument(fmt::format("max_window_tokens is {}: 0 (no cap) or more is allowed", options.max_window_tokens));
+  }
+  if (options.max_window_tokens > 0 && options.total_steps == 0) {
+    throw InvalidArgument(
+        fmt::format("max_window_tokens is {}: how many steps the samples make depends on their lengths, so the schedule's "
+                    "total_steps has to be given",
+                    options.max_window_tokens));
+  }
 }
 
 // The options that change the numbers: a checkpoint goes on only under the same ones.
@@ -175,6 +184,12 @@ class TrainRun {
         target_(load_target_head(options.target, dtype_)) {}
 
   TrainProgress run() {
+    if (offline_ && options_.max_window_tokens > 0) {
+      throw InvalidArgument(
+          fmt::format("max_window_tokens is {}, and ledger {} has an offline set, whose windows are found by counting samples: "
+                      "0 (no cap) is allowed; choose a smaller window",
+                      options_.max_window_tokens, options_.ledger.string()));
+    }
     if (!wait_for_samples()) return progress_;
     state_.total_steps = total_steps();
     start_or_resume();
@@ -285,7 +300,8 @@ class TrainRun {
     ledger_->declare_group({.group = group_,
                             .window = options_.window,
                             .resumable_checkpoints = options_.resumable_checkpoints,
-                            .passes = options_.epochs});
+                            .passes = options_.epochs,
+                            .max_window_tokens = options_.max_window_tokens});
     const TimelineInfo timeline = ledger_->open_timeline({.group = group_,
                                                           .resume = resume_,
                                                           .width = options_.ranks,
@@ -320,7 +336,7 @@ class TrainRun {
       LoadedAnswer answer = prefetcher.next(stop_, kStarvedMs);
       Next next = agree(answer.state);
       while (next == Next::kWait) {
-        checkpoint();
+        if (options_.checkpoint_on_pressure) checkpoint();
         if (answer.state == WindowState::kWaiting) answer = prefetcher.next(stop_, kStarvedMs);
         next = agree(answer.state);
       }

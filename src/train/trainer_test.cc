@@ -23,8 +23,9 @@ class TestRun {
  public:
   TestRun() { testing_support::write_target(folder_.path() / "target"); }
 
-  // Samples as a capture worker leaves them; the one named `poisoned` holds a NaN.
-  void fill_stream(int poisoned = -1) {
+  // Samples as a capture worker leaves them; the one named `poisoned` holds a NaN. Of all that are asked for, `captured` are
+  // there.
+  void fill_stream(int poisoned = -1, int captured = kSamples) {
     const auto ledger = open_sqlite_ledger(options().ledger);
     const auto store = open_store();
     std::vector<PromptTask> tasks;
@@ -37,7 +38,7 @@ class TestRun {
     ledger->declare("kind", "stream");
     ledger->ingest_prompts(tasks, counts);
     ledger->close_prompts();
-    for (int i = 0; i < kSamples; ++i) {
+    for (int i = 0; i < captured; ++i) {
       const auto answer = ledger->lease_prompts(HolderId("worker"), 1, 60'000);
       ASSERT_EQ(answer.leases.size(), 1u);
       TensorMap features = testing_support::make_features(static_cast<std::uint64_t>(i), 6 + i % 5);
@@ -268,6 +269,67 @@ TEST(Trainer, RanksTrainToTheNumbersOfOneProcess) {
   }
 }
 
+// Windows of one or two samples: of four ranks two have none ever, and take every step all the same.
+TEST(Trainer, WindowsWithACapAreTrainedAlikeByAnyNumberOfRanks) {
+  TestRun alone, changing;
+  const auto prepare = [&](TestRun& run) {
+    run.fill_stream(/*poisoned=*/5);
+    TrainOptions options = run.options();
+    options.dtype = "float64";
+    options.batch = 1;
+    options.max_window_tokens = 18;
+    options.total_steps = 14;
+    return options;
+  };
+  const TrainProgress end = alone.train(prepare(alone));
+  // Of 6, 7, 8, 9, 10, 6 ... tokens: windows of 6 and 7, 8 and 9, 10 and 6, 7 and 8, 9 alone, and so on; a tail of 10 and 6.
+  EXPECT_EQ(end.step, 14);
+  EXPECT_EQ(end.samples, 23);
+  TrainOptions options = prepare(changing);
+  changing.train(options, 3);
+  const auto ends = train_ranks(changing, options, 4, "wide");
+  for (const TrainProgress& rank : ends) {
+    EXPECT_EQ(rank.step, end.step);
+    EXPECT_EQ(rank.samples, end.samples);
+    EXPECT_EQ(rank.tokens, end.tokens);
+    EXPECT_NEAR(rank.loss_total, end.loss_total, 1e-9);
+    EXPECT_NEAR(rank.grad_norm, end.grad_norm, 1e-9);
+  }
+  EXPECT_LT(
+      greatest_difference(alone.path() / "train/draft/model.safetensors", changing.path() / "train/draft/model.safetensors"),
+      1e-9);
+  const auto ledger = open_sqlite_ledger(changing.options().ledger);
+  EXPECT_EQ(ledger->trained_ids(GroupId("train")), open_sqlite_ledger(alone.options().ledger)->trained_ids(GroupId("train")));
+  EXPECT_EQ(ledger->status().of(GroupId("train")).max_window_tokens, 18);
+  EXPECT_EQ(ledger->status().freed, kSamples);
+}
+
+// A stream whose second window does not come: what was trained is saved while the trainer waits, or is not.
+TEST(Trainer, WhileDataStaysAwayItSavesUnlessToldNotTo) {
+  for (const bool saves : {true, false}) {
+    SCOPED_TRACE(saves);
+    TestRun run;
+    TrainOptions options = run.options();
+    options.checkpoint_every = 100;
+    options.checkpoint_on_pressure = saves;
+    run.fill_stream(/*poisoned=*/-1, /*captured=*/kWindow);
+    std::atomic<bool> stop = false;
+    std::thread trainer([&] { run_train(options, {}, stop); });
+    const auto ledger = open_sqlite_ledger(options.ledger);
+    const auto step_of = [&](std::int64_t GroupStatus::*step) { return ledger->status().of(GroupId("train")).*step; };
+    const auto wanted = saves ? &GroupStatus::durable_step : &GroupStatus::trained_step;
+    for (int i = 0; i < 1200 && step_of(wanted) == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_EQ(step_of(wanted), 1);
+    if (!saves) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(3500));
+      EXPECT_EQ(step_of(&GroupStatus::durable_step), 0);
+    }
+    stop = true;
+    trainer.join();
+    EXPECT_EQ(step_of(&GroupStatus::durable_step), 1) << "at the end it saves in any case";
+  }
+}
+
 // Two, then one, then four ranks in one stream; what was trained is the same.
 TEST(Trainer, TheNumberOfRanksChangesWithinARun) {
   TestRun alone, changing;
@@ -371,6 +433,8 @@ TEST(Trainer, RefusesWhatCannotTrain) {
   refused([](TrainOptions& o) { o.window = 28; });  // more than there are samples
   refused([](TrainOptions& o) { o.learning_rate = 0; });
   refused([](TrainOptions& o) { o.dtype = "float16"; });
+  refused([](TrainOptions& o) { o.max_window_tokens = 100; });  // of how many steps?
+  refused([](TrainOptions& o) { o.max_window_tokens = -1; });
   refused([](TrainOptions& o) { o.loss = "ce"; });
   refused([](TrainOptions& o) {
     o.heads = 3;
@@ -401,7 +465,11 @@ TEST(Trainer, AnOfflineSetIsReadForSeveralEpochsAndResumes) {
     options.epochs = 3;
     return options;
   };
-  EXPECT_EQ(straight.train(offline(straight)).step, 6);  // two windows an epoch
+  TrainOptions capped = offline(straight);
+  capped.max_window_tokens = 20;
+  capped.total_steps = 9;
+  EXPECT_THROW(straight.train(capped), InvalidArgument);  // its windows are found by counting samples
+  EXPECT_EQ(straight.train(offline(straight)).step, 6);   // two windows an epoch
   EXPECT_EQ(broken.train(offline(broken), 3).step, 3);
   EXPECT_EQ(broken.train(offline(broken)).step, 6);
   EXPECT_EQ(broken.draft_bytes(), straight.draft_bytes());

@@ -30,11 +30,12 @@ struct TrainOptions {
   std::filesystem::path out;             // see above
   std::filesystem::path init_draft;      // start from this draft folder; empty: seeded random weights
   std::string group = "train";
-  int window = 16;                 // W: samples per optimizer step
-  int batch = 4;                   // samples per forward pass; divides the window
-  int ttt_length = 7;              // L: unrolled steps
-  std::int64_t max_length = 2048;  // longer samples are cut, tokens
-  double learning_rate = 1e-4;     // peak
+  int window = 16;                     // W: samples per optimizer step
+  std::int64_t max_window_tokens = 0;  // a step takes fewer samples than W if more would pass this; streams only; 0: no cap
+  int batch = 4;                       // samples per forward pass; divides the window
+  int ttt_length = 7;                  // L: unrolled steps
+  std::int64_t max_length = 2048;      // longer samples are cut, tokens
+  double learning_rate = 1e-4;         // peak
   double warmup_ratio = 0.015;
   double max_grad_norm = 0.5;
   double loss_decay = 0.8;                    // weight of unrolled step i is loss_decay^i
@@ -50,9 +51,10 @@ struct TrainOptions {
   std::int64_t total_steps = 0;  // of the schedule; 0: from the number of samples
   int checkpoint_every = 20;     // optimizer steps
   int resumable_checkpoints = 1;
-  bool accept_loss = false;        // a resume whose samples are freed in part drops those by name, instead of being refused
-  int prefetch = 2;                // windows fetched ahead
-  std::int64_t ahead_samples = 0;  // wait for this many committed samples before the first step
+  bool checkpoint_on_pressure = true;  // save when data stays away: producers may be waiting for the bytes of what was trained
+  bool accept_loss = false;            // a resume whose samples are freed in part drops those by name, instead of being refused
+  int prefetch = 2;                    // windows fetched ahead
+  std::int64_t ahead_samples = 0;      // wait for this many committed samples before the first step
   int threads = 1;
   // Data parallel: this process is rank `rank` of `ranks`, which divide the window evenly and hold the whole draft each.
   int ranks = 1, rank = 0;
