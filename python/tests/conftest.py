@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import faulthandler
 import itertools
+import os
 from pathlib import Path
 from typing import Iterator
 
@@ -8,6 +10,22 @@ import pytest
 import draftflow
 
 _numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def real_stderr(pytestconfig: pytest.Config) -> Iterator[int]:
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        copy = os.dup(2)
+    yield copy
+    os.close(copy)
+
+
+@pytest.fixture(autouse=True)
+def bounded(real_stderr: int) -> Iterator[None]:
+    """A test that hangs, also one that keeps Python's lock, ends the run with the threads' tracebacks."""
+    faulthandler.dump_traceback_later(300, exit=True, file=real_stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(params=["memory", "folder"])
