@@ -132,7 +132,8 @@ def _built_module() -> Path:
     else:
         folder = ROOT / "build" / "wheel"
         if _unfit(folder):
-            _run("cmake", "--preset", "release", "-B", folder, "-DDRAFTFLOW_TORCH=OFF", f"-DDRAFTFLOW_PYTHON={sys.executable}")
+            python = getattr(sys, "_base_executable", sys.executable)  # pip's own environment may be gone at the next build
+            _run("cmake", "--preset", "release", "-B", folder, "-DDRAFTFLOW_TORCH=OFF", f"-DDRAFTFLOW_PYTHON={python}")
     _run("cmake", "--build", folder, "--target", "draftflow_python")
     module = folder / "python" / NAME / f"_core{SUFFIX}"
     if not module.exists():
