@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import shutil
 import re
 import subprocess
 import tokenize
@@ -129,7 +130,8 @@ def test_move_what_specforge_wrote(tmp_path: pathlib.Path) -> None:
     for needed in ("features-torch", "reference-store"):
         if not (DATA / needed).is_dir():
             pytest.skip(f"{DATA / needed} is not there")
-    features, reference, out = DATA / "features-torch", DATA / "reference-store", tmp_path / "moved"
+    features, out = DATA / "features-torch", tmp_path / "moved"
+    reference = pathlib.Path(shutil.copytree(DATA / "reference-store", tmp_path / "reference"))  # SQLite writes beside what it reads
     lines = run("move_offline_folder.py", tmp_path, out, features, reference / "st", reference / "ledger.sqlite3")
     # 8 were committed and 3 of them acked: of the 5 left, 4 make a window.
     check_moved(out, lines, 64, [f"stories:{i:08d}" for i in range(3, 7)])
