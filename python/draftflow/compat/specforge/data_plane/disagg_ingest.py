@@ -80,12 +80,16 @@ def read_ref_manifest(path: str) -> list[SampleRef]:
     return [_ref_of(path, index, item) for index, item in enumerate(payload["refs"])]
 
 
+def _spec_of(item: Any) -> FeatureSpec:
+    fields: dict[str, Any] = {**item, "shape": tuple(item["shape"])}
+    return FeatureSpec(**fields)
+
+
 def _ref_of(path: str, index: int, item: Any) -> SampleRef:
     try:
-        specs = {
-            name: FeatureSpec(**{**spec, "shape": tuple(spec["shape"])}) for name, spec in item["feature_specs"].items()
-        }
-        ref = SampleRef(**{**item, "feature_specs": specs})
+        specs = {name: _spec_of(spec) for name, spec in item["feature_specs"].items()}
+        fields: dict[str, Any] = {**item, "feature_specs": specs}
+        ref = SampleRef(**fields)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: ref {index} is no sample ref: {error}") from error
     _check_version(path, f"ref {index}, sample {ref.sample_id!r},", ref.schema_version)

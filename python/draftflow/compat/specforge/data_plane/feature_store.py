@@ -448,12 +448,13 @@ def make_ref(
         "estimated_bytes": nbytes,
         "metadata": others,
     }
-    return record(SampleRef, fields)
+    ref: SampleRef = record(SampleRef, fields)
+    return ref
 
 
 def record(kind: type, fields: dict[str, Any]) -> Any:
     """What `kind(**fields)` makes of all its fields. A frozen dataclass sets them one by one: most of what a put costs here."""
-    made = object.__new__(kind)
+    made: Any = object.__new__(kind)
     object.__setattr__(made, "__dict__", fields)
     return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from itertools import islice
-from typing import Iterator, Optional, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 from draftflow.compat.specforge.contracts import SCHEMA_VERSION, FeatureSpec, SampleRef
 from draftflow.compat.specforge.data_plane.feature_store import load_feature_file, spec_from_tensor
@@ -100,7 +100,7 @@ class OfflineManifestReader:
         return specs, num_tokens, nbytes
 
 
-def check_keys(path: str, tensors: dict, keys: Sequence[str]) -> None:
+def check_keys(path: str, tensors: dict[str, Any], keys: Sequence[str]) -> None:
     """KeyError for a feature file without all of the keys."""
     missing = [key for key in keys if key not in tensors]
     if missing:
