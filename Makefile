@@ -39,9 +39,10 @@ tsan: deps ## the store, the ledger and the loader, which have threads, under th
 	@cmake --build build/tsan -j$(JOBS) --target store_test ledger_test loader_test
 	@for test in store_test ledger_test loader_test; do build/tsan/bin/$$test --gtest_brief=1 || exit 1; done
 
-bench: build ## store and ledger beside their raw limits; fills 1,000,000 samples, or 20,000 with QUICK=1
+bench: build ## store, ledger and the Python package beside their limits; fills 1,000,000 samples, or 20,000 with QUICK=1
 	@$(BUILD)/bin/draftflow bench store --dir $(BUILD) $(if $(QUICK),--quick)
 	@$(BUILD)/bin/draftflow bench ledger --dir $(BUILD) $(if $(QUICK),--quick)
+	@$(BUILD)/bin/draftflow bench python --dir $(BUILD) $(if $(QUICK),--quick)
 
 CHAOS_SECONDS ?= 600
 chaos: build ## ten minutes of killed, stopped and restarted processes on each kind of ledger (CHAOS_SECONDS)
