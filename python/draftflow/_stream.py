@@ -166,6 +166,12 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         return self
 
     def _open_offline(self) -> None:
+        for name, allowed in (("passes", 1), ("max_window_tokens", 0)):
+            if self._declared[name] != allowed:
+                raise InvalidArgument(
+                    f"{name} is {self._declared[name]}, and ledger {self._ledger.url} has an offline set: only a stream has it"
+                    + ("; epochs= reads a set again" if name == "passes" else "")
+                )
         if self._window is None or self._window < 1 or self._window % self._world != 0:
             raise InvalidArgument(
                 f"window is {self._window} for {self._world} ranks: an offline set needs a window that the ranks divide"
@@ -179,6 +185,10 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
             self._step, self._next = int(self._resume["step"]), int(self._resume["position"])
 
     def _open_stream(self) -> None:
+        if self._epochs != 1:
+            raise InvalidArgument(
+                f"epochs is {self._epochs}, and ledger {self._ledger.url} has a stream: passes= replays one once it has ended"
+            )
         if self._window is not None:
             self._ledger.declare_group(self._group, window=self._window, **self._declared)
         mark = None

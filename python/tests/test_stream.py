@@ -316,3 +316,29 @@ def test_a_width_of_the_target_is_checked(store, ledger):
         list(draftflow.Stream(store, ledger, group="g", window=2, hidden_size=16))
     (batch,) = draftflow.Stream(store, ledger, group="v", window=2, vocab_size=4)
     assert list(batch.failed) == [name(1)] and draftflow.Stream.__doc__
+
+
+def test_options_of_the_other_kind_are_refused(store, ledger):
+    fill(store, ledger, 4)
+    with pytest.raises(draftflow.InvalidArgument, match="epochs is 2, .* passes= replays"):
+        draftflow.Stream(store, ledger, group="g", window=2, epochs=2).open()
+    assert "g" not in ledger.status()["groups"]
+    ledger.declare("kind", "offline")
+    with pytest.raises(draftflow.InvalidArgument, match="passes is 2, .* offline set: .* epochs="):
+        draftflow.Stream(store, ledger, window=2, passes=2).open()
+    with pytest.raises(draftflow.InvalidArgument, match="max_window_tokens is 9, .* offline set"):
+        draftflow.Stream(store, ledger, window=2, max_window_tokens=9).open()
+
+
+def test_a_window_is_capped_in_tokens(store, ledger):
+    refs = [store.put(sample(number), name(number)) for number in range(5)]
+    ledger.commit_samples(refs)
+    ledger.close_prompts()
+    cap = refs[0].num_tokens + refs[1].num_tokens
+    windows = [
+        batch.sample_ids for batch in draftflow.Stream(store, ledger, group="g", window=4, max_window_tokens=cap, tail="carry")
+    ]
+    tokens = {ref.sample_id: ref.num_tokens for ref in refs}
+    assert windows and [ident for window in windows for ident in window] == [name(n) for n in range(len(sum(windows, [])))]
+    assert all(len(window) == 1 or sum(tokens[ident] for ident in window) <= cap for window in windows)
+    assert windows[0] == [name(0), name(1)]
