@@ -83,9 +83,10 @@ class PostgresWait : public ::testing::Test {
   // Sessions that have the waiters' lock.
   std::int64_t waiters() {
     return db_
-        ->find("SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted AND"
-               " (classid::bigint << 32) + objid::bigint = ?1",
-               waiters_key())
+        ->find(
+            "SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted AND"
+            " (classid::bigint << 32) + objid::bigint = ?1",
+            waiters_key())
         .value_or(-1);
   }
   static std::int64_t backend_of(Database& db) { return db.find("SELECT pg_backend_pid()").value_or(-1); }
