@@ -46,13 +46,13 @@ std::tuple<double, double, double> store_calls(StoreHandle& self, const py::dict
 }
 
 // Seconds to read all of an offline set in batches.
-double read_batches(LedgerHandle& ledger, StoreHandle& self, int window, int batch_size, int ahead) {
+double read_batches(LedgerHandle& ledger, StoreHandle& self, int window, int batch_size, int ahead, int epochs) {
   const std::shared_ptr<FeatureStore> store = self.opened.get();
   const Unlocked unlocked;
   const std::unique_ptr<Ledger> opened = ledger.open();
   const std::atomic<bool> stop{false};
   const auto start = std::chrono::steady_clock::now();
-  BatchReader reader(make_offline_source(*opened, {.window = window, .epochs = 1, .seed = 0, .position = 0, .share = {}}),
+  BatchReader reader(make_offline_source(*opened, {.window = window, .epochs = epochs, .seed = 0, .position = 0, .share = {}}),
                      *store, {.batch_size = batch_size, .loader = {.windows_ahead = ahead, .check = SampleCheck::kFinite}});
   while (reader.next(stop, 60'000).state == WindowState::kWindow) {
   }
@@ -65,7 +65,7 @@ void bind_bench(py::module_& module) {
   module.def("_bench_store", &store_calls, py::arg("store"), py::arg("tensors"), py::arg("prefix"), py::arg("count"),
              py::arg("zero_copy") = false);
   module.def("_bench_batches", &read_batches, py::arg("ledger"), py::arg("store"), py::arg("window"), py::arg("batch_size"),
-             py::arg("ahead"));
+             py::arg("ahead"), py::arg("epochs"));
 }
 
 }  // namespace draftflow::python
