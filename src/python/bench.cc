@@ -54,8 +54,8 @@ double read_batches(LedgerHandle& ledger, StoreHandle& self, int window, int bat
   const auto start = std::chrono::steady_clock::now();
   BatchReader reader(make_offline_source(*opened, {.window = window, .epochs = epochs, .seed = 0, .position = 0, .share = {}}),
                      *store, {.batch_size = batch_size, .loader = {.windows_ahead = ahead, .check = SampleCheck::kFinite}});
-  while (reader.next(stop, 60'000).state == WindowState::kWindow) {
-  }
+  BatchAnswer answer = reader.next(stop, 60'000);
+  while (answer.state == WindowState::kWindow) answer = reader.next(stop, 60'000);  // as a loop over batches holds the last one
   return seconds_since(start);
 }
 
