@@ -51,7 +51,8 @@ class capture:
         final_norm: Optional[torch.nn.Module] = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self._layers = list(layers)
+        self._layers = [int(layer) for layer in layers]
+        self._model = model
         self._store = store
         self._ledger = ledger
         self._facts: Dict[str, Any] = dict(
@@ -72,11 +73,15 @@ class capture:
             )
         if not self._layers or not all(0 <= layer < len(self._modules) for layer in self._layers):
             raise InvalidArgument(f"layers are {self._layers}: one or more from 0 to {len(self._modules) - 1} are allowed")
+        for layer in set(self._layers):
+            if sum(module is self._modules[layer] for module in self._modules) > 1:
+                raise InvalidArgument(f"decoder layer {layer} is used at several depths: its outputs cannot be told apart")
         self._hooks: List[Any] = []
         self._outputs: Dict[int, torch.Tensor] = {}
         self._last: Optional[torch.Tensor] = None
 
     def __enter__(self) -> "capture":
+        self._hooks.append(self._model.register_forward_pre_hook(self._begin))
         for layer in set(self._layers):
             self._hooks.append(self._modules[layer].register_forward_hook(self._keep(layer)))
         self._hooks.append(self._norm.register_forward_hook(self._keep(None)))
@@ -89,10 +94,15 @@ class capture:
         self._outputs.clear()
         self._last = None
 
+    def _begin(self, *_: Any) -> None:
+        """What an earlier forward left, whole or not, must not stand beside what this one gives."""
+        self._outputs.clear()
+        self._last = None
+
     def _keep(self, layer: Optional[int]) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             states = output[0] if isinstance(output, (tuple, list)) else output
-            states = states.detach()
+            states = states.detach().clone()  # a module further on may work in place
             if layer is None:
                 self._last = states
             else:
@@ -130,17 +140,25 @@ class capture:
         Args:
             sample_ids: B names. input_ids: int [B, T]. loss_mask: [B, T] of 0 and 1, by default all 1.
             attention_mask: [B, T]; where it is 0 a row has padding, which is left out.
+            A sample that the ledger has already (a worker started again) is left as it is; its ref is returned.
             leases: the prompts' leases, in the rows' order, where they came from Ledger.lease_prompts: each put is fenced by
                 its lease, and the commit completes the prompt. Without, the refs are committed as they are.
             token_counts: tell the ledger how often each token is trained, for the draft's vocabulary map (without leases).
 
         ValueError, naming the sample, for NaN or infinity and for shapes that do not fit; nothing of the batch is stored then.
         """
+        sample_ids = list(sample_ids)
+        self._check_call(sample_ids, leases)
         samples = self._rows(sample_ids, input_ids, loss_mask, attention_mask)
         if self._store is None:
             raise InvalidArgument("capture was made without a store: pass store=")
         refs = []
         for i, (sample_id, tensors) in enumerate(zip(sample_ids, samples)):
+            if leases is None and self._ledger is not None:
+                there = self._ledger.get_committed(sample_id)
+                if there is not None:  # a put would take its bytes from under the ledger
+                    refs.append(there)
+                    continue
             fence = self._ledger.fence(leases[i]) if leases is not None and self._ledger is not None else None
             refs.append(self._store.put(tensors, sample_id, fence=fence, **self._facts))
             if leases is not None and self._ledger is not None:
@@ -149,6 +167,17 @@ class capture:
             counts = [_counts(tensors) for tensors in samples] if token_counts else None
             self._ledger.commit_samples(refs, counts)
         return refs
+
+    def _check_call(self, sample_ids: List[str], leases: Optional[Sequence[_core.PromptLease]]) -> None:
+        if len(set(sample_ids)) != len(sample_ids):
+            raise InvalidArgument(f"sample ids {sample_ids} name a sample twice: each row is a sample of its own")
+        if leases is None:
+            return
+        if self._ledger is None:
+            raise InvalidArgument("leases are given, but capture was made without a ledger: pass ledger=")
+        tasks = [lease.task.task_id for lease in leases]
+        if tasks != sample_ids:
+            raise InvalidArgument(f"leases are of {tasks}: those of the sample ids {sample_ids}, in their order, are needed")
 
     def _rows(
         self,
@@ -160,6 +189,15 @@ class capture:
         hidden, aux = self.hidden_state, self.aux_hidden_state
         if input_ids.dim() == 1:
             input_ids = input_ids[None, :]
+            loss_mask = loss_mask[None, :] if loss_mask is not None and loss_mask.dim() == 1 else loss_mask
+            attention_mask = attention_mask[None, :] if attention_mask is not None and attention_mask.dim() == 1 else attention_mask
+        if input_ids.is_floating_point() or input_ids.is_complex():
+            raise InvalidArgument(f"input_ids are {input_ids.dtype}: token ids are integers")
+        for name, mask in (("loss_mask", loss_mask), ("attention_mask", attention_mask)):
+            if mask is not None and (mask.shape != input_ids.shape or not bool(((mask == 0) | (mask == 1)).all())):
+                raise InvalidArgument(
+                    f"{name} is {list(mask.shape)}: 0 and 1, in the shape of input_ids, {list(input_ids.shape)}, are allowed"
+                )
         if hidden.shape[:2] != input_ids.shape or aux.shape[:2] != input_ids.shape or len(sample_ids) != input_ids.shape[0]:
             raise InvalidArgument(
                 f"{len(sample_ids)} sample ids and input_ids {list(input_ids.shape)} beside hidden states {list(hidden.shape)} and "
@@ -174,6 +212,8 @@ class capture:
                 "hidden_state": hidden[i][kept][None].to(self._dtype).cpu(),
                 "aux_hidden_state": aux[i][kept][None].to(self._dtype).cpu(),
             }
+            if row["input_ids"].numel() == 0:
+                raise InvalidArgument(f"sample '{sample_id}' has no token: its attention_mask is 0 throughout")
             row["loss_mask"] = row["loss_mask"].to(torch.int64).cpu()
             for name in ("hidden_state", "aux_hidden_state"):
                 if not bool(torch.isfinite(row[name]).all()):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import secrets
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
@@ -54,6 +55,17 @@ class Batch:
 
     def _with(self, change: Any) -> "Batch":
         return dataclasses.replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})
+
+
+_STATE: Dict[str, Tuple[type, ...]] = {
+    "ledger_id": (str,),
+    "group": (str,),
+    "timeline": (int,),
+    "step": (int,),
+    "position": (int,),
+    "window": (int, type(None)),
+    "seed": (int,),
+}
 
 
 class Stream(torch.utils.data.IterableDataset[Batch]):
@@ -140,9 +152,23 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         self._timeline = 0
         self._ledger_id = ""
         self._step = 0  # the last one said to be trained
-        self._next = 0  # the window that the next step trains
+        # The window that the next step trains: shared with DataLoader workers, which may live on when the loader is iterated again.
+        self._position = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._seen = 0  # windows handed out whole by the reader of this process
         self._wait_s = 0.0
         self._reader: Optional[_core.BatchReader] = None
+
+    @property
+    def _next(self) -> int:
+        return int(self._cell().value)
+
+    @_next.setter
+    def _next(self, window: int) -> None:
+        self._cell().value = window
+
+    def _cell(self) -> ctypes.c_int64:
+        """The shared memory itself: torch lets Python's lock go to read a number, and aborts a daemon thread at the interpreter's end."""
+        return ctypes.c_int64.from_address(self._position.data_ptr())
 
     # --- opening
 
@@ -241,7 +267,9 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
             reader = _core.BatchReader.of_stream(
                 self._ledger, self._store, group=self._group, timeline=self._timeline, first_window=self._next, **reading
             )
-        self._reader = reader
+        if self._reader is not None:  # the newest iteration counts: an older one, forgotten or not, ends with an error
+            self._reader.close()
+        self._reader, self._seen = reader, self._next
         try:
             while True:
                 batch = reader.next(self._timeout_s)
@@ -253,12 +281,15 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         finally:
             reader.close()
             self._wait_s += reader.wait_seconds
-            self._reader = None
+            if self._reader is reader:
+                self._reader = None
 
     def _hand_out(self, batch: Any) -> Batch:
         failed = batch.failed
         if failed and not self._offline:  # before the step, which is of all ranks: whoever says trained says it for all
             self._ledger.report_failed(self._group, self._timeline, batch.window, failed)
+        if batch.last:
+            self._seen = max(self._seen, batch.window + 1)
         return Batch(batch.tensors(), batch.sample_ids, batch.lengths, failed, batch.window, batch.index, batch.last)
 
     @property
@@ -280,6 +311,13 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         Conflict: another launch has taken over; stop.
         """
         self._need_open("trained")
+        if self._reader is not None and self._next >= self._seen:
+            raise InvalidArgument(
+                f"trained({step}): window {self._next} was not handed out whole yet: a step is said to be trained after the batch "
+                "whose `last` is true"
+            )
+        if self._offline and not (isinstance(step, int) and step > self._step):
+            raise InvalidArgument(f"trained({step!r}): steps count upwards, and {self._step} is done already")
         if not self._offline:
             self._ledger.trained(self._group, self._timeline, self._next, step)
         self._next += 1
@@ -310,6 +348,10 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         """Goes on from a checkpoint; before the stream is opened. The number of ranks may be another."""
         if self._opened:
             raise InvalidArgument("the stream is open already: load_state_dict comes before open() and the first batch")
+        for name, kinds in _STATE.items():
+            if name not in state or not isinstance(state[name], kinds) or isinstance(state[name], bool):
+                found = repr(state[name]) if name in state else "not there"
+                raise InvalidArgument(f"the state's {name} is {found}: state_dict() of a Stream is needed, as a checkpoint holds it")
         self._resume = dict(state)
 
     def _need_open(self, call: str) -> None:

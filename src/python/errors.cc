@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
+#include <pthread.h>
+
+#include <atomic>
 
 #include "draftflow/base/error.h"
 #include "python/bindings.h"
@@ -17,10 +20,14 @@ void raise(const Error& error) {
   PyErr_SetObject(type.ptr(), message.ptr());
 }
 
+// Of the thread in which Python handles signals; in a forked child that is the one that forked.
+std::atomic<unsigned long> main_thread{0};
+
 }  // namespace
 
 void check_signals() {
-  if (_Py_IsFinalizing() != 0) return;
+  // Told without Python's lock: a daemon thread must not ask for that while the interpreter ends.
+  if (PyThread_get_thread_ident() != main_thread || _Py_IsFinalizing() != 0) return;
   const py::gil_scoped_acquire lock;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
@@ -40,11 +47,15 @@ void throw_closed(const std::string& what) {
 }
 
 void bind_errors(py::module_& /*module*/) {
+  main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  ::pthread_atfork(nullptr, nullptr, [] { main_thread = PyThread_get_thread_ident(); });
   py::register_exception_translator([](std::exception_ptr pending) {
     try {
       if (pending) std::rethrow_exception(pending);
     } catch (const Error& error) {
       raise(error);
+    } catch (const py::cast_error& error) {  // a value within a list or dict that is not of its kind
+      PyErr_SetString(PyExc_TypeError, error.what());
     }
   });
 }

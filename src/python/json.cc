@@ -10,9 +10,11 @@ namespace {
 
 // Kept for the process's life, as all Python objects here.
 const py::object& json_function(const char* name) {
-  static const py::object* const dumps = new py::object(py::module_::import("json").attr("dumps"));
-  static const py::object* const loads = new py::object(py::module_::import("json").attr("loads"));
-  return name[0] == 'd' ? *dumps : *loads;
+  // Not made by a static's initialiser: an import lets Python's lock go, which another thread would then hold at the guard.
+  static const py::object *dumps = nullptr, *loads = nullptr;  // guarded by Python's lock
+  const py::object*& kept = name[0] == 'd' ? dumps : loads;
+  if (kept == nullptr) kept = new py::object(py::module_::import("json").attr(name));
+  return *kept;
 }
 
 }  // namespace
@@ -21,8 +23,8 @@ std::string to_json(py::handle value, std::string_view what) {
   if (value.is_none()) return "null";
   if (value.ptr() == Py_True) return "true";
   if (value.ptr() == Py_False) return "false";
-  if (PyLong_CheckExact(value.ptr()) != 0) return py::str(value);
   try {
+    if (PyLong_CheckExact(value.ptr()) != 0) return py::str(value);
     return json_function("dumps")(value, py::arg("allow_nan") = false).cast<std::string>();
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_TypeError) && !error.matches(PyExc_ValueError)) throw;

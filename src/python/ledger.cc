@@ -464,7 +464,8 @@ void bind_ledger(py::module_& module) {
       .def(
           "wait",
           [](Self self, double timeout_s) {
-            const auto timeout_ms = static_cast<std::int64_t>(1000 * std::clamp(timeout_s, 0.0, 1e9));
+            if (!(timeout_s >= 0)) throw InvalidArgument(fmt::format("timeout_s is {}: 0 or more is allowed", timeout_s));
+            const auto timeout_ms = static_cast<std::int64_t>(1000 * std::min(timeout_s, 1e9));
             return self->with([&](Ledger& open) { return open.wait(timeout_ms); });
           },
           py::arg("timeout_s"),

@@ -39,6 +39,8 @@ class PyReader {
 
   // None: not in time; False: the end.
   py::object next(std::optional<double> timeout_s) {
+    if (timeout_s && !(*timeout_s >= 0))
+      throw InvalidArgument(fmt::format("timeout_s is {}: 0 or more is allowed", *timeout_s));
     const auto start = std::chrono::steady_clock::now();
     while (true) {
       if (!reader_ || ::getpid() != owner_) {
@@ -47,7 +49,7 @@ class PyReader {
       int slice = kSliceMs;
       if (timeout_s) {
         const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        slice = std::clamp(static_cast<int>(1000 * (*timeout_s - spent)), 0, kSliceMs);
+        slice = static_cast<int>(std::clamp(1000 * (*timeout_s - spent), 0.0, static_cast<double>(kSliceMs)));
       }
       BatchAnswer answer = [&]() -> BatchAnswer {
         const Unlocked unlocked;

@@ -4,6 +4,7 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
+#include "draftflow/formats/tensor.h"
 #include "draftflow/ledger/partition.h"
 #include "draftflow/ledger/types.h"
 #include "draftflow/records/feature_handle.h"
@@ -23,6 +24,7 @@ FeatureSpec make_spec(std::string name, std::vector<std::int64_t> shape, const s
                    .dtype = dtype_from_name(dtype),
                    .required = required,
                    .target_repr = std::move(target_repr)};
+  tensor_bytes(spec.dtype, spec.shape);  // refuses what no tensor has
   spec.other.emplace_back("device_hint", to_json(device_hint, "device_hint"));
   spec.other.emplace_back("target_meta", target_meta.empty() ? "{}" : to_json(target_meta, "target_meta"));
   return spec;

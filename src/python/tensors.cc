@@ -166,6 +166,11 @@ Tensor from_capsule(const py::object& capsule, std::string_view name, bool boole
   std::vector<std::int64_t> shape(dl.shape, dl.shape + rank);
   const std::span<const std::int64_t> strides =
       dl.strides == nullptr ? std::span<const std::int64_t>{} : std::span(dl.strides, rank);
+  if (dl.data == nullptr && tensor_bytes(*dtype, shape) != 0) {
+    throw py::type_error(
+        fmt::format("tensor '{}' has no memory (a fake or a symbolic one): pass a real one, as .clone() makes it",
+                    printable(std::string(name), 80)));
+  }
   const auto* data = static_cast<const std::byte*>(dl.data) + dl.byte_offset;
   return make_tensor(boolean ? DType::kBool : *dtype, std::move(shape), strides, data, hold(capsule));
 }
@@ -175,6 +180,7 @@ Tensor from_torch(py::object object, std::string_view name) {
   py::object capsule;
   try {
     if (py::object(object.attr("is_cpu")).ptr() != Py_True) object = object.attr("cpu")();
+    if (py::object(object.attr("is_neg")()).ptr() == Py_True) object = object.attr("resolve_neg")();
     if (boolean) object = object.attr("view")(torch().uint8);
     capsule = torch().to_dlpack(object);
   } catch (py::error_already_set& error) {
@@ -333,7 +339,8 @@ Tensor tensor_from(py::handle object, std::string_view name) {
 TensorMap tensors_from(const py::dict& tensors) {
   TensorMap map;
   map.reserve(tensors.size());
-  for (const auto& [key, value] : tensors) {
+  const py::dict held = tensors.attr("copy")();  // a tensor's own code is called below, which may change the caller's
+  for (const auto& [key, value] : held) {
     if (!py::isinstance<py::str>(key)) throw py::type_error("the names of tensors are strings: found a " + type_name(key));
     auto name = key.cast<std::string>();
     Tensor tensor = tensor_from(value, name);
