@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""draftflow bench python: what Python adds to the C++ core's own time, measured in turns in one run; medians, the first dropped.
+"""draftflow bench python: what Python adds to the C++ core's own time, in turns in one run; medians, the first dropped.
 
 Rows as those of `draftflow bench store`: value, limit (what C++, or plain torch, needs for the same), ratio, goal.
 """
@@ -54,7 +54,8 @@ class Bench:
     def fresh_in_memory(self, name: str) -> str:
         """On tmpfs where there is one: a disk's noise would hide what Python adds."""
         if self._memory is None:
-            self._memory = tempfile.mkdtemp(prefix="draftflow-bench-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else self.folder)
+            parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else self.folder
+            self._memory = tempfile.mkdtemp(prefix="draftflow-bench-", dir=parent)
         self._made += 1
         return os.path.join(self._memory, f"{name}{self._made}")
 
@@ -66,7 +67,7 @@ class Bench:
     # --- rows
 
     def overhead(self) -> List[Row]:
-        """put, get and release in memory, where the store itself costs least. Time on the processor, which other load does not swell."""
+        """put, get and release in memory, where the store itself costs least. Time on the processor: other load counts less."""
         rows = []
         for tensors in (1, 4):
             rows += self._overhead(tensors)
@@ -252,7 +253,8 @@ class Bench:
             for _tensors, handle in fetched:
                 theirs.release(handle)
             python["release"].append(1e6 * (time.thread_time() - start) / count)
-            store = draftflow.Store.create(os.path.join(self.fresh_in_memory("core"), "st"), kind="consume-once", layout="specforge")
+            folder = os.path.join(self.fresh_in_memory("core"), "st")
+            store = draftflow.Store.create(folder, kind="consume-once", layout="specforge")
             for name, seconds in zip(("put", "get", "release"), draftflow._core._bench_store(store, tensors, "s", count)):
                 core[name].append(1e6 * seconds / count)
             store.close()
@@ -320,8 +322,8 @@ _GROUPS = ("overhead", "zero_copy", "small", "batches", "compat")
 
 def main(arguments: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="draftflow bench python", description=__doc__.splitlines()[0])
-    parser.add_argument("--dir", default=".", help="an existing folder on the file system to measure; what is made there is removed")
-    parser.add_argument("--rows", default=",".join(_GROUPS), help="only these groups, separated by commas: " + ", ".join(_GROUPS))
+    parser.add_argument("--dir", default=".", help="an existing folder on the file system to measure; what is made is removed")
+    parser.add_argument("--rows", default=",".join(_GROUPS), help="only these groups, by commas: " + ", ".join(_GROUPS))
     parser.add_argument("--quick", action="store_true", help="a few calls, to see that it works")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
@@ -341,7 +343,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     print(f"{'row':32} {'value':>12} {'limit':>12} {'ratio':>7}  goal")
     for row in rows:
         met = "" if row["met"] else "  NOT MET"
-        print(f"{row['name']:32} {row['value']:12.2f} {row['limit']:12.2f} {row['ratio']:7.2f}  {row['goal']}{met} ({row['unit']}; {row['note']})")
+        figures = f"{row['value']:12.2f} {row['limit']:12.2f} {row['ratio']:7.2f}"
+        print(f"{row['name']:32} {figures}  {row['goal']}{met} ({row['unit']}; {row['note']})")
     return 0
 
 

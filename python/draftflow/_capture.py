@@ -28,7 +28,7 @@ class capture:
             refs = captured.put(["run:00000000"], input_ids)
 
     Args:
-        model: any module that calls its decoder layers and its final norm, each giving [B, T, H] (or a tuple that begins with it).
+        model: any module that calls its decoder layers and its final norm, each giving [B, T, H], or a tuple that begins so.
         layers: which decoder layers' outputs become aux_hidden_state, counted from 0, in this order.
         store, ledger: where put writes to and commits; without a ledger the refs are only returned.
         decoder_layers, final_norm: the modules, where they are not in a usual place (model.layers and model.norm; transformer.h
@@ -189,8 +189,7 @@ class capture:
         hidden, aux = self.hidden_state, self.aux_hidden_state
         if input_ids.dim() == 1:
             input_ids = input_ids[None, :]
-            loss_mask = loss_mask[None, :] if loss_mask is not None and loss_mask.dim() == 1 else loss_mask
-            attention_mask = attention_mask[None, :] if attention_mask is not None and attention_mask.dim() == 1 else attention_mask
+            loss_mask, attention_mask = _row(loss_mask), _row(attention_mask)
         if input_ids.is_floating_point() or input_ids.is_complex():
             raise InvalidArgument(f"input_ids are {input_ids.dtype}: token ids are integers")
         for name, mask in (("loss_mask", loss_mask), ("attention_mask", attention_mask)):
@@ -200,8 +199,8 @@ class capture:
                 )
         if hidden.shape[:2] != input_ids.shape or aux.shape[:2] != input_ids.shape or len(sample_ids) != input_ids.shape[0]:
             raise InvalidArgument(
-                f"{len(sample_ids)} sample ids and input_ids {list(input_ids.shape)} beside hidden states {list(hidden.shape)} and "
-                f"{list(aux.shape)}: B and T must be those of the forward"
+                f"{len(sample_ids)} sample ids and input_ids {list(input_ids.shape)} beside hidden states {list(hidden.shape)} "
+                f"and {list(aux.shape)}: B and T must be those of the forward"
             )
         rows = []
         for i, sample_id in enumerate(sample_ids):
@@ -220,6 +219,10 @@ class capture:
                     raise InvalidArgument(f"sample '{sample_id}': {name} holds NaN or infinity")
             rows.append(row)
         return rows
+
+
+def _row(mask: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
+    return mask[None, :] if mask is not None and mask.dim() == 1 else mask
 
 
 def _counts(tensors: Dict[str, torch.Tensor]) -> Dict[int, int]:

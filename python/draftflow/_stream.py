@@ -71,8 +71,8 @@ _STATE: Dict[str, Tuple[type, ...]] = {
 class Stream(torch.utils.data.IterableDataset[Batch]):
     """This rank's share of a group's windows as padded batches, fetched and checked ahead.
 
-    One window is one optimizer step. The order of a step is: `optimizer.step()`, `stream.trained(step)`, and where a checkpoint is
-    due: write it with `stream.state_dict()` in it, then `stream.checkpointed(step)`. Whatever dies, whoever resumes with
+    One window is one optimizer step. The order of a step is: `optimizer.step()`, `stream.trained(step)`, and where a checkpoint
+    is due: write it with `stream.state_dict()` in it, then `stream.checkpointed(step)`. Whatever dies, whoever resumes with
     `load_state_dict` of a checkpoint goes on with what its weights have not seen.
 
         stream = draftflow.Stream(store, ledger, group="draft", window=8, batch_size=2)
@@ -132,7 +132,9 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         self._rank, self._world = _ranks(rank, world)
         self._launch = launch
         self._window = window
-        self._declared: Dict[str, Any] = dict(resumable_checkpoints=resumable_checkpoints, tail=tail, passes=passes, max_window_tokens=max_window_tokens)
+        self._declared: Dict[str, Any] = dict(
+            resumable_checkpoints=resumable_checkpoints, tail=tail, passes=passes, max_window_tokens=max_window_tokens
+        )
         self._epochs = epochs
         self._seed = seed
         self._timeout_s = timeout_s
@@ -152,7 +154,7 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         self._timeline = 0
         self._ledger_id = ""
         self._step = 0  # the last one said to be trained
-        # The window that the next step trains: shared with DataLoader workers, which may live on when the loader is iterated again.
+        # The window that the next step trains: shared with DataLoader workers, which may live on and iterate again.
         self._position = torch.zeros((), dtype=torch.int64).share_memory_()
         self._seen = 0  # windows handed out whole by the reader of this process
         self._wait_s = 0.0
@@ -167,7 +169,7 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         self._cell().value = window
 
     def _cell(self) -> ctypes.c_int64:
-        """The shared memory itself: torch lets Python's lock go to read a number, and aborts a daemon thread at the interpreter's end."""
+        """The shared memory itself: torch lets Python's lock go to read a number, and aborts a daemon thread at the end."""
         return ctypes.c_int64.from_address(self._position.data_ptr())
 
     # --- opening
@@ -206,7 +208,8 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
             for name, mine in (("ledger_id", self._ledger_id), ("seed", self._seed), ("window", self._window)):
                 if self._resume[name] != mine:
                     raise InvalidArgument(
-                        f"the checkpoint was trained with {name} {self._resume[name]!r}, and this stream has {mine!r}: they must be equal"
+                        f"the checkpoint was trained with {name} {self._resume[name]!r}, and this stream has {mine!r}: they must be "
+                        "equal"
                     )
             self._step, self._next = int(self._resume["step"]), int(self._resume["position"])
 
@@ -238,7 +241,8 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
             return secrets.token_hex(8)
         if not _distributed():
             raise InvalidArgument(
-                f"{self._world} ranks without torch.distributed: pass launch=, one name for all ranks of this start, never used before"
+                f"{self._world} ranks without torch.distributed: pass launch=, one name for all ranks of this start, never "
+                "used before"
             )
         name: List[Any] = [secrets.token_hex(8)]
         torch.distributed.broadcast_object_list(name, src=0)
@@ -276,7 +280,9 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
                 if batch is False:
                     return
                 if batch is None:
-                    raise TimeoutError(f"no batch of group '{self._group}' came for {self._timeout_s} s: is a producer still at work?")
+                    raise TimeoutError(
+                        f"no batch of group '{self._group}' came for {self._timeout_s} s: is a producer still at work?"
+                    )
                 yield self._hand_out(batch)
         finally:
             reader.close()
@@ -313,8 +319,8 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         self._need_open("trained")
         if self._reader is not None and self._next >= self._seen:
             raise InvalidArgument(
-                f"trained({step}): window {self._next} was not handed out whole yet: a step is said to be trained after the batch "
-                "whose `last` is true"
+                f"trained({step}): window {self._next} was not handed out whole yet: a step is said to be trained after the "
+                "batch whose `last` is true"
             )
         if self._offline and not (isinstance(step, int) and step > self._step):
             raise InvalidArgument(f"trained({step!r}): steps count upwards, and {self._step} is done already")
@@ -351,7 +357,9 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         for name, kinds in _STATE.items():
             if name not in state or not isinstance(state[name], kinds) or isinstance(state[name], bool):
                 found = repr(state[name]) if name in state else "not there"
-                raise InvalidArgument(f"the state's {name} is {found}: state_dict() of a Stream is needed, as a checkpoint holds it")
+                raise InvalidArgument(
+                    f"the state's {name} is {found}: state_dict() of a Stream is needed, as a checkpoint holds it"
+                )
         self._resume = dict(state)
 
     def _need_open(self, call: str) -> None:

@@ -131,7 +131,8 @@ def test_move_what_specforge_wrote(tmp_path: pathlib.Path) -> None:
         if not (DATA / needed).is_dir():
             pytest.skip(f"{DATA / needed} is not there")
     features, out = DATA / "features-torch", tmp_path / "moved"
-    reference = pathlib.Path(shutil.copytree(DATA / "reference-store", tmp_path / "reference"))  # SQLite writes beside what it reads
+    # A copy: SQLite writes beside what it reads.
+    reference = pathlib.Path(shutil.copytree(DATA / "reference-store", tmp_path / "reference"))
     lines = run("move_offline_folder.py", tmp_path, out, features, reference / "st", reference / "ledger.sqlite3")
     # 8 were committed and 3 of them acked: of the 5 left, 4 make a window.
     check_moved(out, lines, 64, [f"stories:{i:08d}" for i in range(3, 7)])
