@@ -107,6 +107,20 @@ TEST_P(LedgerClockJumps, BackALittleALeaseEndsWithinTheLongestOne) {
   EXPECT_EQ(lease(1, "other").size(), 1u);
 }
 
+// Who waits for its turn to write has read the clock before those whose turn it was.
+TEST_P(LedgerClockJumps, WhoHasReadTheClockEarlierTakesNoLeaseThatIsNewer) {
+  ingest({"p"});
+  commit_many(0, 1);
+  const PromptLease p = lease_one("alive");
+  const auto refs = lease(1, "alive");
+  now_ms_ -= 30'000;
+  EXPECT_EQ(prompts_for("late"), 0u);
+  EXPECT_THAT(lease(1, "late"), IsEmpty());
+  EXPECT_TRUE(ledger_->extend_lease(p, 1000));
+  ledger_->commit_sample(make_ref("p"), p);
+  ack(refs);
+}
+
 TEST_P(LedgerClockJumps, AfterABootTheLeasesOfTheOneBeforeAreDead) {
   if (GetParam().server_time) GTEST_SKIP() << "the time of a server goes on";
   ingest({"p"});

@@ -14,8 +14,11 @@
 
 namespace draftflow {
 
-constexpr int kMaxLeaseBatch = 1024;           // prompts of one call
-constexpr std::int64_t kMaxExpiries = 100;     // a prompt whose lease runs out this often kills its workers
+constexpr int kMaxLeaseBatch = 1024;        // prompts of one call
+constexpr std::int64_t kMaxExpiries = 100;  // a prompt whose lease runs out this often kills its workers
+// How much earlier than a lease's writer another may have read the clock, and still come after it: who waits for its turn to
+// write has read it before. A time further ahead than the longest lease by more was written before the clock was set back.
+constexpr std::int64_t kClockSlackMs = 60'000;
 constexpr std::size_t kMaxRefs = 4096;         // refs of one call
 constexpr std::size_t kMaxReasonBytes = 2000;  // of a failure
 constexpr const char* kTailReason = "tail shorter than a window";

@@ -154,7 +154,8 @@ class MemoryBooks {
   std::uint64_t changes = 0;  // made so far
   std::condition_variable changed;
   memory::LeaseNumber last_lease = 0;
-  std::int64_t longest_lease_ms = 0;  // that anybody asked for: a time further ahead was written before the clock was set back
+  // That anybody asked for. A time further ahead, by more than kClockSlackMs, was written before the clock was set back.
+  std::int64_t longest_lease_ms = 0;
   std::map<std::string, std::string> facts;
   std::map<std::int64_t, TokenCount> token_counts;
 
@@ -177,7 +178,7 @@ class MemoryBooks {
 
   // Whether a lease that should end then has ended now.
   bool ran_out(std::int64_t expires_ms, std::int64_t now) const {
-    return expires_ms <= now || expires_ms > now + longest_lease_ms;
+    return expires_ms <= now || expires_ms > now + longest_lease_ms + kClockSlackMs;
   }
 
   std::deque<memory::Group> groups;  // in the order of declaration; they stay where they are

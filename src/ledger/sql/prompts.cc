@@ -59,7 +59,7 @@ void SqlLedger::close_prompts() {
 // once for each length.
 void SqlLedger::note_lease(std::int64_t lease_ms) {
   if (lease_ms <= longest_noted_ms_) return;
-  db_->run("UPDATE run SET longest_lease_ms = ?1 WHERE id = 1 AND longest_lease_ms < ?1", lease_ms);
+  db_->run("UPDATE run SET longest_lease_ms = ?1 WHERE id = 1 AND longest_lease_ms < ?1", lease_ms + kClockSlackMs);
 }
 
 // An expired lease keeps its token until somebody else takes the prompt: its holder may still commit, if only slow.

@@ -2,12 +2,13 @@
 #include "ledger/sqlite/write_turn.h"
 
 #include <fcntl.h>
-#include <pthread.h>
-#include <time.h>
+#include <unistd.h>
 
 #include <cerrno>
-#include <chrono>
-#include <cstdint>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include "draftflow/base/error.h"
@@ -28,49 +29,29 @@ struct flock lock_of(short type, int byte) {
   return lock;
 }
 
-// A thread that waits for a lock in the place of another, which can so go on to be interrupted: the kernel has no such wait
-// that ends at a time, and one that asked again and again would be overtaken by all who wait in line. The lock belongs to the
-// descriptor, whoever takes it. fcntl(F_OFD_SETLKW) is a point of cancellation.
-class Waiter {
- public:
-  Waiter(int fd, int byte) : fd_(fd), byte_(byte) {
-    if (const int error = ::pthread_create(&thread_, nullptr, &Waiter::run, this); error != 0) {
-      throw_errno(error, "making a thread that waits for the ledger's write turn");
-    }
-  }
-  Waiter(const Waiter&) = delete;
-  Waiter& operator=(const Waiter&) = delete;
-  ~Waiter() {
-    if (!running_) return;
-    ::pthread_cancel(thread_);
-    ::pthread_join(thread_, nullptr);
-  }
-
-  // 0 with the lock, errno without; nothing within `most`.
-  bool ended(std::chrono::milliseconds most) {
-    timespec until{};
-    ::clock_gettime(CLOCK_REALTIME, &until);
-    const std::int64_t ns = until.tv_nsec + std::chrono::nanoseconds(most).count();
-    until.tv_sec += ns / 1'000'000'000;
-    until.tv_nsec = ns % 1'000'000'000;
-    running_ = ::pthread_timedjoin_np(thread_, nullptr, &until) != 0;
-    return !running_;
-  }
-  int error() const { return error_; }
-
- private:
-  static void* run(void* self) {
-    auto& waiter = *static_cast<Waiter*>(self);
-    struct flock lock = lock_of(F_WRLCK, waiter.byte_);
-    waiter.error_ = ::fcntl(waiter.fd_, F_OFD_SETLKW, &lock) == 0 ? 0 : errno;
-    return nullptr;
-  }
-
-  const int fd_, byte_;
-  int error_ = 0;
-  bool running_ = true;
-  pthread_t thread_{};
+// A wait for a lock by a thread of its own, so that who needs it can go on to be interrupted: the kernel has no such wait that
+// ends at a time, and one that asked again and again would be overtaken by all who wait in line. The lock belongs to the
+// descriptor, whoever takes it. A wait that is given up has the descriptor from then on, and closes it when it gets the lock.
+struct Waiting {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool ended = false, given_up = false;  // guarded by mutex
+  int error = 0;                         // set before `ended`
 };
+
+std::shared_ptr<Waiting> start_waiting(int fd, int byte) {
+  auto waiting = std::make_shared<Waiting>();
+  std::thread([waiting, fd, byte] {
+    struct flock lock = lock_of(F_WRLCK, byte);
+    const int error = ::fcntl(fd, F_OFD_SETLKW, &lock) == 0 ? 0 : errno;
+    const std::lock_guard guard(waiting->mutex);
+    waiting->error = error;
+    waiting->ended = true;
+    if (waiting->given_up) ::close(fd);
+    waiting->changed.notify_all();
+  }).detach();
+  return waiting;
+}
 
 }  // namespace
 
@@ -95,6 +76,29 @@ void WriteTurn::set_lock(short type, int byte, int command) {
   }
 }
 
+// 0 with the lock, else errno.
+int WriteTurn::wait_interruptibly(int byte) {
+  const std::shared_ptr<Waiting> waiting = start_waiting(fd_.get(), byte);
+  std::unique_lock guard(waiting->mutex);
+  try {
+    while (!waiting->ended) {
+      waiting->changed.wait_for(guard, kInterruptEvery);
+      if (!waiting->ended) check_interrupt();
+    }
+  } catch (...) {
+    // What the descriptor has goes at once; the lock, when it comes, with the descriptor.
+    struct flock all = lock_of(F_UNLCK, 0);
+    all.l_len = 0;
+    ::fcntl(fd_.get(), F_OFD_SETLK, &all);
+    waiting->given_up = true;
+    fd_.release();
+    guard.unlock();
+    fd_ = open_file(path_, O_RDWR | O_CREAT);
+    throw;
+  }
+  return waiting->error;
+}
+
 void WriteTurn::wait_for(int byte) {
   if (!may_be_interrupted()) return set_lock(F_WRLCK, byte, F_OFD_SETLKW);
   for (;;) {
@@ -102,15 +106,9 @@ void WriteTurn::wait_for(int byte) {
     const int held = try_lock(F_WRLCK, byte, F_OFD_SETLK);
     if (held == 0) return;
     if (held != EAGAIN && held != EACCES) throw_errno(held, "locking " + path_.string());
-    try {
-      Waiter waiter(fd_.get(), byte);
-      while (!waiter.ended(kInterruptEvery)) check_interrupt();
-      if (waiter.error() == 0) return;
-      if (waiter.error() != EINTR) throw_errno(waiter.error(), "locking " + path_.string());
-    } catch (...) {
-      set_lock(F_UNLCK, byte, F_OFD_SETLK);  // it may have been had in the last moment
-      throw;
-    }
+    const int error = wait_interruptibly(byte);
+    if (error == 0) return;
+    if (error != EINTR) throw_errno(error, "locking " + path_.string());
   }
 }
 

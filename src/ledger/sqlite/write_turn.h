@@ -30,6 +30,7 @@ class WriteTurn {
   int try_lock(short type, int byte, int command);  // 0, or errno
   void set_lock(short type, int byte, int command);
   void wait_for(int byte);
+  int wait_interruptibly(int byte);
 
   std::filesystem::path path_;
   UniqueFd fd_;
