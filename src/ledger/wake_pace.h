@@ -14,7 +14,7 @@ namespace draftflow {
 using WaitClock = std::chrono::steady_clock;
 
 inline WaitClock::time_point wait_end(std::int64_t timeout_ms) {
-  constexpr std::int64_t kMostMs = 24 * 3600 * 1000;  // far from the end of the clock
+  constexpr std::int64_t kMostMs = 24LL * 3600 * 1000;  // far from the end of the clock
   return WaitClock::now() + std::chrono::milliseconds(std::clamp<std::int64_t>(timeout_ms, 0, kMostMs));
 }
 

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
+#include <signal.h>
 
 #include <charconv>
 #include <chrono>
@@ -54,6 +55,8 @@ Ranks::Ranks(const RanksOptions& options) : rank_(options.rank), width_(options.
     throw InvalidArgument(fmt::format("rank {} of {} ranks: 0 to {} are allowed", rank_, width_, width_ - 1));
   }
   if (width_ == 1) return;
+  // gloo writes to sockets whose other end may be gone: that must be an error, which names what was lost, and not SIGPIPE.
+  ::signal(SIGPIPE, SIG_IGN);
   const bool file = options.rendezvous.starts_with(kFile), tcp = options.rendezvous.starts_with(kTcp);
   if (!file && !tcp) {
     throw InvalidArgument(fmt::format("rendezvous is '{}': {} ranks need a place to meet, file:///path or tcp://host:port",
