@@ -71,9 +71,10 @@ void after_fork_in_child() {
 void install() {
   auto* made = new State;
   sqlite3_initialize();
-  constexpr std::array kMutexes = {SQLITE_MUTEX_STATIC_MAIN, SQLITE_MUTEX_STATIC_OPEN, SQLITE_MUTEX_STATIC_VFS1,
-                                   SQLITE_MUTEX_STATIC_VFS2, SQLITE_MUTEX_STATIC_VFS3, SQLITE_MUTEX_STATIC_LRU,
-                                   SQLITE_MUTEX_STATIC_PMEM, SQLITE_MUTEX_STATIC_PRNG, SQLITE_MUTEX_STATIC_MEM};
+  // PRNG comes first: SQLite looks for its VFS, under MAIN, while it has that.
+  constexpr std::array kMutexes = {SQLITE_MUTEX_STATIC_PRNG, SQLITE_MUTEX_STATIC_MAIN, SQLITE_MUTEX_STATIC_OPEN,
+                                   SQLITE_MUTEX_STATIC_VFS1, SQLITE_MUTEX_STATIC_VFS2, SQLITE_MUTEX_STATIC_VFS3,
+                                   SQLITE_MUTEX_STATIC_LRU,  SQLITE_MUTEX_STATIC_PMEM, SQLITE_MUTEX_STATIC_MEM};
   for (std::size_t i = 0; i < kMutexes.size(); ++i) made->sqlite.at(i) = sqlite3_mutex_alloc(kMutexes.at(i));
   sqlite3_vfs* const unix = sqlite3_vfs_find("unix");
   if (unix == nullptr || unix->iVersion < 3) throw std::logic_error("SQLite's VFS 'unix' has no table of system calls");
