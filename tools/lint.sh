@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Formatting of every C++ file, the Python files compiled and their types checked, then clang-tidy over the rooms without libtorch: the files changed since the merge base with
-# the main branch where there is one, or all of them with LINT_ALL=1.
+# Formatting of every C++ file, the Python files compiled and their types checked, then clang-tidy over the rooms without
+# libtorch: the files changed since the merge base with the main branch where there is one, or all of them with LINT_ALL=1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
