@@ -320,15 +320,10 @@ void bind_resident(py::module_& module) {
       });
 }
 
-}  // namespace
+using StoreClass = py::class_<StoreHandle, std::shared_ptr<StoreHandle>>;
 
-void bind_store(py::module_& module) {
-  bind_sample(module);
-  bind_resident(module);
-  py::class_<StoreHandle, std::shared_ptr<StoreHandle>>(module, "Store",
-                                                        "The bytes of samples: a folder that processes share, mem://NAME in "
-                                                        "this process, or file:// for feature files where they "
-                                                        "lie. Any thread; a forked child opens it anew.")
+void bind_opening(StoreClass& bound) {
+  bound
       .def_static("open", &attach, py::arg("url"), py::kw_only(), py::arg("secret_file") = py::none(),
                   py::arg("secret") = py::none(), py::arg("retain_on_release") = false, py::arg("lease_ms") = 60'000,
                   "Attaches to a store that is there (mem:// is made). The secret of one that has it: a file, bytes, or the "
@@ -361,7 +356,11 @@ void bind_store(py::module_& module) {
           py::arg("lease_ms") = 60'000,
           "Makes the store, or attaches to one that was made with the same options (InvalidArgument, naming both, otherwise). "
           "kind: 'ledgered' (a ledger's sweep frees) or 'consume-once' (the last release frees). durability: 'none', 'data', "
-          "'full'. codec: 'raw', 'fp8_e4m3', 'int8', 'zstd'.")
+          "'full'. codec: 'raw', 'fp8_e4m3', 'int8', 'zstd'.");
+}
+
+void bind_verbs(StoreClass& bound) {
+  bound
       .def(
           "put", &put, py::arg("tensors"), py::arg("sample_id"), py::kw_only(), py::arg("run_id") = "run",
           py::arg("strategy") = "eagle3", py::arg("num_tokens") = py::none(), py::arg("metadata") = py::none(),
@@ -417,6 +416,19 @@ void bind_store(py::module_& module) {
       .def("__enter__", [](const std::shared_ptr<StoreHandle>& self) { return self; })
       .def("__exit__", [](StoreHandle& self, const py::args&) { self.opened.close(); })
       .def("__repr__", [](const StoreHandle& self) { return fmt::format("Store('{}')", self.url); });
+}
+
+}  // namespace
+
+void bind_store(py::module_& module) {
+  bind_sample(module);
+  bind_resident(module);
+  StoreClass store(module, "Store",
+                   "The bytes of samples: a folder that processes share, mem://NAME in "
+                   "this process, or file:// for feature files where they "
+                   "lie. Any thread; a forked child opens it anew.");
+  bind_opening(store);
+  bind_verbs(store);
   module.def(
       "make_file_ref",
       [](const std::filesystem::path& file, const std::string& sample_id, const std::string& run_id,
