@@ -173,7 +173,11 @@ void bind_prompt_verbs(LedgerClass& ledger) {
             return std::make_shared<PyFence>(PyFence{.ledger = self, .lease = lease, .lease_ms = lease_ms});
           },
           py::arg("lease"), py::kw_only(), py::arg("lease_ms") = 60'000,
-          "For Store.put: nothing appears once the lease is lost (Conflict), and nothing of a later holder's is retired.")
+          "For Store.put: nothing appears once the lease is lost (Conflict), and nothing of a later holder's is retired.");
+}
+
+void bind_prompt_endings(LedgerClass& ledger) {
+  ledger
       .def(
           "fail_prompt",
           [](Self self, const PromptLease& lease, const std::string& reason, bool retryable, int max_attempts) {
@@ -300,7 +304,11 @@ void bind_window_verbs(LedgerClass& ledger) {
           [](Self self, const std::string& group, int limit) {
             return failed_to(self->with([&](Ledger& open) { return open.failed_refs(GroupId(group), limit); }));
           },
-          py::arg("group") = "train", py::arg("limit") = 1'000, "{sample id: reason}")
+          py::arg("group") = "train", py::arg("limit") = 1'000, "{sample id: reason}");
+}
+
+void bind_training_verbs(LedgerClass& ledger) {
+  ledger
       .def(
           "open_timeline",
           [](Self self, const std::string& group, const std::optional<CheckpointMark>& resume, int width, int rank,
@@ -493,8 +501,10 @@ void bind_ledger(py::module_& module) {
       .def("__exit__", [](LedgerHandle& self, const py::args&) { self.opened.close(); })
       .def("__repr__", [](const LedgerHandle& self) { return fmt::format("Ledger('{}')", self.url); });
   bind_prompt_verbs(ledger);
+  bind_prompt_endings(ledger);
   bind_sample_verbs(ledger);
   bind_window_verbs(ledger);
+  bind_training_verbs(ledger);
   bind_queue_verbs(ledger);
 }
 

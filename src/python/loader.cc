@@ -112,6 +112,30 @@ py::dict failed_to(const PaddedBatch& batch) {
   return made;
 }
 
+void bind_padding(py::module_& module) {
+  module.def("offline_windows_per_epoch", &offline_windows_per_epoch, py::arg("refs"), py::arg("window"));
+  module.def(
+      "pad_batch",
+      [](const std::vector<py::dict>& samples, const std::string& framework) {
+        const Framework wanted = framework_from(framework);
+        std::vector<TensorMap> maps;
+        std::vector<const TensorMap*> pointers;
+        for (const py::dict& sample : samples) maps.push_back(tensors_from(sample));
+        for (const TensorMap& map : maps) pointers.push_back(&map);
+        BufferPool pool(0);
+        TensorMap batch;
+        {
+          const Unlocked unlocked;
+          batch = pad_batch(pointers, pool);
+        }
+        return tensors_to(batch, false, wanted, py::none());
+      },
+      py::arg("samples"), py::kw_only(), py::arg("framework") = "torch",
+      "Samples of different lengths as one batch, padded on the right with zeros: [T, ...] and [1, T, ...] become [B, max T, "
+      "...], T "
+      "being the length of input_ids. ValueError, naming the tensor, for samples that do not fit together.");
+}
+
 }  // namespace
 
 void bind_loader(py::module_& module) {
@@ -167,27 +191,7 @@ void bind_loader(py::module_& module) {
       .def("next", &PyReader::next, py::arg("timeout_s") = py::none(), "The next batch; None: not in time; False: the end.")
       .def("close", &PyReader::close, "Ends its thread; bounded by one read.")
       .def_property_readonly("wait_seconds", &PyReader::wait_seconds);
-  module.def("offline_windows_per_epoch", &offline_windows_per_epoch, py::arg("refs"), py::arg("window"));
-  module.def(
-      "pad_batch",
-      [](const std::vector<py::dict>& samples, const std::string& framework) {
-        const Framework wanted = framework_from(framework);
-        std::vector<TensorMap> maps;
-        std::vector<const TensorMap*> pointers;
-        for (const py::dict& sample : samples) maps.push_back(tensors_from(sample));
-        for (const TensorMap& map : maps) pointers.push_back(&map);
-        BufferPool pool(0);
-        TensorMap batch;
-        {
-          const Unlocked unlocked;
-          batch = pad_batch(pointers, pool);
-        }
-        return tensors_to(batch, false, wanted, py::none());
-      },
-      py::arg("samples"), py::kw_only(), py::arg("framework") = "torch",
-      "Samples of different lengths as one batch, padded on the right with zeros: [T, ...] and [1, T, ...] become [B, max T, "
-      "...], T "
-      "being the length of input_ids. ValueError, naming the tensor, for samples that do not fit together.");
+  bind_padding(module);
 }
 
 }  // namespace draftflow::python
