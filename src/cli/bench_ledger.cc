@@ -59,6 +59,8 @@ std::vector<SampleRef> LedgerBench::refs(std::int64_t count, bool random) {
       ref.feature_specs.push_back({.name = name, .shape = {1, 192, 4096}, .dtype = DType::kBFloat16});
       ref.feature_keys.emplace_back(name, id + "/" + name);
     }
+    ref.source_task_id = id;
+    ref.set_metadata("source", fmt::format("\"train.jsonl:{}\"", i));
     ref.generation = 1;
     ref.incarnation = "0123456789abcdef0123456789abcdef";
     ref.num_tokens = 192;

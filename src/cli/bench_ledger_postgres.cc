@@ -56,7 +56,8 @@ UPDATE queue_ref SET state = 1, holder = 'consumer', token = '0123456789abcdef01
   expires_ms = :now::bigint + 60000 WHERE consumer = 1 AND row = ANY(:rows::bigint[]);
 UPDATE consumer SET available = available - {batch}, leased = leased + {batch} WHERE id = 1;
 COMMIT;
-SELECT row, json FROM sample_ref WHERE row = ANY(:rows::bigint[]);
+SELECT r.row, s.sample_id, s.generation, s.bytes, s.tokens, r.template, r.packed FROM sample_ref r JOIN sample s ON s.row = r.row
+  WHERE r.row = ANY(:rows::bigint[]);
 BEGIN;
 SELECT pg_advisory_xact_lock_shared(1);
 SELECT id, open, available, leased, acked, failed FROM consumer WHERE name = 'queue';

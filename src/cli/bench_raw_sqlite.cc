@@ -3,9 +3,11 @@
 
 #include <fmt/format.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "draftflow/base/error.h"
+#include "ledger/sql/ref_template.h"
 
 namespace draftflow::cli {
 namespace {
@@ -13,7 +15,7 @@ namespace {
 // The queue's indexes are those that the ledger's queue has.
 constexpr const char* kTables =
     "CREATE TABLE IF NOT EXISTS raw(row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);"
-    "CREATE TABLE IF NOT EXISTS raw_ref(row INTEGER PRIMARY KEY, json TEXT NOT NULL);"
+    "CREATE TABLE IF NOT EXISTS raw_ref(row INTEGER PRIMARY KEY, packed TEXT NOT NULL);"
     "CREATE TABLE IF NOT EXISTS raw_queue(row INTEGER PRIMARY KEY, state INTEGER NOT NULL, holder TEXT, token TEXT,"
     " expires_ms INTEGER, ended_token TEXT);"
     "CREATE INDEX IF NOT EXISTS raw_available ON raw_queue(row) WHERE state = 0;"
@@ -31,15 +33,15 @@ RawSqlite::RawSqlite(const std::filesystem::path& file) {
   run("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY");
   run(kTables);
   insert_ = prepare("INSERT INTO raw(id) VALUES (?1)");
-  insert_ref_ = prepare("INSERT INTO raw_ref(json) VALUES (?1)");
-  select_ = prepare("SELECT json FROM raw_ref WHERE row >= ?1 AND row < ?2 AND row % ?3 = ?4");
+  insert_ref_ = prepare("INSERT INTO raw_ref(packed) VALUES (?1)");
+  select_ = prepare("SELECT id || packed FROM raw JOIN raw_ref USING (row) WHERE row >= ?1 AND row < ?2 AND row % ?3 = ?4");
   enqueue_ = prepare("INSERT INTO raw_queue(state, ended_token) VALUES (?1, CASE WHEN ?1 = 2 THEN HEX(RANDOMBLOB(16)) END)");
   claim_ = prepare("INSERT INTO raw_claim(state, claims) VALUES (?1, 1 - ?1 / 3)");
   pick_ = prepare("SELECT MIN(row), MAX(row) FROM (SELECT row FROM raw_queue WHERE state = 0 ORDER BY row LIMIT ?1)");
   lease_ = prepare(
       "UPDATE raw_queue SET state = 1, holder = 'bench', token = HEX(RANDOMBLOB(16)), expires_ms = 60000"
       " WHERE row >= ?1 AND row <= ?2");
-  read_ = prepare("SELECT json FROM raw_ref WHERE row >= ?1 AND row <= ?2");
+  read_ = prepare("SELECT id || packed FROM raw JOIN raw_ref USING (row) WHERE row >= ?1 AND row <= ?2");
   ack_ = prepare(
       "UPDATE raw_queue SET state = 2, ended_token = token, token = NULL, holder = NULL, expires_ms = NULL"
       " WHERE row >= ?1 AND row <= ?2");
@@ -48,7 +50,13 @@ RawSqlite::RawSqlite(const std::filesystem::path& file) {
 
 RawSqlite::Rows RawSqlite::rows_of(const std::vector<SampleRef>& refs) {
   Rows rows;
-  for (const SampleRef& ref : refs) rows.emplace_back(ref.sample_id.str(), sample_ref_to_json(ref));
+  std::optional<sql::RefTemplate> shared;
+  for (const SampleRef& ref : refs) {
+    const std::string json = sample_ref_to_json(ref);
+    const sql::RefColumns columns(ref);
+    if (!shared) shared = sql::RefTemplate::of(json, columns);
+    rows.emplace_back(ref.sample_id.str(), shared->pack(json, columns).value());
+  }
   return rows;
 }
 

@@ -289,6 +289,11 @@ TEST_P(LedgerTables, CheckNamesWhatDoesNotFit) {
   const auto leases = lease(2);
   ack({leases[0]});
   const auto sql = testing_support::as_sql(open());
+  // As earlier versions kept them; of a packed ref the row is all there is.
+  for (const int row : {1, 2}) {
+    sql->database().script(fmt::format("UPDATE sample_ref SET template = 0, packed = '{}' WHERE row = {}",
+                                       sample_ref_to_json(make_ref(fmt::format("s{}", row), 1)), row));
+  }
   EXPECT_THAT(sql->check(), IsEmpty());
   const struct {
     const char *damage, *mended, *finding;
@@ -312,6 +317,11 @@ TEST_P(LedgerTables, CheckNamesWhatDoesNotFit) {
        "sample 's4' is in another shard of a queue than its id says"},
       {"UPDATE sample SET generation = 5 WHERE sample_id = 's2'", "UPDATE sample SET generation = 1 WHERE sample_id = 's2'",
        "sample 's2': generation is 5 in its row and 1 in its ref"},
+      {"UPDATE sample_ref SET packed = '5' || packed WHERE row = 3",
+       "UPDATE sample_ref SET packed = SUBSTR(packed, 2) WHERE row = 3",
+       "the ref of sample 's3' cannot be read: a packed ref is none of its template's: '5'"},
+      {"UPDATE sample_ref SET template = 9 WHERE row = 4", "UPDATE sample_ref SET template = 1 WHERE row = 4",
+       "has lost template 9"},
       {"UPDATE prompt_task SET json = 'x' || json WHERE row = 5", "UPDATE prompt_task SET json = SUBSTR(json, 2) WHERE row = 5",
        "the record of prompt 'p' cannot be read: "},
       {"UPDATE sample SET sample_id = 'other' WHERE sample_id = 's1'",

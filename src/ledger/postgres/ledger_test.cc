@@ -2,6 +2,7 @@
 //
 // What a ledger on a real PostgreSQL server has to stand: many processes' objects, a server that restarts, lost replies,
 // another program's tables. The stories of every backend run over it too.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <future>
@@ -148,14 +149,27 @@ TEST(PostgresLedger, AnOlderVersionIsBroughtToThisOne) {
     ledger->trained(group, line.number, 0, 1, {});
     before = ledger->status();
   }
+  std::string whole;
+  for (int row = 0; row < 5; ++row) {
+    const std::string id(1, static_cast<char>('a' + row));
+    whole += fmt::format("UPDATE sample_ref SET packed = '{}' WHERE row = {}; ", sample_ref_to_json(make_ref(id)), row);
+  }
   Database(url).script(
-      "ALTER TABLE consumer DROP COLUMN max_window_tokens; ALTER TABLE training_window DROP COLUMN refs_through;"
+      whole +
+      "ALTER TABLE sample_ref DROP COLUMN template;"
+      " ALTER TABLE sample_ref RENAME COLUMN packed TO json; DROP TABLE ref_template;"
+      " ALTER TABLE consumer DROP COLUMN max_window_tokens; ALTER TABLE training_window DROP COLUMN refs_through;"
       " ALTER TABLE run DROP COLUMN longest_lease_ms; UPDATE ledger_version SET version = 4");
   const auto ledger = testing_support::as_sql(open_plain(url));
   testing_support::expect_books_balance(*ledger);
   EXPECT_EQ(ledger->status().of(group).trained, before.of(group).trained);
   EXPECT_EQ(ledger->status().of(group).windowed, before.of(group).windowed);
   EXPECT_EQ(ledger->status().of(group).pinned, before.of(group).pinned);
+  ledger->commit_samples({make_ref("f")}, {});
+  for (const char* const id : {"e", "f"}) {
+    EXPECT_EQ(sample_ref_to_json(*ledger->get_committed(SampleId(id))), sample_ref_to_json(make_ref(id)));
+  }
+  testing_support::expect_books_balance(*ledger);
 }
 
 TEST(PostgresLedger, WhoOnlyLooksMakesNothing) {

@@ -21,8 +21,9 @@ using testing_support::make_ref;
 using testing_support::make_task;
 using testing_support::TestingServer;
 
-// These have a row a group, a launch, a fact, a width of a partition: they stay small whatever the run.
-const std::set<std::string> kSmallTables{"consumer", "fact", "ledger_version", "queue_width", "run", "timeline"};
+// These have a row a group, a launch, a fact, a width of a partition, a kind of refs: they stay small whatever the run.
+const std::set<std::string> kSmallTables{"consumer",     "fact", "ledger_version", "queue_width",
+                                         "ref_template", "run",  "timeline"};
 // These hold nothing but what is asked for, or what is leased just now, so they may be read from end to end.
 const std::set<std::string> kExactIndexes{"prompt_pending", "prompt_failed", "prompt_holder",
                                           "prompt_expiry",  "sample_may_go", "sample_going"};

@@ -230,10 +230,12 @@ void check_prompt(Recount& recount, const std::string& id, const std::string& js
   }
 }
 
-void check_sample(Recount& recount, const sql::Query& row) {
+using RefText = std::function<std::string(const sql::Query& row, int column)>;
+
+void check_sample(Recount& recount, const sql::Query& row, const RefText& ref_text) {
   const std::string id = row.text(1);
   try {
-    const SampleRef ref = sample_ref_from_json(row.text(2));
+    const SampleRef ref = sample_ref_from_json(ref_text(row, 1));
     if (ref.sample_id.str() != id) {
       recount.say_record(fmt::format("sample '{}' has the ref of '{}'", printable(id), printable(ref.sample_id.str())));
     }
@@ -242,16 +244,16 @@ void check_sample(Recount& recount, const sql::Query& row) {
       recount.say_record(
           fmt::format("sample '{}': {} is {} in its row and {} in its ref", printable(id), what, on_row, in_ref));
     };
-    held("generation", row.integer(3), static_cast<std::int64_t>(ref.generation));
-    held("bytes", row.integer(4), static_cast<std::int64_t>(ref.estimated_bytes));
-    held("tokens", row.integer(5), ref.num_tokens);
-    held("in place", row.integer(6), is_in_place(ref) ? 1 : 0);
+    held("generation", row.integer(2), static_cast<std::int64_t>(ref.generation));
+    held("bytes", row.integer(3), static_cast<std::int64_t>(ref.estimated_bytes));
+    held("tokens", row.integer(4), ref.num_tokens);
+    held("in place", row.integer(7), is_in_place(ref) ? 1 : 0);
   } catch (const Error& error) {
     recount.say_record(fmt::format("the ref of sample '{}' cannot be read: {}", printable(id), error.what()));
   }
 }
 
-void check_records(Recount& recount, sql::Database& db, const LedgerStatus& status) {
+void check_records(Recount& recount, sql::Database& db, const LedgerStatus& status, const RefText& ref_text) {
   const auto pages = [&](std::int64_t end, const char* sql, const auto& check) {
     for (std::int64_t from = 0; from < end; from += kPage) {
       sql::Query page = db.query(sql, from, from + kPage);
@@ -261,10 +263,10 @@ void check_records(Recount& recount, sql::Database& db, const LedgerStatus& stat
   pages(status.prompts,
         "SELECT p.row, p.task_id, t.json FROM prompt p JOIN prompt_task t ON t.row = p.row WHERE p.row >= ?1 AND p.row < ?2",
         [&](const sql::Query& row) { check_prompt(recount, row.text(1), row.text(2)); });
-  pages(status.committed,
-        "SELECT s.row, s.sample_id, r.json, s.generation, s.bytes, s.tokens, s.in_place FROM sample s JOIN sample_ref r"
-        " ON r.row = s.row WHERE s.row >= ?1 AND s.row < ?2",
-        [&](const sql::Query& row) { check_sample(recount, row); });
+  static const std::string kRefs = fmt::format(
+      "SELECT s.row, {}, s.in_place FROM sample s JOIN sample_ref r ON r.row = s.row WHERE s.row >= ?1 AND s.row < ?2",
+      kRefColumns);
+  pages(status.committed, kRefs.c_str(), [&](const sql::Query& row) { check_sample(recount, row, ref_text); });
   pages(
       status.committed,
       "SELECT q.row, s.sample_id, q.shard FROM queue_ref q JOIN sample s ON s.row = q.row WHERE q.row >= ?1 AND q.row < ?2",
@@ -291,7 +293,7 @@ std::vector<std::string> SqlLedger::recount() {
     queue ? recount_queue(recount, ids[i], status.groups[i]) : recount_windows(recount, ids[i], status.groups[i]);
   }
   recount_claims(recount);
-  check_records(recount, *db_, status);
+  check_records(recount, *db_, status, [&](const sql::Query& row, int column) { return ref_json_of(row, column); });
   return recount.take();
 }
 

@@ -26,7 +26,9 @@ std::optional<std::int64_t> integer_if(const sql::Query& row, int column) {
 
 class Export {
  public:
-  Export(sql::Database& db, const std::function<void(const std::string&)>& write) : db_(db), write_(write) {}
+  using RefText = std::function<std::string(const sql::Query& row, int column)>;
+  Export(sql::Database& db, const std::function<void(const std::string&)>& write, const RefText& ref_text)
+      : db_(db), write_(write), ref_text_(ref_text) {}
 
   void run(LedgerStatus status) {
     const std::int64_t prompts = status.prompts, samples = status.committed;
@@ -172,13 +174,14 @@ class Export {
   void samples_page(std::int64_t from) {
     std::map<std::int64_t, Sample> page;
     {
-      sql::Query row = db_.query(
-          "SELECT s.row, s.state, r.json FROM sample s JOIN sample_ref r ON r.row = s.row WHERE s.row >= ?1 AND s.row < ?2",
-          from, from + kPage);
+      static const std::string kSamples = fmt::format(
+          "SELECT s.row, s.state, {} FROM sample s JOIN sample_ref r ON r.row = s.row WHERE s.row >= ?1 AND s.row < ?2",
+          kRefColumns);
+      sql::Query row = db_.query(kSamples, from, from + kPage);
       while (row.step()) {
         constexpr const char* kStates[] = {"needed", "may_go", "going", "freed"};
         Sample& sample = page[row.integer(0)];
-        sample.line = {.state = kStates[row.integer(1) & 3], .ref = row.text(2), .groups = {}};
+        sample.line = {.state = kStates[row.integer(1) & 3], .ref = ref_text_(row, 2), .groups = {}};
       }
     }
     windows_of(from, page);
@@ -240,6 +243,7 @@ class Export {
 
   sql::Database& db_;
   const std::function<void(const std::string&)>& write_;
+  const RefText& ref_text_;
   std::map<std::int64_t, Group> groups_;
   std::int64_t lines_ = 0;
 };
@@ -254,7 +258,7 @@ const char* window_state(std::int64_t window, std::int64_t trained_windows, std:
 
 void SqlLedger::export_to(const std::function<void(const std::string& line)>& write) {
   const sql::Snapshot snapshot(*db_);
-  Export(*db_, write).run(read_status());
+  Export(*db_, write, [&](const sql::Query& row, int column) { return ref_json_of(row, column); }).run(read_status());
 }
 
 }  // namespace draftflow

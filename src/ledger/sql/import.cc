@@ -168,7 +168,8 @@ class SqlLedger::Import {
     samples_.add({row_, ref.sample_id.str(), static_cast<std::int64_t>(ref.generation), ref.incarnation,
                   static_cast<std::int64_t>(ref.estimated_bytes), ref.num_tokens, std::int64_t{is_in_place(ref)},
                   std::int64_t{index_of(sample.state, kStates)}});
-    refs_.add({row_, sample_ref_to_json(ref)});
+    sql::RefTemplates::Packed packed = making_.pack(sample_ref_to_json(ref), sql::RefColumns(ref));
+    refs_.add({row_, packed.number, std::move(packed.text)});
     for (const auto& [name, place] : sample.groups) {
       const Group& group = group_of(name);
       const bool queue = group.line.config.kind == GroupKind::kQueue;
@@ -320,6 +321,7 @@ class SqlLedger::Import {
   std::int64_t lines_ = 0, prompts_ = 0, row_ = 0;
   bool ended_ = false;
   std::vector<LaterFailure> later_failures_;
+  sql::RefTemplates::Making making_{ledger_.templates_};
   Rows facts_{db_, "fact(key, value)", 2}, tokens_{db_, "token_count(token, count, first_row)", 3},
       prompt_rows_{db_, "prompt(row, task_id, state, attempts, expiries, ended_token, reason)", 7},
       task_rows_{db_, "prompt_task(row, json)", 2},
@@ -328,7 +330,8 @@ class SqlLedger::Import {
       checkpoints_{db_, "checkpoint(consumer, timeline, step, abandoned)", 4},
       windows_{db_, "training_window(consumer, number, timeline, step)", 4},
       samples_{db_, "sample(row, sample_id, generation, incarnation, bytes, tokens, in_place, state)", 8},
-      refs_{db_, "sample_ref(row, json)", 2}, window_refs_{db_, "window_ref(consumer, number, position, row, reason)", 5},
+      refs_{db_, "sample_ref(row, template, packed)", 3},
+      window_refs_{db_, "window_ref(consumer, number, position, row, reason)", 5},
       queue_refs_{db_, "queue_ref(consumer, row, state, shard, attempts, ended_token, reason)", 7},
       dropped_{db_, "dropped(consumer, row, reason)", 3};
 };

@@ -39,7 +39,8 @@ struct SqlLedger::Group {
 
 struct SqlLedger::NewSample {
   const SampleRef* ref = nullptr;
-  std::string json;
+  std::string json;  // of the ref
+  std::optional<sql::RefTemplates::Packed> packed;
 };
 
 // Of a sample in a queue.
@@ -76,6 +77,9 @@ constexpr const char* kClaims =
     " (EXISTS (SELECT 1 FROM window_ref w WHERE w.row = s.row AND w.consumer = c.id AND w.number >= c.released_windows"
     " AND (c.pass_windows = 0 OR w.number < c.pass_windows))"
     " OR (s.row >= c.next_row AND NOT EXISTS (SELECT 1 FROM dropped d WHERE d.row = s.row AND d.consumer = c.id)))))";
+
+// What ref_of() takes, of `sample s` and `sample_ref r`.
+constexpr const char* kRefColumns = "s.sample_id, s.generation, s.bytes, s.tokens, r.template, r.packed";
 
 // Of a sample in a window, as exports tell it.
 const char* window_state(std::int64_t window, std::int64_t trained_windows, std::int64_t durable_windows, bool failed);

@@ -32,11 +32,30 @@ void SqlLedger::add_token_counts(const TokenSums& sums) {
   });
 }
 
+std::string SqlLedger::ref_json_of(const sql::Query& row, int column) {
+  const sql::RefColumns columns(row.text(column), row.integer(column + 1), row.integer(column + 2), row.integer(column + 3));
+  return templates_.unpack(row.integer(column + 4), row.text(column + 5), columns);
+}
+
+SampleRef SqlLedger::ref_of(const sql::Query& row, int column) {
+  return sample_ref_from_json(ref_json_of(row, column));
+}
+
+SqlLedger::NewSample SqlLedger::new_sample(const SampleRef& ref) {
+  NewSample sample{.ref = &ref, .json = ref_json(ref), .packed = std::nullopt};
+  sample.packed = templates_.pack(sample.json, sql::RefColumns(ref));
+  return sample;
+}
+
+void SqlLedger::pack(NewSample& sample, sql::RefTemplates::Making& making) {
+  if (!sample.packed) sample.packed = making.pack(sample.json, sql::RefColumns(*sample.ref));
+}
+
 // As rows `row`, row + 1 ... of the samples, and last in every open queue.
-void SqlLedger::insert_samples(const std::vector<NewSample>& samples, std::int64_t row) {
+void SqlLedger::insert_samples(std::vector<NewSample> samples, std::int64_t row) {
   static const sql::RowList kSamples(
       "INSERT INTO sample(row, sample_id, generation, incarnation, bytes, tokens, in_place, claims) VALUES ", 8);
-  static const sql::RowList kRefs("INSERT INTO sample_ref(row, json) VALUES ", 2);
+  static const sql::RowList kRefs("INSERT INTO sample_ref(row, template, packed) VALUES ", 3);
   std::int64_t claims = 0, tokens = 0, resident = 0;
   std::vector<std::int64_t> queues;
   {
@@ -60,10 +79,12 @@ void SqlLedger::insert_samples(const std::vector<NewSample>& samples, std::int64
     }
     db_->run(sql, values);
   });
+  sql::RefTemplates::Making making(templates_);
+  for (NewSample& sample : samples) pack(sample, making);
   kRefs.for_parts(samples.size(), [&](const std::string& sql, std::size_t from, std::size_t to) {
     values.clear();
     for (std::size_t i = from; i < to; ++i) {
-      values.insert(values.end(), {row + static_cast<std::int64_t>(i), samples[i].json});
+      values.insert(values.end(), {row + static_cast<std::int64_t>(i), samples[i].packed->number, samples[i].packed->text});
     }
     db_->run(sql, values);
   });
@@ -82,7 +103,7 @@ void SqlLedger::insert_samples(const std::vector<NewSample>& samples, std::int64
   db_->run("UPDATE consumer SET available = available + ?1 WHERE open = 1", samples.size());
 }
 
-void SqlLedger::replace_sample(const NewSample& sample, std::int64_t row) {
+void SqlLedger::replace_sample(NewSample sample, std::int64_t row) {
   const SampleRef& ref = *sample.ref;
   std::uint64_t generation = 0;
   std::int64_t bytes = 0, tokens = 0, in_place = 0, state = 0, claims = 0;
@@ -108,7 +129,9 @@ void SqlLedger::replace_sample(const NewSample& sample, std::int64_t row) {
   const bool now_in_place = is_in_place(ref);
   db_->run("UPDATE sample SET generation = ?2, incarnation = ?3, bytes = ?4, tokens = ?5, in_place = ?6 WHERE row = ?1", row,
            ref.generation, ref.incarnation, ref.estimated_bytes, ref.num_tokens, now_in_place ? 1 : 0);
-  db_->run("UPDATE sample_ref SET json = ?2 WHERE row = ?1", row, sample.json);
+  sql::RefTemplates::Making making(templates_);
+  pack(sample, making);
+  db_->run("UPDATE sample_ref SET template = ?2, packed = ?3 WHERE row = ?1", row, sample.packed->number, sample.packed->text);
   const auto now_bytes = now_in_place ? 0 : static_cast<std::int64_t>(ref.estimated_bytes);
   db_->run("UPDATE run SET committed_tokens = committed_tokens + ?1, resident_bytes = resident_bytes + ?2 WHERE id = 1",
            ref.num_tokens - tokens, now_bytes - (in_place != 0 ? 0 : bytes));
@@ -117,7 +140,7 @@ void SqlLedger::replace_sample(const NewSample& sample, std::int64_t row) {
 void SqlLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
   check_ref(ref);
   check_completes(ref, lease.task);
-  const NewSample sample{&ref, ref_json(ref)};
+  NewSample sample = new_sample(ref);
   sql::Transaction transaction(*db_);
   std::optional<std::int64_t> row;
   {
@@ -131,11 +154,11 @@ void SqlLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
   const bool said_before = prompt.state == kDone && !lease.token.empty() && prompt.ended_token == lease.token;
   if (!said_before) complete_prompt(lease, prompt);
   if (row) {
-    replace_sample(sample, *row);
+    replace_sample(std::move(sample), *row);
   } else {
     const std::int64_t next = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
     if (next == 0) note_run_id(ref.run_id);
-    insert_samples({sample}, next);
+    insert_samples({std::move(sample)}, next);
   }
   transaction.commit();
 }
@@ -146,7 +169,7 @@ std::int64_t SqlLedger::commit_samples(const std::vector<SampleRef>& refs, const
   std::vector<std::string_view> ids;
   for (const SampleRef& ref : refs) {
     check_ref(ref);
-    samples.push_back({&ref, ref_json(ref)});  // before the write turn, for which others wait
+    samples.push_back(new_sample(ref));  // before the write turn, for which others wait
     ids.push_back(ref.sample_id.str());
   }
   sql::Transaction transaction(*db_);
@@ -166,10 +189,11 @@ std::int64_t SqlLedger::commit_samples(const std::vector<SampleRef>& refs, const
   }
   if (fresh.empty()) return 0;
   if (row == 0) note_run_id(fresh.front().ref->run_id);
-  insert_samples(fresh, row);
+  const auto added = static_cast<std::int64_t>(fresh.size());
+  insert_samples(std::move(fresh), row);
   add_token_counts(sums);
   transaction.commit();
-  return static_cast<std::int64_t>(fresh.size());
+  return added;
 }
 
 bool SqlLedger::is_committed(const SampleId& id) {
@@ -177,9 +201,11 @@ bool SqlLedger::is_committed(const SampleId& id) {
 }
 
 SampleRef SqlLedger::read_ref(std::int64_t row) {
-  sql::Query query = db_->query("SELECT json FROM sample_ref WHERE row = ?1", row);
+  static const std::string kRef =
+      fmt::format("SELECT {} FROM sample_ref r JOIN sample s ON s.row = r.row WHERE r.row = ?1", kRefColumns);
+  sql::Query query = db_->query(kRef, row);
   if (!query.step()) throw Corrupt(fmt::format("ledger {} has lost the ref of sample {}", db_->name(), row));
-  return sample_ref_from_json(query.text(0));
+  return ref_of(query, 0);
 }
 
 std::optional<SampleRef> SqlLedger::get_committed(const SampleId& id) {
@@ -205,13 +231,14 @@ std::vector<TokenCount> SqlLedger::token_counts() {
 RefPage SqlLedger::resident_refs(std::int64_t from, int limit) {
   RefPage page;
   std::int64_t last = from;
-  sql::Query query = db_->query(
-      "SELECT sample.row, sample_ref.json FROM sample JOIN sample_ref ON sample_ref.row = sample.row WHERE sample.row >= ?1"
-      " AND sample.state < 3 AND sample.in_place = 0 ORDER BY sample.row LIMIT ?2",
-      from, std::max(limit, 1));
+  static const std::string kResident = fmt::format(
+      "SELECT s.row, {} FROM sample s JOIN sample_ref r ON r.row = s.row WHERE s.row >= ?1"
+      " AND s.state < 3 AND s.in_place = 0 ORDER BY s.row LIMIT ?2",
+      kRefColumns);
+  sql::Query query = db_->query(kResident, from, std::max(limit, 1));
   while (query.step()) {
     last = query.integer(0);
-    page.refs.push_back(sample_ref_from_json(query.text(1)));
+    page.refs.push_back(ref_of(query, 1));
   }
   if (static_cast<std::int64_t>(page.refs.size()) == std::max(limit, 1)) page.next = last + 1;
   return page;

@@ -114,6 +114,13 @@ ALTER TABLE run ADD COLUMN longest_lease_ms INTEGER NOT NULL DEFAULT 0;
 UPDATE run SET longest_lease_ms = 604800000;
 )sql";
 
+// A ref is what its template (ref_template.h) lacks of it; template 0: the JSON as a whole, which earlier versions kept.
+constexpr const char* kVersion6Adds = R"sql(
+CREATE TABLE ref_template(number INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT;
+ALTER TABLE sample_ref RENAME COLUMN json TO packed;
+ALTER TABLE sample_ref ADD COLUMN template INTEGER NOT NULL DEFAULT 0;
+)sql";
+
 // Windows of version 1 had a table called window, a word that PostgreSQL keeps for itself.
 constexpr const char* kToVersion2 = R"sql(
 ALTER TABLE consumer RENAME TO old_consumer;
@@ -179,6 +186,7 @@ void make_tables(Database& database, Dialect dialect, const std::string& boot_id
   database.script(words_of(dialect, kVersion3Adds));
   database.script(words_of(dialect, kVersion4Adds));
   database.script(words_of(dialect, kVersion5Adds));
+  database.script(words_of(dialect, kVersion6Adds));
   database.run("INSERT INTO run(id, ledger_id, boot_id) VALUES (1, ?1, ?2)", random_hex128(), boot_id);
 }
 
@@ -187,7 +195,8 @@ void migrate(Database& database, int version, Dialect dialect) {
   if (version < 2) migrate_to_version_2(database);  // only SQLite ever had it
   if (version < 3) database.script(words_of(dialect, kVersion3Adds));
   if (version < 4) database.script(words_of(dialect, kVersion4Adds));
-  database.script(words_of(dialect, kVersion5Adds));
+  if (version < 5) database.script(words_of(dialect, kVersion5Adds));
+  database.script(words_of(dialect, kVersion6Adds));
 }
 
 void throw_other_version(const Database& database, long long version) {

@@ -10,7 +10,7 @@
 
 namespace draftflow::sql {
 
-constexpr int kSchemaVersion = 5;
+constexpr int kSchemaVersion = 6;
 
 enum class Dialect { kSqlite, kPostgres };
 
@@ -20,7 +20,7 @@ void make_tables(Database& database, Dialect dialect, const std::string& boot_id
 // Within a transaction: from an older version, which this program knows, to kSchemaVersion.
 void migrate(Database& database, int version, Dialect dialect = Dialect::kSqlite);
 
-// "ledger NAME has format version 9: this program knows versions 1 to 5; ...", as InvalidArgument.
+// "ledger NAME has format version 9: this program knows versions 1 to 6; ...", as InvalidArgument.
 [[noreturn]] void throw_other_version(const Database& database, long long version);
 
 // The first process after a boot ends every lease: its clock began anew.

@@ -16,12 +16,14 @@
 #include "draftflow/ledger/ledger.h"
 #include "ledger/rules.h"
 #include "ledger/sql/database.h"
+#include "ledger/sql/ref_template.h"
 
 namespace draftflow {
 
 class SqlLedger final : public Ledger {
  public:
-  explicit SqlLedger(std::unique_ptr<sql::Database> database) : db_(std::move(database)) {}  // its tables are there
+  explicit SqlLedger(std::unique_ptr<sql::Database> database)
+      : db_(std::move(database)), templates_(*db_) {}  // its tables are there
 
   std::string id() override;
   void declare(const std::string& key, const std::string& value) override;
@@ -98,9 +100,13 @@ class SqlLedger final : public Ledger {
   void add_token_counts(const TokenSums& sums);
   void note_run_id(const RunId& run_id);
   void refuse_other_payload(const PromptTask& task);
-  void insert_samples(const std::vector<NewSample>& samples, std::int64_t row);
-  void replace_sample(const NewSample& sample, std::int64_t row);
+  NewSample new_sample(const SampleRef& ref);
+  void pack(NewSample& sample, sql::RefTemplates::Making& making);
+  void insert_samples(std::vector<NewSample> samples, std::int64_t row);
+  void replace_sample(NewSample sample, std::int64_t row);
   SampleRef read_ref(std::int64_t row);
+  SampleRef ref_of(const sql::Query& row, int column);  // from kRefColumns, which begin at `column`
+  std::string ref_json_of(const sql::Query& row, int column);
   void free_sample(const SampleId& id);
 
   // groups.cc
@@ -170,6 +176,7 @@ class SqlLedger final : public Ledger {
   class Import;
 
   std::unique_ptr<sql::Database> db_;
+  sql::RefTemplates templates_;
   std::int64_t longest_noted_ms_ = 0;         // the tables say at least this: another process can only have raised it
   const std::string self_ = random_hex128();  // tells this object from others that call themselves the same rank
 };

@@ -107,11 +107,12 @@ bool SqlLedger::end_stream(Group& group) {
 
 Window SqlLedger::load_window(const Group& group, std::int64_t number, const WindowShare& share) {
   Window window{.number = number, .refs = {}};
-  sql::Query refs = db_->query(
-      "SELECT sample_ref.json FROM window_ref JOIN sample_ref ON sample_ref.row = window_ref.row WHERE consumer = ?1"
-      " AND number = ?2 AND position % ?3 = ?4 ORDER BY position",
-      group.id, number, share.width, share.rank);
-  while (refs.step()) window.refs.push_back(sample_ref_from_json(refs.text(0)));
+  static const std::string kRefs = fmt::format(
+      "SELECT {} FROM window_ref w JOIN sample s ON s.row = w.row JOIN sample_ref r ON r.row = w.row"
+      " WHERE w.consumer = ?1 AND w.number = ?2 AND w.position % ?3 = ?4 ORDER BY w.position",
+      kRefColumns);
+  sql::Query refs = db_->query(kRefs, group.id, number, share.width, share.rank);
+  while (refs.step()) window.refs.push_back(ref_of(refs, 0));
   const std::int64_t refs_of_all = refs_through(group, number + 1) - refs_through(group, number);
   if (static_cast<std::int64_t>(window.refs.size()) != (refs_of_all - share.rank + share.width - 1) / share.width) {
     throw Corrupt(fmt::format("ledger {}: rank {} of {} finds {} refs in window {} of group '{}', which has {}", db_->name(),

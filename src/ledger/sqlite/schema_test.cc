@@ -180,10 +180,39 @@ TEST_F(Schema, AGoldenLedgerOfVersion4MeansTheSameForEver) {
   EXPECT_EQ(layout_of(path_), layout_of(folder_.path() / "fresh")) << "another layout is another version";
 }
 
+TEST_F(Schema, AGoldenLedgerOfVersion5MeansTheSameForEver) {
+  make_golden("golden_v5.sql");
+  const auto opened =
+      testing_support::as_sql(open_sqlite_ledger(path_, {.boot_id = "boot-1", .now_ms = [] { return std::int64_t{5500}; }}));
+  SqlLedger& ledger = *opened;
+  testing_support::expect_books_balance(ledger);
+  const GroupId capped("capped");
+  const GroupStatus training = ledger.status().of(capped);
+  EXPECT_EQ(training.max_window_tokens, 25);
+  EXPECT_EQ(training.windowed, 2);
+  EXPECT_EQ(training.width, 2);
+  EXPECT_EQ(ledger.read_window(capped, 1, 0, {.rank = 1, .width = 2}).window.value().refs.at(0).sample_id.str(), "p5");
+
+  // What version 6 adds works in it: refs that are kept whole, as they were, beside packed ones.
+  const SampleRef old = *ledger.get_committed(SampleId("p5"));
+  SampleRef fresh = old;
+  fresh.sample_id = SampleId("fresh");
+  ledger.commit_samples({fresh}, {{}});
+  EXPECT_EQ(sample_ref_to_json(*ledger.get_committed(fresh.sample_id)), sample_ref_to_json(fresh));
+  EXPECT_EQ(sample_ref_to_json(*ledger.get_committed(SampleId("p5"))), sample_ref_to_json(old));
+  Database database(path_, Database::Mode::kReadOnly);
+  EXPECT_EQ(database.find("SELECT COUNT(*) FROM sample_ref WHERE template = 1"), 1);
+  EXPECT_EQ(database.find("SELECT COUNT(*) FROM sample_ref WHERE template = 0"), 8);
+  testing_support::expect_books_balance(ledger);
+
+  open_sqlite_ledger(folder_.path() / "fresh");
+  EXPECT_EQ(layout_of(path_), layout_of(folder_.path() / "fresh")) << "another layout is another version";
+}
+
 TEST_F(Schema, AnotherVersionIsRefusedNamingBoth) {
   open_sqlite_ledger(path_);
   script("PRAGMA user_version = 9");
-  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows versions 1 to 5");
+  expect_error<InvalidArgument>([&] { open_sqlite_ledger(path_); }, "has format version 9: this program knows versions 1 to 6");
   expect_error<InvalidArgument>([&] { open_sqlite_ledger_read_only(path_); }, "has format version 9");
 }
 
