@@ -74,6 +74,43 @@ TEST_P(LedgerSamples, WhatAGroupHasTakenIsNotReplaced) {
   ledger_->commit_sample(make_ref("a", 2), lease);
 }
 
+// A put of a committed id has retired the bytes that the ledger's ref means: what is told of it must not be passed over.
+TEST_P(LedgerSamples, InBulkAGreaterGenerationReplacesTheRefToo) {
+  EXPECT_EQ(ledger_->commit_samples({make_ref("a", 2, 100), make_ref("b", 3, 100)}, {}), 2);
+  EXPECT_EQ(ledger_->commit_samples({make_ref("c", 4, 100), make_ref("a", 5, 160), make_ref("b", 3, 100)}, {}), 1);
+  EXPECT_EQ(ledger_->get_committed(SampleId("a"))->generation, 5U);
+  EXPECT_EQ(ledger_->status().resident_bytes, 360U);
+  EXPECT_EQ(ledger_->status().committed, 3);
+  EXPECT_EQ(ledger_->commit_samples({make_ref("a", 6, 100)}, {}), 0);
+  EXPECT_EQ(ledger_->get_committed(SampleId("a"))->generation, 6U);
+  EXPECT_THAT(ledger_->all_committed_ids(), ElementsAre("a", "b", "c"));
+  EXPECT_THAT(ledger_->check(), testing::IsEmpty());
+}
+
+TEST_P(LedgerSamples, InBulkWhatCannotReplaceIsAConflictAndNothingIsCommitted) {
+  declare(1);
+  ledger_->commit_samples({make_ref("a", 2), make_ref("b", 2)}, {});
+  next_window(*ledger_, open_timeline(*ledger_));  // takes a
+  expect_error<Conflict>(
+      [&] {
+        ledger_->commit_samples({make_ref("c", 9), make_ref("b", 8), make_ref("a", 7)}, {});
+      },
+      "generation 7 comes too late, a group has taken the sample");
+  expect_error<Conflict>(
+      [&] {
+        ledger_->commit_samples({make_ref("c", 9), make_ref("b", 1)}, {});
+      },
+      "generation 1 is no newer");
+  for (const auto& twice : {std::vector{make_ref("d", 1), make_ref("d", 2)}, std::vector{make_ref("b", 2), make_ref("b", 3)},
+                            std::vector{make_ref("b", 4), make_ref("b", 5)}}) {
+    expect_error<InvalidArgument>([&] { ledger_->commit_samples(twice, {}); }, "comes twice in one call");
+  }
+  EXPECT_EQ(ledger_->get_committed(SampleId("b"))->generation, 2U);
+  EXPECT_THAT(ledger_->all_committed_ids(), ElementsAre("a", "b"));
+  EXPECT_EQ(ledger_->commit_samples({make_ref("d", 1), make_ref("d", 1)}, {}), 1);
+  EXPECT_THAT(ledger_->check(), testing::IsEmpty());
+}
+
 TEST_P(LedgerSamples, CommitOrderIsTheOrderOfCommits) {
   ingest({"a", "b", "c"});
   PromptAnswer all = ledger_->lease_prompts(worker_, 3, 1000);

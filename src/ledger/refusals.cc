@@ -98,6 +98,11 @@ Conflict no_newer(const SampleRef& ref, std::uint64_t committed) {
   return Conflict(committed_as(ref, committed) + " is no newer: remove it from the store");
 }
 
+InvalidArgument comes_twice(const SampleRef& ref, std::uint64_t other) {
+  return InvalidArgument(fmt::format("sample '{}' comes twice in one call, as generation {} and {}: commit the greater one",
+                                     printable(ref.sample_id.str()), other, ref.generation));
+}
+
 Conflict taken_already(const SampleRef& ref, std::uint64_t committed) {
   return Conflict(committed_as(ref, committed) + " comes too late, a group has taken the sample: remove it from the store");
 }

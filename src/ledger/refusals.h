@@ -36,6 +36,7 @@ Conflict undroppable_prompt(std::string_view task_id, std::int64_t state, const 
 
 // --- samples
 Conflict no_newer(const SampleRef& ref, std::uint64_t committed);
+InvalidArgument comes_twice(const SampleRef& ref, std::uint64_t other);
 Conflict taken_already(const SampleRef& ref, std::uint64_t committed);
 InvalidArgument unknown_sample(const SampleId& id, const std::string& ledger);
 Conflict not_handed_out(const SampleId& id);

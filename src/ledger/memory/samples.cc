@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <unordered_set>
+#include <unordered_map>
 #include <utility>
 
 #include "ledger/memory/memory_ledger.h"
@@ -130,20 +130,33 @@ std::int64_t MemoryLedger::commit_samples(const std::vector<SampleRef>& refs,
   }
   const std::lock_guard lock(books_->mutex);
   std::vector<const SampleRef*> fresh;
-  std::unordered_set<std::string_view> of_this_call;
+  std::unordered_map<std::string_view, const SampleRef*> of_this_call;
+  std::vector<std::pair<std::int64_t, const SampleRef*>> newer;  // row of the sample
   TokenSums sums;
   for (std::size_t i = 0; i < refs.size(); ++i) {
-    const std::string& id = refs[i].sample_id.str();
-    if (find_sample(id) >= 0 || !of_this_call.insert(id).second) continue;
+    const SampleRef& ref = refs[i];
+    const auto [before, first] = of_this_call.try_emplace(ref.sample_id.str(), &ref);
+    if (!first) {
+      const SampleRef& other = *before->second;
+      if (other.generation == ref.generation && other.incarnation == ref.incarnation) continue;
+      throw refusals::comes_twice(ref, other.generation);
+    }
+    if (const std::int64_t row = find_sample(ref.sample_id.str()); row >= 0) {
+      const PackedRef& known = books_->samples[row].ref;
+      if (known.generation == ref.generation && known.incarnation() == ref.incarnation) continue;
+      check_replaceable(ref, row);
+      newer.emplace_back(row, &ref);
+      continue;
+    }
     if (!counts.empty()) sums.add(counts[i], books_->committed + static_cast<std::int64_t>(fresh.size()));
-    fresh.push_back(&refs[i]);
+    fresh.push_back(&ref);
   }
-  if (fresh.empty()) return 0;
+  if (fresh.empty() && newer.empty()) return 0;
   if (books_->committed + static_cast<std::int64_t>(fresh.size()) > memory::kMostRows) {
     throw Exhausted("a ledger in memory holds at most 2^32 samples: start another run");
   }
   std::int64_t tokens = 0, bytes = 0;
-  std::vector<PackedRef> packed;
+  std::vector<PackedRef> packed, packed_newer;
   std::vector<bool> in_place;
   for (const SampleRef* ref : fresh) {
     in_place.push_back(is_in_place(*ref));
@@ -151,7 +164,12 @@ std::int64_t MemoryLedger::commit_samples(const std::vector<SampleRef>& refs,
     add_within(bytes, in_place.back() ? 0 : static_cast<std::int64_t>(ref->estimated_bytes), "bytes");
     packed.push_back(books_->patterns.pack(*ref));
   }
+  for (const auto& [row, ref] : newer) packed_newer.push_back(books_->patterns.pack(*ref));
   make_whole([&] {
+    for (std::size_t i = 0; i < newer.size(); ++i) {
+      replace_sample(std::move(packed_newer[i]), is_in_place(*newer[i].second), newer[i].first);
+    }
+    if (fresh.empty()) return;
     if (books_->committed == 0) note_run_id(fresh.front()->run_id);
     insert_samples(std::move(packed), in_place);
     add_token_counts(sums);

@@ -2,7 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <unordered_set>
+#include <unordered_map>
 #include <utility>
 
 #include "draftflow/base/error.h"
@@ -52,7 +52,7 @@ void SqlLedger::pack(NewSample& sample, sql::RefTemplates::Making& making) {
 }
 
 // As rows `row`, row + 1 ... of the samples, and last in every open queue.
-void SqlLedger::insert_samples(std::vector<NewSample> samples, std::int64_t row) {
+void SqlLedger::insert_samples(std::vector<NewSample> samples, std::int64_t row, sql::RefTemplates::Making& making) {
   static const sql::RowList kSamples(
       "INSERT INTO sample(row, sample_id, generation, incarnation, bytes, tokens, in_place, claims) VALUES ", 8);
   static const sql::RowList kRefs("INSERT INTO sample_ref(row, template, packed) VALUES ", 3);
@@ -79,7 +79,6 @@ void SqlLedger::insert_samples(std::vector<NewSample> samples, std::int64_t row)
     }
     db_->run(sql, values);
   });
-  sql::RefTemplates::Making making(templates_);
   for (NewSample& sample : samples) pack(sample, making);
   kRefs.for_parts(samples.size(), [&](const std::string& sql, std::size_t from, std::size_t to) {
     values.clear();
@@ -103,7 +102,7 @@ void SqlLedger::insert_samples(std::vector<NewSample> samples, std::int64_t row)
   db_->run("UPDATE consumer SET available = available + ?1 WHERE open = 1", samples.size());
 }
 
-void SqlLedger::replace_sample(NewSample sample, std::int64_t row) {
+void SqlLedger::replace_sample(NewSample sample, std::int64_t row, sql::RefTemplates::Making& making) {
   const SampleRef& ref = *sample.ref;
   std::uint64_t generation = 0;
   std::int64_t bytes = 0, tokens = 0, in_place = 0, state = 0, claims = 0;
@@ -129,7 +128,6 @@ void SqlLedger::replace_sample(NewSample sample, std::int64_t row) {
   const bool now_in_place = is_in_place(ref);
   db_->run("UPDATE sample SET generation = ?2, incarnation = ?3, bytes = ?4, tokens = ?5, in_place = ?6 WHERE row = ?1", row,
            ref.generation, ref.incarnation, ref.estimated_bytes, ref.num_tokens, now_in_place ? 1 : 0);
-  sql::RefTemplates::Making making(templates_);
   pack(sample, making);
   db_->run("UPDATE sample_ref SET template = ?2, packed = ?3 WHERE row = ?1", row, sample.packed->number, sample.packed->text);
   const auto now_bytes = now_in_place ? 0 : static_cast<std::int64_t>(ref.estimated_bytes);
@@ -142,6 +140,7 @@ void SqlLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
   check_completes(ref, lease.task);
   NewSample sample = new_sample(ref);
   sql::Transaction transaction(*db_);
+  sql::RefTemplates::Making making(templates_);
   std::optional<std::int64_t> row;
   {
     sql::Query found = db_->query("SELECT row, generation, incarnation FROM sample WHERE sample_id = ?1", ref.sample_id.str());
@@ -154,11 +153,11 @@ void SqlLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
   const bool said_before = prompt.state == kDone && !lease.token.empty() && prompt.ended_token == lease.token;
   if (!said_before) complete_prompt(lease, prompt);
   if (row) {
-    replace_sample(std::move(sample), *row);
+    replace_sample(std::move(sample), *row, making);
   } else {
     const std::int64_t next = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
     if (next == 0) note_run_id(ref.run_id);
-    insert_samples({std::move(sample)}, next);
+    insert_samples({std::move(sample)}, next, making);
   }
   transaction.commit();
 }
@@ -166,31 +165,53 @@ void SqlLedger::commit_sample(const SampleRef& ref, const PromptLease& lease) {
 std::int64_t SqlLedger::commit_samples(const std::vector<SampleRef>& refs, const std::vector<std::vector<TokenCount>>& counts) {
   check_counts(refs.size(), "refs", counts.size());
   std::vector<NewSample> samples;
-  std::vector<std::string_view> ids;
+  std::vector<std::string> ids;
   for (const SampleRef& ref : refs) {
     check_ref(ref);
     samples.push_back(new_sample(ref));  // before the write turn, for which others wait
     ids.push_back(ref.sample_id.str());
   }
   sql::Transaction transaction(*db_);
-  std::unordered_set<std::string> known;
-  static const sql::InList kKnown("SELECT sample_id FROM sample WHERE sample_id IN ", 1);
+  sql::RefTemplates::Making making(templates_);
+  struct Known {
+    std::int64_t row = 0;
+    std::uint64_t generation = 0;
+    std::string incarnation;
+    bool of_this_call = false;
+  };
+  std::unordered_map<std::string, Known> known;
+  static const sql::InList kKnown("SELECT sample_id, row, generation, incarnation FROM sample WHERE sample_id IN ", 1);
   kKnown.for_parts(ids, [&](const std::string& sql, const std::vector<sql::Value>& part) {
     sql::Query found = db_->query(sql, part);
-    while (found.step()) known.insert(found.text(0));
+    while (found.step()) {
+      known[found.text(0)] = {found.integer(1), static_cast<std::uint64_t>(found.integer(2)), found.text(3), false};
+    }
   });
   const std::int64_t row = db_->find("SELECT committed FROM run WHERE id = 1").value_or(0);
   std::vector<NewSample> fresh;
   TokenSums sums;
+  bool replaced = false;
   for (std::size_t i = 0; i < refs.size(); ++i) {
-    if (!known.insert(refs[i].sample_id.str()).second) continue;
-    if (!counts.empty()) sums.add(counts[i], row + static_cast<std::int64_t>(fresh.size()));
-    fresh.push_back(std::move(samples[i]));
+    const std::int64_t next = row + static_cast<std::int64_t>(fresh.size());
+    const auto [one, is_new] = known.try_emplace(ids[i], Known{next, refs[i].generation, refs[i].incarnation, true});
+    if (is_new) {
+      if (!counts.empty()) sums.add(counts[i], next);
+      fresh.push_back(std::move(samples[i]));
+      continue;
+    }
+    if (one->second.generation == refs[i].generation && one->second.incarnation == refs[i].incarnation) {
+      one->second.of_this_call = true;
+      continue;
+    }
+    if (one->second.of_this_call) throw refusals::comes_twice(refs[i], one->second.generation);
+    replace_sample(std::move(samples[i]), one->second.row, making);
+    one->second = {one->second.row, refs[i].generation, refs[i].incarnation, true};
+    replaced = true;
   }
-  if (fresh.empty()) return 0;
-  if (row == 0) note_run_id(fresh.front().ref->run_id);
+  if (fresh.empty() && !replaced) return 0;
   const auto added = static_cast<std::int64_t>(fresh.size());
-  insert_samples(std::move(fresh), row);
+  if (row == 0) note_run_id(fresh.front().ref->run_id);
+  if (added > 0) insert_samples(std::move(fresh), row, making);
   add_token_counts(sums);
   transaction.commit();
   return added;

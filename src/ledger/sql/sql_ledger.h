@@ -102,8 +102,8 @@ class SqlLedger final : public Ledger {
   void refuse_other_payload(const PromptTask& task);
   NewSample new_sample(const SampleRef& ref);
   void pack(NewSample& sample, sql::RefTemplates::Making& making);
-  void insert_samples(std::vector<NewSample> samples, std::int64_t row);
-  void replace_sample(NewSample sample, std::int64_t row);
+  void insert_samples(std::vector<NewSample> samples, std::int64_t row, sql::RefTemplates::Making& making);
+  void replace_sample(NewSample sample, std::int64_t row, sql::RefTemplates::Making& making);
   SampleRef read_ref(std::int64_t row);
   SampleRef ref_of(const sql::Query& row, int column);  // from kRefColumns, which begin at `column`
   std::string ref_json_of(const sql::Query& row, int column);
