@@ -243,12 +243,16 @@ Tensor from_buffer(py::handle object, std::string_view name) {
   return make_tensor(*dtype, std::move(shape), strides, data, std::move(info));
 }
 
-Tensor from_dlpack(py::handle object, std::string_view name) {
-  py::object capsule;
+int device_of(py::handle object) {
+  return object.attr("__dlpack_device__")().cast<std::pair<int, int>>().first;
+}
+
+Tensor from_dlpack(py::handle given, std::string_view name) {
+  py::object capsule, object = py::reinterpret_borrow<py::object>(given);
   try {
-    if (py::hasattr(object, "__dlpack_device__")) {
-      const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
-      if (!in_host_memory(device.first)) refuse_device(device.first, name);
+    if (py::hasattr(object, "__dlpack_device__") && !in_host_memory(device_of(object))) {
+      if (py::hasattr(object, "cpu")) object = object.attr("cpu")();  // torch's: waits for what is still computed
+      if (const int device = device_of(object); !in_host_memory(device)) refuse_device(device, name);
     }
     capsule = object.attr("__dlpack__")();
   } catch (py::error_already_set& error) {

@@ -255,22 +255,11 @@ QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
 }
 
 std::vector<RefLease> SqlLedger::load_leases(const std::vector<Picked>& picked, const std::string& token) {
-  static const sql::InList kRefs(
-      fmt::format("SELECT r.row, {} FROM sample_ref r JOIN sample s ON s.row = r.row WHERE r.row IN ", kRefColumns), 1);
-  std::vector<std::optional<SampleRef>> refs(picked.size());
-  kRefs.for_parts(rows_of(picked), [&](const std::string& sql, const std::vector<sql::Value>& part) {
-    sql::Query found = db_->query(sql, part);
-    while (found.step()) {
-      const auto at = std::lower_bound(picked.begin(), picked.end(), found.integer(0),
-                                       [](const Picked& one, std::int64_t row) { return one.row < row; });
-      refs[static_cast<std::size_t>(at - picked.begin())] = ref_of(found, 1);
-    }
-  });
+  std::vector<SampleRef> refs = read_refs(rows_of(picked));
   std::vector<RefLease> leases;
   leases.reserve(picked.size());
   for (std::size_t i = 0; i < picked.size(); ++i) {
-    if (!refs[i]) throw Corrupt(fmt::format("ledger {} has lost the ref of sample {}", db_->name(), picked[i].row));
-    leases.push_back({.ref = std::move(*refs[i]), .token = token, .attempt = static_cast<int>(picked[i].attempts)});
+    leases.push_back({.ref = std::move(refs[i]), .token = token, .attempt = static_cast<int>(picked[i].attempts)});
   }
   return leases;
 }

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <unordered_map>
 #include <utility>
 
@@ -229,6 +230,24 @@ SampleRef SqlLedger::read_ref(std::int64_t row) {
   return ref_of(query, 0);
 }
 
+std::vector<SampleRef> SqlLedger::read_refs(const std::vector<std::int64_t>& rows) {
+  static const sql::InList kRefs(
+      fmt::format("SELECT r.row, {} FROM sample_ref r JOIN sample s ON s.row = r.row WHERE r.row IN ", kRefColumns), 1);
+  std::unordered_map<std::int64_t, SampleRef> found;
+  kRefs.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) {
+    sql::Query ref = db_->query(sql, part);
+    while (ref.step()) found.emplace(ref.integer(0), ref_of(ref, 1));
+  });
+  std::vector<SampleRef> refs;
+  refs.reserve(rows.size());
+  for (const std::int64_t row : rows) {
+    const auto ref = found.find(row);
+    if (ref == found.end()) throw Corrupt(fmt::format("ledger {} has lost the ref of sample {}", db_->name(), row));
+    refs.push_back(std::move(ref->second));
+  }
+  return refs;
+}
+
 std::optional<SampleRef> SqlLedger::get_committed(const SampleId& id) {
   const std::optional<std::int64_t> row = db_->find("SELECT row FROM sample WHERE sample_id = ?1", id.str());
   if (!row) return std::nullopt;
@@ -265,6 +284,21 @@ RefPage SqlLedger::resident_refs(std::int64_t from, int limit) {
   return page;
 }
 
+void SqlLedger::hand_out(const std::vector<std::int64_t>& rows) {
+  static const sql::InList kGo("UPDATE sample SET state = 2 WHERE row IN ", 1);
+  kGo.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) { db_->run(sql, part); });
+  static const sql::InList kWindows("SELECT consumer, number FROM window_ref WHERE row IN ", 1);
+  std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> going;  // refs, by group and window
+  kWindows.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) {
+    sql::Query place = db_->query(sql, part);
+    while (place.step()) ++going[{place.integer(0), place.integer(1)}];
+  });
+  for (const auto& [window, refs] : going) {
+    db_->run("UPDATE training_window SET going = going + ?3 WHERE consumer = ?1 AND number = ?2", window.first, window.second,
+             refs);
+  }
+}
+
 std::vector<SampleRef> SqlLedger::freeable(int limit) {
   if (limit < 1) return {};
   std::vector<std::int64_t> rows, fresh;
@@ -280,40 +314,40 @@ std::vector<SampleRef> SqlLedger::freeable(int limit) {
       sql::Query may_go = db_->query("SELECT row FROM sample WHERE state = 1 AND in_place = 0 ORDER BY row LIMIT ?1", room);
       while (may_go.step()) fresh.push_back(may_go.integer(0));
     }
-    for (const std::int64_t row : fresh) {
-      db_->run("UPDATE sample SET state = 2 WHERE row = ?1", row);
-      db_->run(
-          "UPDATE training_window SET going = going + 1 WHERE (consumer, number) IN"
-          " (SELECT consumer, number FROM window_ref WHERE row = ?1)",
-          row);
-    }
+    hand_out(fresh);
     transaction.commit(sql::Wakes::kNobody);
     rows.insert(rows.end(), fresh.begin(), fresh.end());
   }
-  std::vector<SampleRef> refs;
-  for (const std::int64_t row : rows) refs.push_back(read_ref(row));
-  return refs;
-}
-
-void SqlLedger::free_sample(const SampleId& id) {
-  std::int64_t row = 0, state = 0, bytes = 0;
-  {
-    sql::Query found = db_->query("SELECT row, state, bytes FROM sample WHERE sample_id = ?1", id.str());
-    if (!found.step()) throw refusals::unknown_sample(id, db_->name());
-    row = found.integer(0);
-    state = found.integer(1);
-    bytes = found.integer(2);
-  }
-  if (state == kFreed) return;
-  if (state != kGoing) throw refusals::not_handed_out(id);
-  db_->run("UPDATE sample SET state = 3 WHERE row = ?1", row);
-  db_->run("UPDATE run SET freed = freed + 1, resident_bytes = resident_bytes - ?1 WHERE id = 1", bytes);
+  return read_refs(rows);
 }
 
 void SqlLedger::freed(const std::vector<SampleId>& ids) {
   if (ids.empty()) return;
+  std::vector<std::string> texts;
+  for (const SampleId& id : ids) texts.push_back(id.str());
   sql::Transaction transaction(*db_);
-  for (const SampleId& id : ids) free_sample(id);
+  std::map<std::string, std::int64_t> states;
+  std::vector<std::int64_t> rows;
+  std::int64_t bytes = 0;
+  static const sql::InList kFind("SELECT sample_id, row, state, bytes FROM sample WHERE sample_id IN ", 1);
+  kFind.for_parts(texts, [&](const std::string& sql, const std::vector<sql::Value>& part) {
+    sql::Query found = db_->query(sql, part);
+    while (found.step()) {
+      const bool first = states.emplace(found.text(0), found.integer(2)).second;
+      if (!first || found.integer(2) != kGoing) continue;
+      rows.push_back(found.integer(1));
+      bytes += found.integer(3);
+    }
+  });
+  for (const SampleId& id : ids) {
+    const auto state = states.find(id.str());
+    if (state == states.end()) throw refusals::unknown_sample(id, db_->name());
+    if (state->second != kGoing && state->second != kFreed) throw refusals::not_handed_out(id);
+  }
+  if (rows.empty()) return;
+  static const sql::InList kFree("UPDATE sample SET state = 3 WHERE row IN ", 1);
+  kFree.for_parts(rows, [&](const std::string& sql, const std::vector<sql::Value>& part) { db_->run(sql, part); });
+  db_->run("UPDATE run SET freed = freed + ?1, resident_bytes = resident_bytes - ?2 WHERE id = 1", rows.size(), bytes);
   transaction.commit();
 }
 

@@ -105,9 +105,10 @@ class SqlLedger final : public Ledger {
   void insert_samples(std::vector<NewSample> samples, std::int64_t row, sql::RefTemplates::Making& making);
   void replace_sample(NewSample sample, std::int64_t row, sql::RefTemplates::Making& making);
   SampleRef read_ref(std::int64_t row);
-  SampleRef ref_of(const sql::Query& row, int column);  // from kRefColumns, which begin at `column`
+  std::vector<SampleRef> read_refs(const std::vector<std::int64_t>& rows);  // in that order; Corrupt if one is lost
+  SampleRef ref_of(const sql::Query& row, int column);                      // from kRefColumns, which begin at `column`
   std::string ref_json_of(const sql::Query& row, int column);
-  void free_sample(const SampleId& id);
+  void hand_out(const std::vector<std::int64_t>& rows);
 
   // groups.cc
   Group find_group(const GroupId& group);

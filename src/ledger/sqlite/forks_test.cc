@@ -111,7 +111,8 @@ TEST(SqliteForks, AGrandchildLocksAnewToo) {
 
 TEST(SqliteForks, AThreadInsideOfSqliteDoesNotHangAChild) {
 #ifdef __SANITIZE_ADDRESS__
-  GTEST_SKIP() << "the address sanitizer's own allocator stays locked in a child that is forked beside another thread: plain builds";
+  GTEST_SKIP()
+      << "the address sanitizer's own allocator stays locked in a child that is forked beside another thread: plain builds";
 #endif
   const testing_support::TempFolder folder;
   const auto path = folder.path() / "ledger.sqlite3";
