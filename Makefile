@@ -45,7 +45,7 @@ bench: build ## store, ledger and the Python package beside their limits; fills 
 	@$(BUILD)/bin/draftflow bench python --dir $(BUILD) $(if $(QUICK),--quick)
 
 CHAOS_SECONDS ?= 600
-chaos: build ## ten minutes of killed, stopped and restarted processes on each kind of ledger (CHAOS_SECONDS)
+chaos: build ## a quarter of an hour of killed, stopped and restarted processes on each kind of ledger (CHAOS_SECONDS)
 	@DRAFTFLOW_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BUILD)/bin/chaos_test --gtest_filter='Chaos.*'
 
 example-model: build ## make the example model, tokenizer and prompts again (examples/README.md)

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "chaos/history.h"
+#include "chaos/queue_checker.h"
 #include "chaos/roles.h"
 #include "chaos/tables.h"
 #include "draftflow/base/error.h"
@@ -28,7 +29,13 @@ class Checker {
 
   std::vector<std::string> run() {
     check_prompts();
-    for (const GroupPlan& group : plan_.groups) check_group(group);
+    for (const GroupPlan& group : plan_.groups) {
+      if (group.queue) {
+        for (const std::string& one : check_queue(plan_, group, tables_)) wrong("{}", one);
+      } else {
+        check_group(group);
+      }
+    }
     check_store();
     check_counters();
     return wrong_;
@@ -64,7 +71,7 @@ class Checker {
     }
   }
 
-  // --- each sample is in the final checkpoint exactly once, or dropped, or failed
+  // --- each sample is in the final checkpoint exactly once in each pass, or dropped, or failed
   std::optional<History> final_history(const GroupPlan& group) {
     std::vector<CheckpointFile> files = list_checkpoints(plan_.checkpoints(group));
     for (CheckpointFile& file : list_checkpoints(aside(plan_.checkpoints(group)))) files.push_back(std::move(file));
@@ -90,9 +97,10 @@ class Checker {
         const std::string& id = window.ids[i];
         ++seen[id];
         if (!window.failed[i]) trained.push_back(id);
-        check_failure(group, id, window.failed[i]);
+        check_failure(group, id, window.number, window.failed[i]);
       }
     }
+    check_passes(group, history, seen);
     for (const auto& [id, reason] : dropped) {
       ++seen[id];
       if (reason != "rewound" && (reason != "tail shorter than a window" || group.tail == TailPolicy::kCarry)) {
@@ -140,8 +148,37 @@ class Checker {
     }
   }
 
-  void check_failure(const GroupPlan& group, const std::string& id, bool failed) {
+  // Each pass goes over the windows of the first one, in their order; from here on a sample is counted once for all of them.
+  void check_passes(const GroupPlan& group, const History& history, std::map<std::string, int>& seen) {
+    if (group.passes == 1) return;
+    const auto passes = static_cast<std::size_t>(group.passes);
+    const std::size_t each = windows_of_a_pass(group, history);
+    if (each * passes != history.windows.size()) {
+      wrong("group {}: {} windows are not {} passes", group.name, history.windows.size(), passes);
+    }
+    for (std::size_t i = each; each > 0 && i < history.windows.size(); ++i) {
+      if (history.windows[i].ids == history.windows[i % each].ids) continue;
+      wrong("group {}: window {} has other samples than window {} of the first pass", group.name, i, i % each);
+    }
+    for (auto& [id, times] : seen) {
+      if (times != group.passes) wrong("group {}: sample {} was in {} windows of {} passes", group.name, id, times, passes);
+      times = 1;
+    }
+  }
+
+  static std::size_t windows_of_a_pass(const GroupPlan& group, const History& history) {
+    return history.windows.size() / static_cast<std::size_t>(group.passes);
+  }
+
+  // What failed in one pass is tried again in the next.
+  void check_failure(const GroupPlan& group, const std::string& id, std::int64_t window, bool failed) {
     const Kind kind = kind_of(plan_, id);
+    if (kind == Kind::kFitful) {
+      if (failed == falters_in(plan_, id, window)) return;
+      wrong("group {}: sample {} {} in window {}, and should not have", group.name, id, failed ? "failed" : "was trained on",
+            window);
+      return;
+    }
     const bool may_fail = kind == Kind::kNotFinite || kind == Kind::kDeleted || kind == Kind::kDamaged;
     if (failed && !may_fail) wrong("group {}: sample {} failed, and nothing was wrong with it", group.name, id);
     if (!failed && kind == Kind::kNotFinite) wrong("group {}: sample {} was trained on, and holds a NaN", group.name, id);
@@ -212,8 +249,9 @@ class Checker {
     const auto steps = tables_.checkpoint_steps(group.name);
     const auto resumable = static_cast<std::size_t>(group.resumable);
     const std::int64_t held = steps.size() < resumable ? -1 : steps[resumable - 1];
+    const std::size_t last_pass = windows_of_a_pass(group, history) * static_cast<std::size_t>(group.passes - 1);
     for (const TrainedWindow& window : history.windows) {
-      if (window.step > held) continue;
+      if (window.step > held || static_cast<std::size_t>(window.number) < last_pass) continue;
       for (const std::string& id : window.ids) needed.erase(id);
     }
     needed_.insert(needed.begin(), needed.end());

@@ -4,6 +4,7 @@
 // before it, trained() after it; at a checkpoint the file is down before checkpointed(), which comes before the bytes go.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <deque>
 #include <nlohmann/json.hpp>
@@ -28,6 +29,16 @@ struct Loaded {
   std::vector<std::string> ids;
   std::vector<FailedSample> failed;
 };
+
+// How many samples a refused resume would have lost. Of several passes the number comes after the words.
+std::optional<std::string_view> told_loss(std::string_view why) {
+  constexpr std::string_view kLost = " samples trained after it are freed", kOfPasses = ", ";
+  const std::size_t lost = why.find(kLost);
+  if (lost == std::string_view::npos) return std::nullopt;
+  const bool of_passes = why.substr(lost + kLost.size()).starts_with(kOfPasses);
+  const std::size_t start = of_passes ? lost + kLost.size() + kOfPasses.size() : why.rfind(' ', lost - 1) + 1;
+  return why.substr(start, why.find(' ', start) - start);
+}
 
 class Rank {
  public:
@@ -75,8 +86,7 @@ class Rank {
     }
     if (stage_.plan.bug == Bug::kForgetfulResume && request.resume) claim_the_newest_step(*request.resume);
     try {
-      ledger_.declare_group(
-          {.group = group_, .window = plan_.window, .resumable_checkpoints = plan_.resumable, .tail = plan_.tail});
+      ledger_.declare_group(config_of(stage_.plan, plan_));
       const TimelineInfo info = ledger_.open_timeline(request);
       start_at(info);
       return kFinished;
@@ -86,10 +96,9 @@ class Rank {
       if (why.find("is not on the line") != std::string_view::npos) return kRefusedOffLine;
       if (why.find("the launch ended when") != std::string_view::npos) return kTakenOver;
       if (why.find("was closed") != std::string_view::npos) return kTakenOver;
-      const std::size_t count = why.find(" samples trained after it are freed");
-      if (error.kind() != ErrorKind::kInvalidArgument || count == std::string_view::npos) throw;
-      const std::size_t start = why.rfind(' ', count - 1) + 1;
-      log_launch(stage_.plan, options_.launch, fmt::format("refused {}", why.substr(start, count - start)));
+      const auto lost = told_loss(why);
+      if (error.kind() != ErrorKind::kInvalidArgument || !lost) throw;
+      log_launch(stage_.plan, options_.launch, fmt::format("refused {}", *lost));
       return kRefusedLoss;
     }
   }
@@ -166,8 +175,9 @@ class Rank {
       stage_.board.add(Count::kReads);
       std::optional<std::string> failure;
       try {
-        failure = check_tensors(stage_, id, read(ref));
+        failure = check_tensors(stage_, id, read_bytes(stage_, *store_, ref));
         if (!failure && kind_of(stage_.plan, id) == Kind::kNotFinite) stage_.violation(id + " should hold a NaN");
+        if (falters_in(stage_.plan, id, window.number)) failure = "it is fitful";
       } catch (const Error& error) {
         if (error.kind() != ErrorKind::kNotFound && error.kind() != ErrorKind::kCorrupt) throw;
         failure = error.what();
@@ -181,22 +191,6 @@ class Rank {
       for (const SampleRef& ref : window.refs) store_->remove(ref);
     }
     return loaded;
-  }
-
-  TensorMap read(const SampleRef& ref) {
-    TensorMap tensors;
-    const bool leased = stage_.random.below(2) == 0;
-    with_patience(stage_, [&] {
-      if (!leased) {
-        tensors = store_->read(ref);
-        return;
-      }
-      Fetched fetched = store_->get(ref);
-      stage_.point(Point::kNone);
-      store_->release(fetched.handle);
-      tensors = std::move(fetched.tensors);
-    });
-    return tensors;
   }
 
   // A sample that is needed has its bytes, unless this test took them.
@@ -266,10 +260,22 @@ class Rank {
     }
     ledger_.checkpointed(group_, history_.mark.timeline, step_);
     stage_.board.add(Count::kCheckpoints);
+    if (stage_.plan.bug == Bug::kFreeAfterPass) forget_the_next_pass();
     free();
     stage_.point(Point::kBeforePrune, options_.group);
     while (kept_.size() > static_cast<std::size_t>(plan_.resumable)) kept_.erase(kept_.begin());
     prune_checkpoints(folder_, history_.mark.timeline, kept_);
+  }
+
+  // As if what a checkpoint holds once were not needed any more: in the second pass, that is what is still to come in it.
+  void forget_the_next_pass() {
+    const auto repeats = [&](const TrainedWindow& window) { return window.ids == history_.windows[0].ids; };
+    if (std::ranges::count_if(history_.windows, repeats) < 2) return;
+    for (const TrainedWindow& window : history_.windows) {
+      for (const std::string& id : window.ids) {
+        if (const auto ref = ledger_.get_committed(SampleId(id))) store_->remove(*ref);
+      }
+    }
   }
 
   void free() { free_bytes(stage_, ledger_, *store_, options_.group); }

@@ -157,7 +157,7 @@ void GroupRunner::judge(Launch& launch) {
     stage_.board.add(Count::kRewound, *lost);
     if (!launch.on_line)
       violation(fmt::format("{} was resumed, although its training had been taken back", name_of(launch.from)));
-    const bool accepts = launch.intent == Intent::kOlderAcceptLoss;
+    const bool accepts = accepts_loss(launch);
     if (!accepts && (launch.lost_before > 0 || *lost > 0)) {
       violation(fmt::format("{} was resumed, although {} samples trained after it were freed", name_of(launch.from),
                             launch.lost_before));
@@ -171,11 +171,16 @@ void GroupRunner::judge(Launch& launch) {
   if (off_line) judge_off_line(launch);
 }
 
+// Who trains in several passes may ask for it, and is refused all the same.
+bool GroupRunner::accepts_loss(const Launch& launch) const {
+  return launch.intent == Intent::kOlderAcceptLoss && plan_.passes == 1;
+}
+
 // It was refused because so many samples would be lost.
 void GroupRunner::judge_loss(const Launch& launch, std::int64_t refused) {
   const std::string what =
       fmt::format("{} ({}) was refused because of {} lost samples", name_of(launch.from), intent_name(launch.intent), refused);
-  if (launch.intent == Intent::kOlderAcceptLoss) violation(what + ", which were accepted");
+  if (accepts_loss(launch)) violation(what + ", which were accepted");
   Tables tables(stage_.plan.ledger);
   if (launch.guaranteed) {
     // Unless the launch before it has made another checkpoint meanwhile.

@@ -69,6 +69,7 @@ class GroupRunner {
   void choose(Tables& tables, Launch& launch);
   bool has_ended(Launch& launch) const;
   void judge(Launch& launch);
+  bool accepts_loss(const Launch& launch) const;
   void judge_loss(const Launch& launch, std::int64_t refused);
   void judge_off_line(const Launch& launch);
   std::optional<std::int64_t> told(const Launch& launch, const std::string& what) const;

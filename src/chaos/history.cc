@@ -7,6 +7,7 @@
 #include <charconv>
 #include <sstream>
 
+#include "chaos/stage.h"
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
 
@@ -17,6 +18,22 @@ constexpr std::size_t kKeptAside = 12;
 constexpr const char* kEnding = ".history";
 
 }  // namespace
+
+void log_taken(const std::filesystem::path& file, const Taken& taken) {
+  append_line(file, fmt::format("{} {} {}", taken.what, taken.id, taken.token));
+}
+
+std::vector<Taken> load_taken(const std::filesystem::path& file) {
+  std::vector<Taken> all;
+  for (const std::string& line : read_lines(file)) {
+    std::istringstream words(line);
+    Taken one;
+    words >> one.what >> one.id >> one.token;
+    if (!words) throw Corrupt(fmt::format("{} has the line '{}': it is torn", file.string(), line));
+    all.push_back(std::move(one));
+  }
+  return all;
+}
 
 std::filesystem::path save_history(const std::filesystem::path& folder, const History& history) {
   std::string text = fmt::format("{} {} {} {} {}\n", history.mark.ledger_id, history.mark.group.str(), history.mark.timeline,

@@ -35,6 +35,13 @@ struct CheckpointFile {
   }
 };
 
+// What a queue's consumers did, one step a line: "trained" is what their weights are, so it comes before the ack.
+struct Taken {
+  std::string what, id, token;  // "trained", "acked", "lost", "fails", "fails-for-good"
+};
+void log_taken(const std::filesystem::path& file, const Taken& taken);
+std::vector<Taken> load_taken(const std::filesystem::path& file);
+
 // Down and synced when it returns, and whole at every moment.
 std::filesystem::path save_history(const std::filesystem::path& folder, const History& history);
 History load_history(const std::filesystem::path& file);                            // NotFound; Corrupt if it is torn

@@ -66,8 +66,7 @@ int run_joiner(Stage& stage, std::size_t index) {
   ChaosLedger ledger(stage);
   std::vector<SampleRow> before, after;
   with_patience(stage, [&] { before = Tables(stage.plan.ledger).samples(); });
-  ledger.declare_group(
-      {.group = GroupId(group.name), .window = group.window, .resumable_checkpoints = group.resumable, .tail = group.tail});
+  ledger.declare_group(config_of(stage.plan, group));
   with_patience(stage, [&] { after = Tables(stage.plan.ledger).samples(); });
   std::string text;
   for (const std::string& id : ids_of(before, true)) text += fmt::format("stranger {}\n", id);
@@ -118,6 +117,22 @@ void free_bytes(Stage& stage, Ledger& ledger, FeatureStore& store, std::optional
     ledger.freed(ids);
     stage.board.add(Count::kFreed, static_cast<std::int64_t>(ids.size()));
   }
+}
+
+TensorMap read_bytes(Stage& stage, FeatureStore& store, const SampleRef& ref) {
+  TensorMap tensors;
+  const bool leased = stage.random.below(2) == 0;
+  with_patience(stage, [&] {
+    if (!leased) {
+      tensors = store.read(ref);
+      return;
+    }
+    Fetched fetched = store.get(ref);
+    stage.point(Point::kNone);
+    store.release(fetched.handle);
+    tensors = std::move(fetched.tensors);
+  });
+  return tensors;
 }
 
 std::filesystem::path joined_file(const Plan& plan, const GroupPlan& group) {

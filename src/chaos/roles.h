@@ -30,6 +30,7 @@ struct RankOptions {
 
 int run_producer(Stage& stage);  // until the prompts are finished
 int run_rank(Stage& stage, const RankOptions& options);
+int run_taker(Stage& stage, std::size_t group);   // a queue's consumer, until the stream has ended
 int run_ingester(Stage& stage);                   // prompts, as fast as they are taken, until it is told to close them
 int run_joiner(Stage& stage, std::size_t group);  // declares a late group, and notes whose bytes were still there
 int run_closer(Stage& stage, std::size_t group);
@@ -41,6 +42,9 @@ void log_launch(const Plan& plan, const std::string& launch, const std::string& 
 
 // What freeable() hands out, removed from the store and said to be freed. Dies or stops in between when it is told to.
 void free_bytes(Stage& stage, Ledger& ledger, FeatureStore& store, std::optional<std::size_t> group);
+
+// By a lease or without one. NotFound or Corrupt if the bytes are not there or not whole.
+TensorMap read_bytes(Stage& stage, FeatureStore& store, const SampleRef& ref);
 
 // Late groups: the samples that were surely claimed by joining, and those that surely were not.
 struct Joined {

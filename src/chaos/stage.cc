@@ -49,6 +49,11 @@ const char* bug_name(Bug bug) {
     case Bug::kForgottenFailure: return "ForgottenFailure";
     case Bug::kBlindPut: return "BlindPut";
     case Bug::kStaleNumber: return "StaleNumber";
+    case Bug::kAckBeforeReading: return "AckBeforeReading";
+    case Bug::kLostAckIsDone: return "LostAckIsDone";
+    case Bug::kFreeAtLease: return "FreeAtLease";
+    case Bug::kFreeAfterPass: return "FreeAfterPass";
+    case Bug::kOnePass: return "OnePass";
     default: return "None";
   }
 }
@@ -57,13 +62,21 @@ const char* count_name(Count count) {
   static constexpr const char* kNames[] = {"commits",      "late commits",  "reads",         "unreadable",  "exhausted",
                                            "unavailable",  "stale calls",   "steps",         "checkpoints", "freed",
                                            "deaths",       "stalls",        "squeezed puts", "orphans",     "too old",
-                                           "off the line", "older resumed", "rewound"};
+                                           "off the line", "older resumed", "rewound",       "acks",        "lost refs"};
   static_assert(std::size(kNames) == static_cast<std::size_t>(Count::kEnd));
   return kNames[static_cast<std::size_t>(count)];
 }
 
 std::int64_t steady_ms() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+GroupConfig config_of(const Plan& plan, const GroupPlan& group) {
+  const GroupId name(group.name);
+  if (group.queue) return {.group = name, .kind = GroupKind::kQueue, .max_attempts = kQueueAttempts};
+  GroupConfig config{.group = name, .window = group.window, .resumable_checkpoints = group.resumable, .tail = group.tail};
+  config.passes = plan.bug == Bug::kOnePass ? 1 : group.passes;
+  return config;
 }
 
 void save_plan(const Plan& plan) {
@@ -75,7 +88,9 @@ void save_plan(const Plan& plan) {
                       {"max_width", group.max_width},
                       {"carry", group.tail == TailPolicy::kCarry},
                       {"late", group.late},
-                      {"closed", group.closed}});
+                      {"closed", group.closed},
+                      {"queue", group.queue},
+                      {"passes", group.passes}});
   }
   const Json json = {{"ledger", plan.ledger},
                      {"lossy", plan.lossy},
@@ -101,7 +116,9 @@ Plan load_plan(const std::filesystem::path& folder) {
                            .max_width = group.at("max_width"),
                            .tail = group.at("carry") ? TailPolicy::kCarry : TailPolicy::kDrop,
                            .late = group.at("late"),
-                           .closed = group.at("closed")});
+                           .closed = group.at("closed"),
+                           .queue = group.at("queue"),
+                           .passes = group.at("passes")});
   }
   return plan;
 }
@@ -180,7 +197,12 @@ Kind kind_of(const Plan& plan, const std::string& id) {
   if (draw < 20) return Kind::kNotFinite;
   if (draw < 24) return Kind::kDeleted;
   if (draw < 28) return Kind::kDamaged;
+  if (draw < 36) return Kind::kFitful;
   return Kind::kSound;
+}
+
+bool falters_in(const Plan& plan, const std::string& id, std::int64_t window) {
+  return kind_of(plan, id) == Kind::kFitful && hash_of(plan.seed + static_cast<std::uint64_t>(window), id) % 2 == 0;
 }
 
 TensorMap tensors_of(const Plan& plan, const std::string& id) {

@@ -6,6 +6,7 @@
 //   plan.json        what is run, the same for every process          board     counters, mapped by all processes
 //   violations.log   broken promises, one a line                      puts.log  what producers did, one step a line
 //   logs/            stderr of each process                           rdv/      the sockets of launches
+//   {queue}.taken    what a queue's consumers did, one step a line
 //   disk/            store, ledger and checkpoints: on a small file system where one can be mounted
 //
 // Plain values and functions; the board's counters may be used by any process at any time.
@@ -40,6 +41,11 @@ enum class Bug {
   kForgottenFailure,    // a sample that cannot be read is skipped without a report
   kBlindPut,            // a producer puts without asking whether the prompt is still its own
   kStaleNumber,         // a producer that took a prompt over does not say so to the store
+  kAckBeforeReading,    // a queue's consumer acks what it has not read yet
+  kLostAckIsDone,       // a queue's consumer takes an ack for good that was refused because its lease was lost
+  kFreeAtLease,         // a queue's consumer removes the bytes when it has read them, before its ack
+  kFreeAfterPass,       // a group of several passes removes what its checkpoint holds, although a later pass needs it
+  kOnePass,             // a group of several passes is declared as one of a single pass
   kEnd
 };
 const char* bug_name(Bug bug);
@@ -50,7 +56,10 @@ struct GroupPlan {
   TailPolicy tail = TailPolicy::kDrop;
   bool late = false;    // joins when samples have been freed already
   bool closed = false;  // is closed in the midst of its work, when the chaos ends
+  bool queue = false;   // of the above it has the name only
+  int passes = 1;
 };
+constexpr int kQueueAttempts = 4;  // of a ref in a queue, until it has failed for good
 
 struct Plan {
   std::filesystem::path folder;
@@ -63,9 +72,11 @@ struct Plan {
   std::vector<GroupPlan> groups;
 
   std::filesystem::path disk() const { return folder / "disk"; }
+  std::filesystem::path taken(const GroupPlan& queue) const { return folder / (queue.name + ".taken"); }
   std::filesystem::path checkpoints(const GroupPlan& group) const { return disk() / group.name; }
 };
 std::int64_t steady_ms();
+GroupConfig config_of(const Plan& plan, const GroupPlan& group);
 void save_plan(const Plan& plan);
 Plan load_plan(const std::filesystem::path& folder);
 
@@ -87,7 +98,9 @@ enum class Count {
   kRefusedOld,  // resumes that would have lost samples
   kRefusedOffLine,
   kResumedOlder,
-  kRewound,  // samples lost by resumes that accepted it
+  kRewound,   // samples lost by resumes that accepted it
+  kAcks,      // refs of queues
+  kLostRefs,  // acks and failures of a queue's consumer that came too late
   kEnd
 };
 const char* count_name(Count count);
@@ -161,11 +174,14 @@ enum class Kind {
   kFlaky,      // the prompt fails twice, then it is sound
   kNotFinite,  // it holds a NaN
   kDeleted,    // its bytes are deleted behind the ledger's back
-  kDamaged     // a bit of it is flipped
+  kDamaged,    // a bit of it is flipped
+  kFitful      // its bytes are sound, but reading it fails in some windows, and in a queue at first
 };
+constexpr int kFitfulFailures = 2;  // in a queue, before it can be read
 std::string task_name(std::int64_t number);
 Kind kind_of(const Plan& plan, const std::string& id);
 TensorMap tensors_of(const Plan& plan, const std::string& id);
+bool falters_in(const Plan& plan, const std::string& id, std::int64_t window);
 // Nothing if they are the sample's and finite; else the reason. Other bytes than those put are a violation.
 std::optional<std::string> check_tensors(Stage& stage, const std::string& id, const TensorMap& tensors);
 

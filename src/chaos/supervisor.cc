@@ -25,7 +25,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
-constexpr std::size_t kProducers = 3;
+constexpr std::size_t kProducers = 3, kTakers = 2;
+constexpr double kStreamPart = 0.4;                  // of a run of several passes: the rest of it is for them
 constexpr double kEndSeconds = 120;                  // for what is left to do when the chaos has ended
 constexpr std::uint64_t kResidentBytes = 1'500'000;  // the store's cap: a few hundred samples
 constexpr std::size_t kEventsShown = 80;
@@ -41,6 +42,22 @@ struct Worker {
   std::unique_ptr<Child> child;
   bool done = false;
 };
+
+// Queues come last: the others are numbered as their runners are.
+std::vector<GroupPlan> groups_of(Scenario scenario) {
+  const GroupPlan queue{.name = "queue", .queue = true};
+  if (scenario == Scenario::kQueue) return {queue};
+  if (scenario == Scenario::kPasses) {
+    return {{.name = "twice", .window = 4, .resumable = 2, .passes = 2},
+            {.name = "thrice", .window = 6, .max_width = 3, .tail = TailPolicy::kCarry, .passes = 3}};
+  }
+  std::vector<GroupPlan> groups = {{.name = "wide", .window = 8, .resumable = 2},
+                                   {.name = "carry", .window = 4, .tail = TailPolicy::kCarry},
+                                   {.name = "late", .window = 6, .max_width = 3, .late = true},
+                                   {.name = "brief", .window = 2, .max_width = 2, .closed = true}};
+  if (scenario == Scenario::kStream) groups.push_back(queue);
+  return groups;
+}
 
 class Supervisor {
  public:
@@ -58,27 +75,16 @@ class Supervisor {
     plan.bug = options.bug;
     plan.started_ms = steady_ms();
     plan.lifetime_s = static_cast<unsigned>(options.seconds + kEndSeconds) + 60;
-    plan.groups = {
-        {.name = "wide", .window = 8, .resumable = 2},
-        {.name = "carry", .window = 4, .tail = TailPolicy::kCarry},
-        {.name = "late", .window = 6, .max_width = 3, .late = true},
-        {.name = "brief", .window = 2, .max_width = 2, .closed = true},
-    };
+    plan.groups = groups_of(options.scenario);
     for (const GroupPlan& group : plan.groups) make_folders(plan.checkpoints(group));
     save_plan(plan);
     stage_.emplace(plan.folder, /*ordinal=*/0);
-    make_store(plan, kResidentBytes);
+    make_store(plan, options.scenario == Scenario::kPasses ? 0 : kResidentBytes);
     const auto ledger = open_ledger(plan.ledger);
     for (const GroupPlan& group : plan.groups) {
-      if (group.late) continue;
-      ledger->declare_group(
-          {.group = GroupId(group.name), .window = group.window, .resumable_checkpoints = group.resumable, .tail = group.tail});
+      if (!group.late) ledger->declare_group(config_of(plan, group));
     }
-    for (std::size_t i = 0; i < plan.groups.size(); ++i) {
-      runners_.push_back(std::make_unique<GroupRunner>(*stage_, i, [this](const std::string& event) { note(event); }));
-    }
-    for (std::size_t i = 0; i < kProducers; ++i) workers_.push_back({fmt::format("producer{}", i), {"--role=producer"}, {}});
-    workers_.push_back({"ingester", {"--role=ingester"}, {}});
+    hire();
   }
 
   ChaosResult run() {
@@ -96,6 +102,20 @@ class Supervisor {
   }
 
  private:
+  void hire() {
+    for (std::size_t i = 0; i < kProducers; ++i) workers_.push_back({fmt::format("producer{}", i), {"--role=producer"}, {}});
+    workers_.push_back({"ingester", {"--role=ingester"}, {}});
+    for (std::size_t i = 0; i < stage_->plan.groups.size(); ++i) {
+      if (!stage_->plan.groups[i].queue) {
+        runners_.push_back(std::make_unique<GroupRunner>(*stage_, i, [this](const std::string& event) { note(event); }));
+        continue;
+      }
+      for (std::size_t taker = 0; taker < kTakers; ++taker) {
+        workers_.push_back({fmt::format("taker{}", taker), {"--role=taker", fmt::format("--group={}", i)}, {}});
+      }
+    }
+  }
+
   bool go_on() { return stage_->board.violations() == 0; }
 
   void note(const std::string& event) {
@@ -158,8 +178,10 @@ class Supervisor {
     const double joins_at = options_.seconds * (0.2 + 0.3 * choices_.uniform());
     auto next = Clock::now() + milliseconds(300);
     bool joined = false;
-    while (go_on() && (seconds_since(start_) < options_.seconds || !joined)) {
+    const bool ends_early = options_.scenario == Scenario::kPasses;
+    while (go_on() && (seconds_since(start_) < options_.seconds || !joined) && !(ends_early && all_done())) {
       tick();
+      if (ends_early && seconds_since(start_) > options_.seconds * kStreamPart) stage_->board.stop_ingest() = 1;
       if (!joined && seconds_since(start_) > joins_at && !anything_stopped()) {
         joined = true;
         join_late_groups();
@@ -182,26 +204,26 @@ class Supervisor {
   // One thing happens. As many draws each time, whatever comes of them, so that a seed repeats the choices.
   void act() {
     const std::uint64_t what = choices_.below(100), whom = choices_.next(), how_long = choices_.next();
-    GroupRunner& runner = *runners_[whom % runners_.size()];
+    GroupRunner* runner = runners_.empty() ? nullptr : runners_[whom % runners_.size()].get();
     Worker& worker = workers_[whom % workers_.size()];
-    if (what < 16) {
+    if (what < 16 || (runner == nullptr && what < 78)) {
       note(worker.name + " is killed");
       if (worker.child) worker.child->signal(SIGKILL);
       ++kills_;
     } else if (what < 34) {
-      runner.kill_rank();
+      runner->kill_rank();
       ++kills_;
     } else if (what < 40) {
-      runner.kill_launch();
+      runner->kill_launch();
       ++kills_;
     } else if (what < 48) {
-      runner.take_over();
+      runner->take_over();
       ++takeovers_;
     } else if (what < 64) {
-      runner.stop_for_takeover();
+      runner->stop_for_takeover();
       ++takeovers_;
     } else if (what < 78) {
-      resume_older(runner, how_long);
+      resume_older(*runner, how_long);
     } else if (what < 84) {
       stop_worker(worker, how_long % 800);
     } else if (what < 88) {
@@ -264,10 +286,6 @@ class Supervisor {
     }
     stage_->board.stop_ingest() = 1;
     const auto start = Clock::now();
-    const auto all_done = [&] {
-      return std::ranges::all_of(runners_, [](const auto& runner) { return runner->finished(); }) &&
-             std::ranges::all_of(workers_, [](const Worker& worker) { return worker.done; });
-    };
     while (go_on() && !all_done()) {
       tick();
       if (seconds_since(start) > kEndSeconds) stage_->violation("the run does not come to its end: " + state());
@@ -277,16 +295,21 @@ class Supervisor {
     note("all is done");
   }
 
+  bool all_done() {
+    return std::ranges::all_of(runners_, [](const auto& runner) { return runner->finished(); }) &&
+           std::ranges::all_of(workers_, [](const Worker& worker) { return worker.done; });
+  }
+
   std::string state() {
     const LedgerStatus status = open_ledger(stage_->plan.ledger)->status();
     std::string text = fmt::format("{} prompts, {} pending, {} leased, {} done, {} failed; {} committed, {} freed, {} bytes",
                                    status.prompts, status.prompts_pending, status.prompts_leased, status.prompts_done,
                                    status.prompts_failed, status.committed, status.freed, status.resident_bytes);
     for (const GroupStatus& group : status.groups) {
-      text +=
-          fmt::format("; {}: {} available, {} windowed, {} trained, {} durable, {} dropped, {} failed, timeline {}, step {}",
-                      group.group, group.available, group.windowed, group.trained, group.durable, group.dropped, group.failed,
-                      group.timeline, group.trained_step);
+      text += fmt::format(
+          "; {}: {} available, {} leased, {} windowed, {} trained, {} durable, {} dropped, {} failed, timeline {}, step {}",
+          group.group, group.available, group.leased, group.windowed, group.trained, group.durable, group.dropped, group.failed,
+          group.timeline, group.trained_step);
     }
     return text;
   }
@@ -299,6 +322,7 @@ class Supervisor {
     ChaosResult result{.kills = kills_, .takeovers = takeovers_, .seconds = seconds_since(start_)};
     result.violations = read_lines(stage_->plan.folder / "violations.log");
     result.steps = stage_->board.get(Count::kSteps);
+    result.acks = stage_->board.get(Count::kAcks);
     for (const std::string& event : events_) result.events += event + "\n";
     result.summary = fmt::format("{:.1f} s, {} kills, {} takeovers", result.seconds, kills_, takeovers_);
     if (proxy_) result.summary += fmt::format(", {} lost commits or replies", proxy_->lost());

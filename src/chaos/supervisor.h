@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One chaos run: real producers and trainer ranks of four groups on one store and one ledger, and everything that may happen to
-// them; then they are left alone until all is done, and the books are checked. Returns in bounded time and leaves nothing
-// behind. Used by one thread, which must have lived as long as the server.
+// One chaos run: real producers, trainer ranks and consumers of a queue on one store and one ledger, and everything that may
+// happen to them; then they are left alone until all is done, and the books are checked. Returns in bounded time and leaves
+// nothing behind. Used by one thread, which must have lived as long as the server.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,15 @@
 
 namespace draftflow::chaos {
 
+enum class Scenario {
+  kStream,   // four groups of one pass and a queue
+  kWindows,  // the same without the queue, so that more happens to the others
+  kPasses,   // two groups of several passes, whose stream ends early: until then nothing may go
+  kQueue     // a queue alone
+};
+
 struct ChaosOptions {
+  Scenario scenario = Scenario::kStream;
   std::uint64_t seed = 0;
   double seconds = 0;                                // of chaos; the end takes some more
   testing_support::TestingServer* server = nullptr;  // none: a SQLite file
@@ -25,7 +33,7 @@ struct ChaosResult {
   std::vector<std::string> violations;  // the first ones; a run ends with the first that is seen
   std::string events;                   // what was done, and when: the last of it
   std::string summary;
-  std::int64_t kills = 0, steps = 0, takeovers = 0;
+  std::int64_t kills = 0, steps = 0, takeovers = 0, acks = 0;
   double seconds = 0;
 };
 

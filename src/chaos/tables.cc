@@ -67,6 +67,24 @@ std::map<std::string, std::string> Tables::dropped(const std::string& group) {
   return rows;
 }
 
+std::vector<QueueRow> Tables::queue(const std::string& group) {
+  sql::Query query = ledger_->database().query(
+      "SELECT s.sample_id, q.ended_token, q.reason, q.state, q.attempts FROM queue_ref q JOIN sample s ON s.row = q.row"
+      " WHERE q.consumer = ?1 ORDER BY q.row",
+      id_of(group));
+  std::vector<QueueRow> rows;
+  while (query.step()) rows.push_back({query.text(0), query.text(1), query.text(2), query.integer(3), query.integer(4)});
+  return rows;
+}
+
+bool Tables::is_claimed(const std::string& queue, const std::string& id) {
+  return ledger_->database()
+      .find(
+          "SELECT 1 FROM queue_ref q JOIN sample s ON s.row = q.row WHERE q.consumer = ?1 AND s.sample_id = ?2 AND q.state < 2",
+          id_of(queue), id)
+      .has_value();
+}
+
 std::vector<SampleRow> Tables::samples() {
   sql::Query query = ledger_->database().query("SELECT sample_id, generation, state FROM sample ORDER BY row");
   std::vector<SampleRow> rows;

@@ -34,6 +34,11 @@ struct SampleRow {
   bool gone = false;    // handed out to be freed, or freed
 };
 
+struct QueueRow {
+  std::string id, token, reason;         // the token that ended it
+  std::int64_t state = 0, attempts = 0;  // 0 available, 1 leased, 2 acked, 3 failed
+};
+
 struct PromptRow {
   std::string id, reason;
   std::int64_t state = 0;
@@ -50,6 +55,8 @@ class Tables {
   std::vector<std::int64_t> checkpoint_steps(const std::string& group);  // that a resume may still need, from the newest on
   std::vector<WindowRow> windows(const std::string& group);
   std::map<std::string, std::string> dropped(const std::string& group);  // id, reason
+  std::vector<QueueRow> queue(const std::string& group);                 // in commit order
+  bool is_claimed(const std::string& queue, const std::string& id);      // available or leased
   std::vector<SampleRow> samples();                                      // in commit order
   std::vector<PromptRow> prompts();
 

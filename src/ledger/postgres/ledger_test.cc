@@ -108,6 +108,28 @@ TEST(PostgresLedger, ACommitWhoseReplyIsLostIsSettledByAskingAgain) {
   testing_support::expect_books_balance(*testing_support::as_sql(open_plain(url)));
 }
 
+// Its holder cannot know of a lease whose reply was lost, and would extend it with the others for ever.
+TEST(PostgresLedger, ALeaseWhoseReplyIsLostIsGivenAgain) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  CommitLoser proxy(server);
+  PatientLedger ledger(open_plain(proxy.through(url)), 20'000);
+  ledger.ingest_prompts({make_task("a"), make_task("b"), make_task("c")}, {});
+  const HolderId holder("w");
+  const PromptLease first = ledger.lease_prompts(holder, 1, 60'000).leases.at(0);
+  for (const auto loses : {CommitLoser::Loses::kReply, CommitLoser::Loses::kCommit}) {
+    proxy.lose_next(loses);
+    const std::vector<PromptLease> leases = ledger.lease_prompts(holder, 2, 60'000).leases;
+    ASSERT_EQ(leases.size(), 2U);
+    EXPECT_EQ(leases[0].task.task_id.str(), "b");
+    EXPECT_EQ(ledger.status().prompts_leased, 3);
+    EXPECT_TRUE(ledger.extend_lease(first, 60'000));  // what it did know of is left alone
+    for (const PromptLease& lease : leases) ledger.fail_prompt(lease, "try again", /*retryable=*/true, 9);
+  }
+  EXPECT_EQ(proxy.lost(), 2);
+  testing_support::expect_books_balance(*testing_support::as_sql(open_plain(url)));
+}
+
 TEST(PostgresLedger, AServerThatRestartsIsWaitedFor) {
   DRAFTFLOW_REQUIRE_POSTGRES(server);
   const std::string url = server.fresh_schema();

@@ -82,22 +82,26 @@ bool SqlLedger::take_back_expired(std::int64_t now) {
   return true;
 }
 
+// In order, so that no engine looks for it from the first prompt on, over all that are done.
+bool SqlLedger::may_lease_prompts(std::int64_t now) {
+  return db_->find("SELECT row FROM prompt WHERE state = 0 ORDER BY row LIMIT 1").has_value() ||
+         db_->find(
+                "SELECT 1 FROM prompt WHERE state = 1 AND expires_ms <= ?1 UNION ALL SELECT 1 FROM prompt"
+                " WHERE state = 1 AND expires_ms > ?1 + (SELECT longest_lease_ms FROM run WHERE id = 1)"
+                " LIMIT 1",
+                now)
+             .has_value();
+}
+
 PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std::int64_t lease_ms) {
   check_lease_ms(lease_ms);
   check_max_tasks(max_tasks);
+  give_back_doubted();
   const std::int64_t now = db_->now_ms();
   PromptAnswer answer;
   answer.finished = db_->find(kPromptsFinished) == 1;
   // Waiting workers ask often: they must not queue for the write turn to hear that there is nothing.
-  // In order, so that no engine looks for it from the first prompt on, over all that are done.
-  const bool something = db_->find("SELECT row FROM prompt WHERE state = 0 ORDER BY row LIMIT 1").has_value() ||
-                         db_->find(
-                                "SELECT 1 FROM prompt WHERE state = 1 AND expires_ms <= ?1 UNION ALL SELECT 1 FROM prompt"
-                                " WHERE state = 1 AND expires_ms > ?1 + (SELECT longest_lease_ms FROM run WHERE id = 1)"
-                                " LIMIT 1",
-                                now)
-                             .has_value();
-  if (answer.finished || !something) return answer;
+  if (answer.finished || !may_lease_prompts(now)) return answer;
 
   sql::Transaction transaction(*db_);
   const bool back = take_back_expired(now);
@@ -123,9 +127,26 @@ PromptAnswer SqlLedger::lease_prompts(const HolderId& holder, int max_tasks, std
   db_->run("UPDATE run SET prompts_pending = prompts_pending - ?1, prompts_leased = prompts_leased + ?1 WHERE id = 1",
            rows.size());
   answer.finished = db_->find(kPromptsFinished) == 1;
+  for (const PromptLease& lease : answer.leases) doubted_.emplace_back(holder.str(), lease.token);  // until the commit holds
   transaction.commit(back ? sql::Wakes::kWaiters : sql::Wakes::kNobody);
+  doubted_.clear();
   if (!rows.empty()) longest_noted_ms_ = std::max(longest_noted_ms_, lease_ms);
   return answer;
+}
+
+void SqlLedger::give_back_doubted() {
+  if (doubted_.empty()) return;
+  sql::Transaction transaction(*db_);
+  std::int64_t back = 0;
+  for (const auto& [holder, token] : doubted_) {
+    back += db_->run(
+        "UPDATE prompt SET state = 0, ended_token = token, token = NULL, holder = NULL, expires_ms = NULL"
+        " WHERE state = 1 AND holder = ?1 AND token = ?2",
+        holder, token);
+  }
+  db_->run("UPDATE run SET prompts_leased = prompts_leased - ?1, prompts_pending = prompts_pending + ?1 WHERE id = 1", back);
+  transaction.commit();
+  doubted_.clear();
 }
 
 void SqlLedger::extend_leases(const HolderId& holder, std::int64_t lease_ms) {

@@ -176,8 +176,15 @@ class SqlLedger final : public Ledger {
   // import.cc
   class Import;
 
+  // prompts.cc
+  void give_back_doubted();
+  bool may_lease_prompts(std::int64_t now);
+
   std::unique_ptr<sql::Database> db_;
   sql::RefTemplates templates_;
+  // Holder and token of what a lease_prompts leased whose outcome is unknown: nobody works on it, and its holder, who does not
+  // know of it, would extend it with the rest for ever.
+  std::vector<std::pair<std::string, std::string>> doubted_;
   std::int64_t longest_noted_ms_ = 0;         // the tables say at least this: another process can only have raised it
   const std::string self_ = random_hex128();  // tells this object from others that call themselves the same rank
 };
