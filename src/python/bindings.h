@@ -25,6 +25,7 @@ void bind_tensors(py::module_& module);
 void bind_records(py::module_& module);
 void bind_store(py::module_& module);
 void bind_ledger(py::module_& module);
+void bind_flow(py::module_& module);
 void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
 void bind_bench(py::module_& module);
