@@ -125,6 +125,51 @@ def test_files_are_used_where_they_lie(tmp_path, ledger):
     assert len(list(tmp_path.glob("*.ckpt"))) == 4
 
 
+@pytest.mark.parametrize("url", ["mem://", "file"])
+def test_feature_files_are_ingested_in_one_call(tmp_path, url):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for number in range(4):
+        draftflow.save_feature_file(folder / f"{number}.ckpt", sample(number))
+    bad = {**sample(9), "hidden_state": torch.full((1, 4, 8), float("nan"))}
+    draftflow.save_feature_file(folder / "5.ckpt", bad)
+    ledger = draftflow.Ledger.open(url if url == "mem://" else tmp_path / "offline.sqlite3")
+    report = ledger.ingest_features(folder, run_id="set")
+    assert list(report["failed"]) == [str(folder / "5.ckpt")] and "holds NaN" in report["failed"][str(folder / "5.ckpt")]
+    tokens = sum(sample(number)["input_ids"].numel() for number in range(4))
+    assert (report["files"], report["committed"], report["already"], report["tokens"]) == (5, 4, 0, tokens)
+    assert ledger.all_committed_ids() == [f"set:{number:08d}" for number in range(4)]
+    assert sum(ledger.token_counts().values()) == tokens and ledger.declared("kind") == "offline"
+    again = ledger.ingest_features(str(folder), run_id="set")
+    assert (again["committed"], again["already"]) == (0, 4) and sum(ledger.token_counts().values()) == tokens
+    batches = list(draftflow.Stream(draftflow.Store.open("file://"), ledger, window=2))
+    assert len(batches) == 2 and not any(batch.failed for batch in batches)
+
+
+def test_files_are_ingested_in_their_order(tmp_path):
+    for number in range(3):
+        draftflow.save_feature_file(tmp_path / f"{number}.ckpt", sample(number))
+    ledger = draftflow.Ledger.open("mem://")
+    files = [tmp_path / "2.ckpt", str(tmp_path / "0.ckpt")]
+    assert ledger.ingest_features(iter(files))["committed"] == 2
+    assert ledger.get_committed("offline:00000000").feature_store_uri == f"file://{tmp_path}/2.ckpt"
+    other = draftflow.Ledger.open("mem://")
+    assert other.ingest_features(tmp_path / "1.ckpt")["committed"] == 1
+    assert other.ingest_features(tmp_path, run_id="all", limit=2)["committed"] == 2
+    for wrong, kind, said in (
+        ([], ValueError, "the list is empty"),
+        (tmp_path / "nowhere", KeyError, "nowhere"),
+        ([tmp_path / "gone.ckpt"], draftflow.Corrupt, "none of the 1 feature files could be used; of .*gone.ckpt it is said"),
+    ):
+        with pytest.raises(kind, match=said):
+            other.ingest_features(wrong, run_id="wrong")
+    with pytest.raises(ValueError, match="strategy 'medusa' is not known"):
+        other.ingest_features(tmp_path, strategy="medusa")
+    other.close()
+    with pytest.raises(ValueError, match="was closed"):
+        other.ingest_features(tmp_path)
+
+
 def test_manifests_and_refs_keep_what_they_do_not_know(tmp_path, store):
     ref = store.put(sample(0), "ünusual/../id\n🙂", metadata={"kept": [1, {"a": None}]}, source_task_id="t")
     text = json.loads(ref.to_json())
