@@ -20,7 +20,7 @@ from draftflow._errors import InvalidArgument
 class Batch:
     """Samples padded on the right to one length.
 
-    tensors: {name: [B, T, ...]}; empty if no sample of the batch could be read, or this rank has none in the window.
+    tensors: {name: [B, T, ...]}; {} if no sample of the batch could be read, or this rank has none in the window (`empty`).
     lengths: tokens of each row, 0 for a failed one. failed: {sample id: why}; its row is zeros, so that its loss mask is too.
     window: the number of the window, which is one optimizer step of all ranks. last: this rank's last batch of it.
     """
@@ -42,9 +42,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to compute with: no sample of it could be read, or this rank has none. The step counts."""
+        return not self.tensors
+
     def mask(self) -> torch.Tensor:
-        """Bool [B, T]: True where a row has a token."""
-        lengths = torch.tensor(self.lengths)
+        """Bool [B, T]: True where a row has a token. Of an empty batch [B, 0]."""
+        lengths = torch.tensor(self.lengths, dtype=torch.int64)
         return torch.arange(int(lengths.max()) if self.lengths else 0)[None, :] < lengths[:, None]
 
     def to(self, device: Any, non_blocking: bool = False) -> "Batch":

@@ -152,7 +152,9 @@ def test_a_rank_without_a_sample_gets_an_empty_batch(store, ledger):
     assert [[b.last for b in rank] for rank in batches] == [[True, True], [True, True]]
     empty = batches[1][0]
     assert empty.tensors == {} and empty.sample_ids == [name(1)] and empty.lengths == [0] and list(empty.failed) == [name(1)]
-    assert empty.mask().shape == (1, 0)
+    assert empty.mask().shape == (1, 0) and empty.mask().dtype == torch.bool
+    assert empty.empty and not batches[0][0].empty
+    assert draftflow.Batch({}, [], [], {}, 0, 0, True).mask().shape == (0, 0)
     assert empty.to("cpu").tensors == {}
 
 

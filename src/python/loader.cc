@@ -177,28 +177,46 @@ void bind_ingest(py::module_& module) {
            "them could be used.");
 }
 
+// Dicts, or other mappings, as a Sample.
+std::vector<TensorMap> maps_from(const std::vector<py::object>& samples) {
+  std::vector<TensorMap> maps;
+  for (const py::object& sample : samples) {
+    if (!py::hasattr(sample, "keys")) {
+      throw py::type_error(fmt::format("sample {} is a {}: a mapping of names to tensors is taken", maps.size(),
+                                       py::str(py::type::of(sample).attr("__qualname__")).cast<std::string>()));
+    }
+    maps.push_back(tensors_from(py::dict(sample)));
+  }
+  return maps;
+}
+
+py::object pad(const std::vector<py::object>& samples, bool return_lengths, const std::string& framework) {
+  const Framework wanted = framework_from(framework);
+  const std::vector<TensorMap> maps = maps_from(samples);
+  std::vector<const TensorMap*> pointers;
+  std::vector<std::int64_t> lengths;
+  for (const TensorMap& map : maps) {
+    pointers.push_back(&map);
+    lengths.push_back(sample_length(map));
+  }
+  BufferPool pool(0);
+  TensorMap batch;
+  {
+    const Unlocked unlocked;
+    batch = pad_batch(pointers, pool);
+  }
+  py::dict tensors = tensors_to(batch, false, wanted, py::none());
+  if (!return_lengths) return tensors;
+  return py::make_tuple(tensors, lengths);
+}
+
 void bind_padding(py::module_& module) {
   module.def("offline_windows_per_epoch", &offline_windows_per_epoch, py::arg("refs"), py::arg("window"));
   module.def(
-      "pad_batch",
-      [](const std::vector<py::dict>& samples, const std::string& framework) {
-        const Framework wanted = framework_from(framework);
-        std::vector<TensorMap> maps;
-        std::vector<const TensorMap*> pointers;
-        for (const py::dict& sample : samples) maps.push_back(tensors_from(sample));
-        for (const TensorMap& map : maps) pointers.push_back(&map);
-        BufferPool pool(0);
-        TensorMap batch;
-        {
-          const Unlocked unlocked;
-          batch = pad_batch(pointers, pool);
-        }
-        return tensors_to(batch, false, wanted, py::none());
-      },
-      py::arg("samples"), py::kw_only(), py::arg("framework") = "torch",
+      "pad_batch", &pad, py::arg("samples"), py::kw_only(), py::arg("return_lengths") = false, py::arg("framework") = "torch",
       "Samples of different lengths as one batch, padded on the right with zeros: [T, ...] and [1, T, ...] become [B, max T, "
-      "...], T "
-      "being the length of input_ids. ValueError, naming the tensor, for samples that do not fit together.");
+      "...], T being the length of input_ids. return_lengths: (batch, [T of each row]). ValueError, naming the tensor, for "
+      "samples that do not fit together.");
 }
 
 }  // namespace
