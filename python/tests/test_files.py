@@ -170,6 +170,39 @@ def test_files_are_ingested_in_their_order(tmp_path):
         other.ingest_features(tmp_path)
 
 
+def test_a_ledger_is_exported_and_imported(tmp_path, store, ledger):
+    refs = [store.put(sample(number), f"s{number}") for number in range(3)]
+    ledger.commit_samples(refs)
+    ledger.declare_group("g", window=2)
+    ledger.export(tmp_path / "run.jsonl")
+    copy = draftflow.Ledger.open(tmp_path / "copy.sqlite3")
+    copy.import_(tmp_path / "run.jsonl")
+    assert copy.id == ledger.id and copy.all_committed_ids() == ["s0", "s1", "s2"] and copy.check() == []
+    assert copy.get_committed("s1") == refs[1] and copy.status()["groups"]["g"]["window"] == 2
+    with pytest.raises(draftflow.Conflict, match="is not empty"):
+        copy.import_(tmp_path / "run.jsonl")
+    cut = (tmp_path / "run.jsonl").read_text()
+    (tmp_path / "cut.jsonl").write_text(cut[: len(cut) // 2])
+    empty = draftflow.Ledger.open(tmp_path / "empty.sqlite3")
+    with pytest.raises(draftflow.Corrupt, match="nothing was imported"):
+        empty.import_(tmp_path / "cut.jsonl")
+    with pytest.raises(draftflow.NotFound, match="there is no file"):
+        empty.import_(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="is a ledger of draftflow: export it"):
+        empty.import_(tmp_path / "copy.sqlite3")
+    assert empty.status()["committed"] == 0
+    with pytest.raises(ValueError, match="memory"):
+        draftflow.Ledger.open("mem://").export(tmp_path / "m.jsonl")
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl*")) == ["cut.jsonl", "run.jsonl"]
+
+
+def test_a_ledger_of_the_reference_is_taken_over(ledger):
+    folder = data_folder("reference-store")
+    ledger.import_(folder / "ledger.sqlite3")
+    refs = draftflow.read_ref_manifest(folder / "manifest.json")
+    assert ledger.all_committed_ids() == [ref.sample_id for ref in refs]
+
+
 def test_manifests_and_refs_keep_what_they_do_not_know(tmp_path, store):
     ref = store.put(sample(0), "ünusual/../id\n🙂", metadata={"kept": [1, {"a": None}]}, source_task_id="t")
     text = json.loads(ref.to_json())
