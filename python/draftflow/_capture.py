@@ -30,8 +30,8 @@ class capture:
     Args:
         model: any module that calls its decoder layers and its final norm, each giving [B, T, H], or a tuple that begins so.
         layers: which decoder layers' outputs become aux_hidden_state, counted from 0, in this order.
-        store, ledger: where put writes to and commits; without a ledger the refs are only returned. A ledger's samples are in one
-            store, which the first put writes down; Conflict for another one.
+        store, ledger: where put writes to and commits; without a ledger the refs are only returned. A ledger's samples are in
+            one store, which the first put writes down; Conflict for another one.
         decoder_layers, final_norm: the modules, where they are not in a usual place (model.layers and model.norm; transformer.h
             and transformer.ln_f ...).
         dtype: of the stored hidden states.
