@@ -5,15 +5,12 @@
     python3 examples/python/move_offline_folder.py out/moved                            # makes such files first
     python3 examples/python/move_offline_folder.py out/moved FEATURES STORE/st LEDGER.sqlite3
 
-Nothing of the user's is converted or changed. From the command line, the first and the last way are
+Nothing of the user's is converted or changed. On the command line, the first and the last way begin with
 
-    draftflow ingest FEATURES --ledger out/moved/offline.sqlite3                    # checks each file, counts tokens
+    draftflow ingest FEATURES --ledger out/moved/offline.sqlite3
     draftflow ledger import out/moved/taken-over.sqlite3 --from LEDGER.sqlite3
-
-and what they make is read below in the same way.
 """
 
-import json
 import pathlib
 import sqlite3
 import sys
@@ -27,10 +24,8 @@ WINDOW = 4
 
 def in_place(features, ledger):
     """A ref for each file where it lies; an offline set is read in a seeded order, for as many epochs as wanted."""
-    ledger.declare("kind", "offline")
-    files = draftflow.list_feature_files(features)
-    refs = [draftflow.make_file_ref(file, f"offline:{index:08d}") for index, file in enumerate(files)]
-    ledger.commit_samples(refs)  # those that are there are skipped: harmless when called again
+    for file, why in ledger.ingest_features(features)["failed"].items():  # those that are there are skipped: harmless again
+        print(f"left out {file}: {why}")
     return draftflow.Stream(draftflow.Store.open("file://"), ledger, window=WINDOW, epochs=2, seed=1)
 
 
@@ -46,14 +41,8 @@ def into_store(features, store, ledger):
 
 def taken_over(folder, reference_ledger, ledger):
     """SpecForge's own store and ledger: what its trainer has not finished. Its files stay; whoever made them frees them."""
-    with sqlite3.connect(f"file:{reference_ledger}?mode=ro", uri=True) as books:
-        texts = books.execute("SELECT ref_json FROM committed ORDER BY rowid")
-        refs = [draftflow.SampleRef.from_json(text) for (text,) in texts]
-        facts = {key: json.loads(value) for key, value in books.execute("SELECT k, v FROM marker")}
-        acked = {sample_id for (sample_id,) in books.execute("SELECT sample_id FROM acked")}
-    done = acked if facts.get("optimizer_durable") else set()
-    ledger.commit_samples([ref for ref in refs if ref.sample_id not in done])
-    ledger.close_prompts()
+    if not ledger.all_committed_ids():
+        ledger.import_(reference_ledger)
     return draftflow.Stream(draftflow.Store.open(str(folder)), ledger, window=WINDOW)
 
 

@@ -30,7 +30,8 @@ class capture:
     Args:
         model: any module that calls its decoder layers and its final norm, each giving [B, T, H], or a tuple that begins so.
         layers: which decoder layers' outputs become aux_hidden_state, counted from 0, in this order.
-        store, ledger: where put writes to and commits; without a ledger the refs are only returned.
+        store, ledger: where put writes to and commits; without a ledger the refs are only returned. A ledger's samples are in
+            one store, which the first put writes down; Conflict for another one.
         decoder_layers, final_norm: the modules, where they are not in a usual place (model.layers and model.norm; transformer.h
             and transformer.ln_f ...).
         dtype: of the stored hidden states.
@@ -63,6 +64,7 @@ class capture:
             metadata={"aux_hidden_state_layer_ids": self._layers},
         )
         self._dtype = dtype
+        self._declared = False  # that the ledger's samples are in the store
         found_layers, found_norm = _find(model)
         self._modules = list(decoder_layers) if decoder_layers is not None else found_layers
         self._norm = final_norm if final_norm is not None else found_norm
@@ -81,6 +83,8 @@ class capture:
         self._last: Optional[torch.Tensor] = None
 
     def __enter__(self) -> "capture":
+        if self._store is not None and self._ledger is not None:
+            _core.check_store(self._ledger, self._store)
         self._hooks.append(self._model.register_forward_pre_hook(self._begin))
         for layer in set(self._layers):
             self._hooks.append(self._modules[layer].register_forward_hook(self._keep(layer)))
@@ -152,6 +156,9 @@ class capture:
         samples = self._rows(sample_ids, input_ids, loss_mask, attention_mask)
         if self._store is None:
             raise InvalidArgument("capture was made without a store: pass store=")
+        if self._ledger is not None and not self._declared:
+            _core.declare_store(self._ledger, self._store)
+            self._declared = True
         refs = []
         for i, (sample_id, tensors) in enumerate(zip(sample_ids, samples)):
             if leases is None and self._ledger is not None:

@@ -20,7 +20,7 @@ from draftflow._errors import InvalidArgument
 class Batch:
     """Samples padded on the right to one length.
 
-    tensors: {name: [B, T, ...]}; empty if no sample of the batch could be read, or this rank has none in the window.
+    tensors: {name: [B, T, ...]}; {} if no sample of the batch could be read, or this rank has none in the window (`empty`).
     lengths: tokens of each row, 0 for a failed one. failed: {sample id: why}; its row is zeros, so that its loss mask is too.
     window: the number of the window, which is one optimizer step of all ranks. last: this rank's last batch of it.
     """
@@ -42,9 +42,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to compute with: no sample of it could be read, or this rank has none. The step counts."""
+        return not self.tensors
+
     def mask(self) -> torch.Tensor:
-        """Bool [B, T]: True where a row has a token."""
-        lengths = torch.tensor(self.lengths)
+        """Bool [B, T]: True where a row has a token. Of an empty batch [B, 0]."""
+        lengths = torch.tensor(self.lengths, dtype=torch.int64)
         return torch.arange(int(lengths.max()) if self.lengths else 0)[None, :] < lengths[:, None]
 
     def to(self, device: Any, non_blocking: bool = False) -> "Batch":
@@ -150,6 +155,7 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         )
         self._resume: Optional[Mapping[str, Any]] = None
         self._opened = False
+        self._store_known = False  # whether the ledger's samples are known to be in this store
         self._offline = False
         self._timeline = 0
         self._ledger_id = ""
@@ -177,13 +183,14 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
     def open(self) -> "Stream":
         """Joins the ledger; iterating does it by itself, but for DataLoader workers. Idempotent.
 
-        Conflict: the checkpoint is not on this ledger's line. InvalidArgument: a width that does not divide W, a checkpoint
-        older than the bytes allow.
+        Conflict: the ledger's samples are in another store, or the checkpoint is not on this ledger's line. InvalidArgument: a
+        width that does not divide W, a checkpoint older than the bytes allow.
         """
         if self._opened:
             return self
         if torch.utils.data.get_worker_info() is not None:
             raise InvalidArgument("the stream is not open: call stream.open() before a DataLoader starts its workers")
+        self._check_store()
         self._offline = self._ledger.declared("kind") == "offline"
         self._ledger_id = self._ledger.id
         if self._offline:
@@ -192,6 +199,11 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
             self._open_stream()
         self._opened = True
         return self
+
+    def _check_store(self) -> None:
+        """Until the ledger can tell: before anything is written down that another store's lack of the samples would lead to."""
+        if not self._store_known:
+            self._store_known = _core.check_store(self._ledger, self._store)
 
     def _open_offline(self) -> None:
         for name, allowed in (("passes", 1), ("max_window_tokens", 0)):
@@ -292,6 +304,10 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
 
     def _hand_out(self, batch: Any) -> Batch:
         failed = batch.failed
+        if failed:
+            self._check_store()
+        elif batch.sample_ids:  # what was read is there
+            self._store_known = True
         if failed and not self._offline:  # before the step, which is of all ranks: whoever says trained says it for all
             self._ledger.report_failed(self._group, self._timeline, batch.window, failed)
         if batch.last:
@@ -334,8 +350,9 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
         self._need_open("checkpointed")
         if self._offline:
             return 0
+        self._check_store()
         self._ledger.checkpointed(self._group, self._timeline, step)
-        return sweep(self._store, self._ledger) if self._rank == 0 else 0
+        return _free(self._store, self._ledger, 256) if self._rank == 0 else 0
 
     def state_dict(self) -> Dict[str, Any]:
         """What a checkpoint must hold of the stream: which windows its weights have seen. Plain values."""
@@ -371,7 +388,15 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
 
 
 def sweep(store: _core.Store, ledger: _core.Ledger, limit: int = 256) -> int:
-    """Frees the bytes of all samples that every group is done with; how many. Harmless from any process, at any time."""
+    """Frees the bytes of all samples that every group is done with; how many. Harmless from any process, at any time.
+
+    Conflict, before anything changes, if the ledger's samples are in another store.
+    """
+    _core.check_store(ledger, store)
+    return _free(store, ledger, limit)
+
+
+def _free(store: _core.Store, ledger: _core.Ledger, limit: int) -> int:
     freed = 0
     while True:
         refs = ledger.freeable(limit)

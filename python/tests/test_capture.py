@@ -200,3 +200,22 @@ def test_modules_of_another_place_are_named(store):
         wanted = model(states)
         (ref,) = captured.put([name(0)], torch.tensor([1, 2, 3]))
     assert torch.equal(store.read(ref)["hidden_state"], wanted.detach())
+
+
+def test_a_ledger_has_one_store(store, ledger):
+    model, ids = Llama(), torch.tensor([[1, 2, 3]])
+    with draftflow.Store.create("mem://other") as other:
+        with draftflow.capture(model, [0], store=store, ledger=ledger) as captured:
+            assert ledger.declared("store") is None  # nothing is put yet
+            model(ids)
+            captured.put([name(0)], ids)
+            assert ledger.declared("store") == "{store_id}/{incarnation}".format(**store.health())
+        with pytest.raises(draftflow.Conflict, match="has its samples in store .*, and this is store other/"):
+            draftflow.capture(model, [0], store=other, ledger=ledger).__enter__()
+        late = draftflow.Ledger.open("mem://")
+        with draftflow.capture(model, [0], store=other, ledger=late) as captured:
+            model(ids)
+            late.commit_samples([store.put({"x": ids}, "made meanwhile")])
+            with pytest.raises(draftflow.Conflict, match="has its samples in store"):
+                captured.put([name(0)], ids)
+        assert other.health()["resident_samples"] == 0 and late.all_committed_ids() == ["made meanwhile"]

@@ -125,6 +125,84 @@ def test_files_are_used_where_they_lie(tmp_path, ledger):
     assert len(list(tmp_path.glob("*.ckpt"))) == 4
 
 
+@pytest.mark.parametrize("url", ["mem://", "file"])
+def test_feature_files_are_ingested_in_one_call(tmp_path, url):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for number in range(4):
+        draftflow.save_feature_file(folder / f"{number}.ckpt", sample(number))
+    bad = {**sample(9), "hidden_state": torch.full((1, 4, 8), float("nan"))}
+    draftflow.save_feature_file(folder / "5.ckpt", bad)
+    ledger = draftflow.Ledger.open(url if url == "mem://" else tmp_path / "offline.sqlite3")
+    report = ledger.ingest_features(folder, run_id="set")
+    assert list(report["failed"]) == [str(folder / "5.ckpt")] and "holds NaN" in report["failed"][str(folder / "5.ckpt")]
+    tokens = sum(sample(number)["input_ids"].numel() for number in range(4))
+    assert (report["files"], report["committed"], report["already"], report["tokens"]) == (5, 4, 0, tokens)
+    assert ledger.all_committed_ids() == [f"set:{number:08d}" for number in range(4)]
+    assert sum(ledger.token_counts().values()) == tokens and ledger.declared("kind") == "offline"
+    again = ledger.ingest_features(str(folder), run_id="set")
+    assert (again["committed"], again["already"]) == (0, 4) and sum(ledger.token_counts().values()) == tokens
+    batches = list(draftflow.Stream(draftflow.Store.open("file://"), ledger, window=2))
+    assert len(batches) == 2 and not any(batch.failed for batch in batches)
+
+
+def test_files_are_ingested_in_their_order(tmp_path):
+    for number in range(3):
+        draftflow.save_feature_file(tmp_path / f"{number}.ckpt", sample(number))
+    ledger = draftflow.Ledger.open("mem://")
+    files = [tmp_path / "2.ckpt", str(tmp_path / "0.ckpt")]
+    assert ledger.ingest_features(iter(files))["committed"] == 2
+    assert ledger.get_committed("offline:00000000").feature_store_uri == f"file://{tmp_path}/2.ckpt"
+    other = draftflow.Ledger.open("mem://")
+    assert other.ingest_features(tmp_path / "1.ckpt")["committed"] == 1
+    assert other.ingest_features(tmp_path, run_id="all", limit=2)["committed"] == 2
+    for wrong, kind, said in (
+        ([], ValueError, "the list is empty"),
+        (tmp_path / "nowhere", KeyError, "nowhere"),
+        ([tmp_path / "gone.ckpt"], draftflow.Corrupt, "none of the 1 feature files could be used; of .*gone.ckpt it is said"),
+    ):
+        with pytest.raises(kind, match=said):
+            other.ingest_features(wrong, run_id="wrong")
+    with pytest.raises(ValueError, match="strategy 'medusa' is not known"):
+        other.ingest_features(tmp_path, strategy="medusa")
+    other.close()
+    with pytest.raises(ValueError, match="was closed"):
+        other.ingest_features(tmp_path)
+
+
+def test_a_ledger_is_exported_and_imported(tmp_path, store, ledger):
+    refs = [store.put(sample(number), f"s{number}") for number in range(3)]
+    ledger.commit_samples(refs)
+    ledger.declare_group("g", window=2)
+    ledger.export(tmp_path / "run.jsonl")
+    copy = draftflow.Ledger.open(tmp_path / "copy.sqlite3")
+    copy.import_(tmp_path / "run.jsonl")
+    assert copy.id == ledger.id and copy.all_committed_ids() == ["s0", "s1", "s2"] and copy.check() == []
+    assert copy.get_committed("s1") == refs[1] and copy.status()["groups"]["g"]["window"] == 2
+    with pytest.raises(draftflow.Conflict, match="is not empty"):
+        copy.import_(tmp_path / "run.jsonl")
+    cut = (tmp_path / "run.jsonl").read_text()
+    (tmp_path / "cut.jsonl").write_text(cut[: len(cut) // 2])
+    empty = draftflow.Ledger.open(tmp_path / "empty.sqlite3")
+    with pytest.raises(draftflow.Corrupt, match="nothing was imported"):
+        empty.import_(tmp_path / "cut.jsonl")
+    with pytest.raises(draftflow.NotFound, match="there is no file"):
+        empty.import_(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="is a ledger of draftflow: export it"):
+        empty.import_(tmp_path / "copy.sqlite3")
+    assert empty.status()["committed"] == 0
+    with pytest.raises(ValueError, match="memory"):
+        draftflow.Ledger.open("mem://").export(tmp_path / "m.jsonl")
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl*")) == ["cut.jsonl", "run.jsonl"]
+
+
+def test_a_ledger_of_the_reference_is_taken_over(ledger):
+    folder = data_folder("reference-store")
+    ledger.import_(folder / "ledger.sqlite3")
+    refs = draftflow.read_ref_manifest(folder / "manifest.json")
+    assert ledger.all_committed_ids() == [ref.sample_id for ref in refs]
+
+
 def test_manifests_and_refs_keep_what_they_do_not_know(tmp_path, store):
     ref = store.put(sample(0), "ünusual/../id\n🙂", metadata={"kept": [1, {"a": None}]}, source_task_id="t")
     text = json.loads(ref.to_json())

@@ -133,3 +133,12 @@ def test_a_child_that_a_thread_has_forked_is_interrupted(folder_store, ledger):
             assert_interrupted(lambda: ledger.commit_samples([ref]), lambda: fcntl.lockf(turn, fcntl.LOCK_UN, 1, 1))
 
     assert Thread(lambda: finish_fork(fork(work))).finish() == 0
+
+
+def test_an_ingest_of_many_files(tmp_path):
+    ledger = draftflow.Ledger.open("mem://")  # which never waits itself
+    draftflow.save_feature_file(tmp_path / "one.ckpt", sample(0))
+    many = [str(tmp_path / "one.ckpt")] * 40_000
+    assert_interrupted(lambda: ledger.ingest_features(many), lambda: None)
+    assert 0 < ledger.status()["committed"] < len(many)
+    assert ledger.ingest_features(many[:100])["failed"] == {}

@@ -152,7 +152,9 @@ def test_a_rank_without_a_sample_gets_an_empty_batch(store, ledger):
     assert [[b.last for b in rank] for rank in batches] == [[True, True], [True, True]]
     empty = batches[1][0]
     assert empty.tensors == {} and empty.sample_ids == [name(1)] and empty.lengths == [0] and list(empty.failed) == [name(1)]
-    assert empty.mask().shape == (1, 0)
+    assert empty.mask().shape == (1, 0) and empty.mask().dtype == torch.bool
+    assert empty.empty and not batches[0][0].empty
+    assert draftflow.Batch({}, [], [], {}, 0, 0, True).mask().shape == (0, 0)
     assert empty.to("cpu").tensors == {}
 
 
@@ -342,3 +344,56 @@ def test_a_window_is_capped_in_tokens(store, ledger):
     assert windows and [ident for window in windows for ident in window] == [name(n) for n in range(len(sum(windows, [])))]
     assert all(len(window) == 1 or sum(tokens[ident] for ident in window) <= cap for window in windows)
     assert windows[0] == [name(0), name(1)]
+
+
+def test_another_store_than_the_ledgers_is_refused_before_anything_changes(store, ledger, tmp_path):
+    fill(store, ledger, 4)
+    ledger.declare_group("g", window=2)
+    other = draftflow.Store.create(tmp_path / "other")
+    before = ledger.status()
+    for refused in (
+        draftflow.Stream(other, ledger, group="h", window=2).open,
+        lambda: list(draftflow.Stream(other, ledger, group="g")),
+        lambda: draftflow.sweep(other, ledger),
+    ):
+        with pytest.raises(draftflow.Conflict, match="has its samples in store .*, and .* is store other/.*: name the store"):
+            refused()
+    assert ledger.status() == before and set(before["groups"]) == {"g"}
+    assert [batch.failed for batch in draftflow.Stream(store, ledger, group="g")] == [{}, {}]
+
+
+def test_a_sweep_of_another_store_hands_nothing_out(store, ledger, tmp_path):
+    refs = fill(store, ledger, 2)
+    stream = draftflow.Stream(store, ledger, group="g", window=2)
+    for _ in stream:
+        stream.trained(1)
+    ledger.checkpointed("g", 1, 1)
+    other = draftflow.Store.create(tmp_path / "other")
+    with pytest.raises(draftflow.Conflict, match="name the store"):
+        draftflow.sweep(other, ledger)
+    assert ledger.status()["freed"] == 0 and [store.remove(ref) for ref in refs] == [True, True]
+    assert draftflow.sweep(store, ledger) == 2
+    assert draftflow.sweep(other, ledger) == 0  # nothing is anywhere
+
+
+def test_samples_that_come_after_the_stream_tell_their_store_too(store, ledger, tmp_path):
+    other = draftflow.Store.create(tmp_path / "other")
+    stream = draftflow.Stream(other, ledger, group="g", window=2, timeout_s=LIMIT_S).open()
+    fill(store, ledger, 2)
+    with pytest.raises(draftflow.Conflict, match="name the store"):
+        next(iter(stream))
+    with pytest.raises(draftflow.Conflict, match="name the store"):
+        stream.checkpointed(1)
+    assert ledger.failed_refs("g") == {}
+    assert [batch.failed for batch in draftflow.Stream(store, ledger, group="g")] == [{}]
+
+
+def test_files_in_place_are_not_looked_for_in_a_store(store, ledger, tmp_path):
+    for number in range(2):
+        draftflow.save_feature_file(tmp_path / f"{number}.ckpt", sample(number))
+    ledger.declare("kind", "offline")
+    ledger.commit_samples([draftflow.make_file_ref(tmp_path / f"{number}.ckpt", name(number)) for number in range(2)])
+    with pytest.raises(draftflow.Conflict, match="has its samples in files where they lie .*file:// reads"):
+        draftflow.Stream(store, ledger, window=2).open()
+    (batch,) = draftflow.Stream(draftflow.Store.open("file://"), ledger, window=2)
+    assert not batch.failed

@@ -2,6 +2,7 @@
 """Tensors in and out: every element type, every way in, bit for bit; what is refused is refused by name."""
 
 import array
+import collections.abc
 import ctypes
 import gc
 import threading
@@ -213,13 +214,25 @@ def test_names_are_strings_and_there_is_a_tensor(store):
         store.put({}, "s")
 
 
-def test_bfloat16_is_refused_for_numpy(store):
-    ref = store.put({"x": torch.zeros(2, dtype=torch.bfloat16)}, "s")
-    with pytest.raises(TypeError, match="no bfloat16"):
+def test_bfloat16_is_refused_for_numpy_and_the_way_round_is_told(store):
+    values = torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16)
+    ref = store.put({"n": torch.arange(2), "x": values}, "s")
+    said = "tensor 'x' is bfloat16, for which numpy has no type: ask for framework='torch', or for 'draftflow'"
+    with pytest.raises(TypeError, match=said):
         store.read(ref, framework="numpy")
-    held = draftflow.Tensor(torch.zeros(2, dtype=torch.bfloat16))
-    with pytest.raises(TypeError, match="no bfloat16"):
+    with pytest.raises(TypeError, match=said):
+        draftflow.pad_batch([{"x": values}], framework="numpy")
+    sample = store.get(ref, framework="numpy")
+    assert sample["n"].tolist() == [0, 1]
+    for ask in (lambda: sample["x"], lambda: sample.get("x"), lambda: dict(sample), sample.tensors):
+        with pytest.raises(TypeError, match=said):
+            ask()
+    t = held = store.read(ref, framework="draftflow")["x"]
+    with pytest.raises(TypeError, match="no bfloat16: take the tensor as torch's"):
         held.numpy()
+    way = str(pytest.raises(TypeError, held.numpy).value).split("another type: ")[1]
+    bits = eval(way, {"numpy": numpy, "t": t})
+    assert bits.shape == (1, 2) and bits.tolist() == [[0x3FC0, 0xC000]]
     with pytest.raises(ValueError, match="'jax'.*'torch', 'numpy' and 'draftflow'"):
         store.get(ref, framework="jax")
 
@@ -350,4 +363,28 @@ def test_pad_batch_pads_on_the_right():
     assert batch["h"].shape == (2, 3, 2) and batch["h"][1].tolist() == [[1, 1], [0, 0], [0, 0]]
     with pytest.raises(ValueError, match="'h'"):
         draftflow.pad_batch([{"input_ids": torch.tensor([1]), "h": torch.ones(1)}, {"input_ids": torch.tensor([1])}])
-    assert draftflow.pad_batch([]) == {}
+    assert draftflow.pad_batch([]) == {} and draftflow.pad_batch([], return_lengths=True) == ({}, [])
+    rows, lengths = draftflow.pad_batch([*samples, {}], return_lengths=True)
+    assert lengths == [sample["input_ids"].shape[0] for sample in samples] + [0]
+    assert rows["input_ids"].shape == (len(lengths), max(lengths))
+    with pytest.raises(TypeError, match="sample 1 is a int: a mapping of names to tensors is taken"):
+        draftflow.pad_batch([{}, 3])
+
+
+def test_a_sample_is_a_mapping(store):
+    tensors = {"a": torch.arange(3), "b": torch.ones(3, 2)}
+    ref = store.put(tensors, "s")
+    sample = store.get(ref)
+    assert isinstance(sample, collections.abc.Mapping) and len(sample) == 2
+    assert list(sample) == list(sample.keys()) == ["a", "b"] and sample.keys() == {"a", "b"}
+    for copy in (dict(sample), {**sample}, dict(sample.items()), dict(zip(sample, sample.values()))):
+        assert list(copy) == ["a", "b"] and all(torch.equal(copy[key], tensors[key]) for key in tensors)
+    assert (lambda **named: sorted(named))(**sample) == ["a", "b"]
+    assert torch.equal(sample.get("a"), tensors["a"]) and sample.get("c") is None and sample.get("c", 7) == 7
+    assert sample.get(3) is None and 3 not in sample and "a" in sample and "c" not in sample
+    with pytest.raises(KeyError):
+        sample["c"]
+    match = draftflow.pad_batch([sample, tensors])
+    assert match["a"].shape == (2, 3)
+    sample.release()
+    assert torch.equal(dict(sample)["a"], tensors["a"])

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <fstream>
 #include <iostream>
 #include <limits>
 #include <memory>
@@ -21,7 +20,7 @@
 #include "draftflow/base/text.h"
 #include "draftflow/flow/cross_check.h"
 #include "draftflow/ledger/ledger.h"
-#include "draftflow/ledger/reference_ledger.h"
+#include "draftflow/ledger/ledger_file.h"
 
 namespace draftflow::cli {
 namespace {
@@ -162,59 +161,22 @@ int run_export(const LedgerArguments& arguments, const Console& console) {
   return 0;
 }
 
-bool is_sqlite(std::istream& file) {
-  constexpr std::string_view kMagic("SQLite format 3\0", 16);
-  std::string head(kMagic.size(), '\0');
-  file.read(head.data(), static_cast<std::streamsize>(head.size()));
-  const bool found = file.gcount() == static_cast<std::streamsize>(kMagic.size()) && head == kMagic;
-  file.clear();
-  file.seekg(0);
-  return found;
-}
-
-// Character by character, so that a file without line breaks cannot fill memory.
-std::optional<std::string> next_line(std::istream& file) {
-  constexpr std::size_t kMaxLine = 64 << 20;  // of one record
+void stop_if_asked() {
   if (stop_flag()) throw Interrupted();
-  std::string line;
-  for (int c = file.rdbuf()->sbumpc(); c != '\n'; c = file.rdbuf()->sbumpc()) {
-    if (c == std::char_traits<char>::eof()) return line.empty() ? std::nullopt : std::optional(line);
-    if (line.size() == kMaxLine) throw Corrupt(fmt::format("a line of more than {} bytes: this is no export", kMaxLine));
-    line += static_cast<char>(c);
-  }
-  return line;
-}
-
-ReferenceImport import_reference(const std::filesystem::path& file, const std::filesystem::path& where) {
-  bool ours = false;
-  try {
-    ours = !open_sqlite_ledger_read_only(file)->id().empty();
-  } catch (const InvalidArgument&) {  // of another program, as it should be
-  }
-  if (ours) {
-    throw InvalidArgument(
-        fmt::format("{} is a ledger of draftflow: export it, and import what comes out ('draftflow ledger export {} "
-                    "| draftflow ledger import LEDGER --from -')",
-                    printable(file.string(), 4096), printable(file.string(), 4096)));
-  }
-  const ReferenceLedger reference = read_reference_ledger(file);
-  return import_reference_ledger(*open_ledger(where.string()), reference);
 }
 
 // What else there is to say of it.
 std::string import_from(const std::string& from, const std::filesystem::path& where) {
   if (from == "-") {
-    open_ledger(where.string())->import_from([] { return next_line(std::cin); });
+    open_ledger(where.string())->import_from([] {
+      stop_if_asked();
+      return next_export_line(std::cin);
+    });
     return "";
   }
-  std::ifstream file(from, std::ios::binary);
-  if (!file) throw NotFound(fmt::format("there is no file {} to read: check the path", printable(from, 4096)));
-  if (!is_sqlite(file)) {
-    open_ledger(where.string())->import_from([&] { return next_line(file); });
-    return "";
-  }
-  const ReferenceImport taken = import_reference(from, where);
-  return fmt::format("; of the reference's samples {} wait and {} are done with", taken.waiting, taken.done);
+  LedgerFile file(from);
+  const auto taken = file.import_into(*open_ledger(where.string()), stop_if_asked);
+  return taken ? fmt::format("; of the reference's samples {} wait and {} are done with", taken->waiting, taken->done) : "";
 }
 
 int run_import(const LedgerArguments& arguments, const Console& console) {

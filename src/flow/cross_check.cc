@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <string_view>
 #include <unordered_map>
 
 #include "draftflow/base/error.h"
@@ -13,20 +14,60 @@ namespace {
 
 constexpr int kPage = 1024;
 
+bool in_place(const SampleRef& ref) {
+  return ref.feature_store_uri.starts_with("file://");
+}
+
+// The store that a ref's bytes are in, as store_fact says it: what its URI has before the sample. A store's id may hold '/'.
+std::string fact_of(const SampleRef& ref) {
+  std::string_view uri = ref.feature_store_uri;
+  if (const auto scheme = uri.find("://"); scheme != uri.npos) uri.remove_prefix(scheme + 3);
+  const std::string sample = "/" + ref.sample_id.str();
+  const auto end = uri.ends_with(sample) ? uri.size() - sample.size() : uri.rfind('/');
+  return std::string(uri.substr(0, end)) + "/" + ref.incarnation;
+}
+
+// Where the ledger's samples are, if that is not this store. What a producer has declared counts; without it the first sample
+// whose bytes are not freed.
+std::optional<std::string> other_place(Ledger& ledger, const StoreHealth& health, bool& known) {
+  const std::string here = store_fact(health);
+  auto there = ledger.declared(kStoreFact);
+  if (!there) {
+    const RefPage page = ledger.resident_refs(0, 1);
+    if (!page.refs.empty()) there = fact_of(page.refs.front());
+  }
+  known = there.has_value();
+  if (there) return *there == here ? std::nullopt : std::optional("store " + printable(*there));
+  // An offline set's ids are read at once in any case; a stream's are not.
+  if (health.backend == "files" || ledger.declared("kind") != "offline") return std::nullopt;
+  const std::vector<std::string> ids = ledger.all_committed_ids();
+  const auto first = ids.empty() ? std::nullopt : ledger.get_committed(SampleId(ids.front()));
+  known = first && in_place(*first);
+  if (!known) return std::nullopt;
+  return fmt::format("files where they lie ({} is one), which the store file:// reads", printable(first->feature_store_uri));
+}
+
+std::string shown(const StoreHealth& health) {
+  if (health.backend == "files") return "this is file://, which reads files where they lie";
+  return fmt::format("{} is store {}", health.root.empty() ? "this" : printable(health.root), printable(store_fact(health)));
+}
+
 }  // namespace
 
 std::string store_fact(const StoreHealth& health) {
   return health.store_id + "/" + health.incarnation;
 }
 
-void check_store(Ledger& ledger, FeatureStore& store) {
+bool check_store(Ledger& ledger, FeatureStore& store) {
   const StoreHealth health = store.health();
-  const auto declared = ledger.declared(kStoreFact);
-  if (!declared || *declared == store_fact(health)) return;
-  throw Conflict(
-      fmt::format("ledger {} has its samples in store {}, and {} is store {}: name the store that belongs to the ledger, "
-                  "or begin another run with a ledger of its own",
-                  ledger.id(), printable(*declared), printable(health.root), printable(store_fact(health))));
+  bool known = false;
+  if (const auto other = other_place(ledger, health, known)) {
+    throw Conflict(
+        fmt::format("ledger {} has its samples in {}, and {}: name the store that belongs to the ledger, or begin another run "
+                    "with a ledger of its own",
+                    ledger.id(), *other, shown(health)));
+  }
+  return known;
 }
 
 void declare_store(Ledger& ledger, FeatureStore& store) {
@@ -81,6 +122,7 @@ CrossCheck cross_check(Ledger& ledger, FeatureStore& store, const CrossCheckOpti
 }
 
 OrphanSweep sweep_orphans(Ledger& ledger, FeatureStore& store, double orphan_age_seconds) {
+  check_store(ledger, store);  // all of another ledger's samples would be orphans
   OrphanSweep sweep;
   std::vector<std::pair<ResidentSample, SampleRef>> old;
   store.for_each(

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include <ctime>
+#include <fstream>
 
 #include "draftflow/base/error.h"
 #include "testing/temp_folder.h"
@@ -93,9 +94,10 @@ TEST_F(CrossCheckTest, TheSweepTakesOldOrphansAndNothingElse) {
 }
 
 TEST_F(CrossCheckTest, ALedgerHasOneStore) {
-  EXPECT_NO_THROW(check_store(*ledger_, *store_)) << "nobody has said where its samples are";
+  EXPECT_FALSE(check_store(*ledger_, *store_)) << "nobody has said where its samples are";
   declare_store(*ledger_, *store_);
   declare_store(*ledger_, *store_);
+  EXPECT_TRUE(check_store(*ledger_, *store_));
   const auto other = create_shared_dir_store(folder_.path(), StoreId("other"), {.free_space_floor_bytes = 0});
   EXPECT_THROW(declare_store(*ledger_, *other), Conflict);
   try {
@@ -105,6 +107,90 @@ TEST_F(CrossCheckTest, ALedgerHasOneStore) {
     EXPECT_THAT(error.what(), HasSubstr("has its samples in store st/"));
     EXPECT_THAT(error.what(), HasSubstr("is store other/"));
   }
+}
+
+template <class Call>
+std::string conflict_of(const Call& call) {
+  try {
+    call();
+  } catch (const Conflict& error) {
+    return error.what();
+  }
+  return "no Conflict";
+}
+
+TEST_F(CrossCheckTest, TheFirstSampleTellsWhereNobodyHasSaid) {
+  const auto other = create_shared_dir_store(folder_.path(), StoreId("other"), {.free_space_floor_bytes = 0});
+  const auto memory = create_memory_store(StoreId("m"), {}), files = open_files_store();
+  put_committed("deep/er");
+  EXPECT_TRUE(check_store(*ledger_, *store_));
+  EXPECT_THAT(conflict_of([&] { check_store(*ledger_, *other); }),
+              AllOf(HasSubstr("has its samples in store " + store_fact(store_->health()) + ", and "),
+                    HasSubstr("is store " + store_fact(other->health()) + ": name the store that belongs to the ledger")));
+  EXPECT_THAT(conflict_of([&] { check_store(*ledger_, *memory); }), HasSubstr(", and this is store m/"));
+  EXPECT_THAT(conflict_of([&] { check_store(*ledger_, *files); }), HasSubstr("and this is file://, which reads files"));
+  EXPECT_THAT(conflict_of([&] { declare_store(*ledger_, *other); }), HasSubstr("has its samples in store st/"));
+  EXPECT_EQ(ledger_->declared(kStoreFact), std::nullopt);
+}
+
+TEST_F(CrossCheckTest, AStoreThatWasMadeAgainIsAnother) {
+  put_committed("a");
+  store_.reset();
+  std::filesystem::remove_all(folder_.path() / "st");
+  store_ = create_shared_dir_store(folder_.path(), StoreId("st"), {.free_space_floor_bytes = 0});
+  EXPECT_THAT(conflict_of([&] { check_store(*ledger_, *store_); }), HasSubstr("has its samples in store st/"));
+}
+
+TEST_F(CrossCheckTest, AStoreInMemoryIsKnownByItsSamples) {
+  const auto mine = create_memory_store(StoreId("m/1"), {}), other = create_memory_store(StoreId("m/1"), {});
+  ledger_->commit_samples({mine->put({{"x", Tensor::copy_of(DType::kUInt8, {4}, std::vector<std::byte>(4))}}, SampleId("a/b"),
+                                     {.run_id = RunId("run")})},
+                          {});
+  EXPECT_TRUE(check_store(*ledger_, *mine));
+  EXPECT_THAT(conflict_of([&] { check_store(*ledger_, *other); }),
+              HasSubstr("in store " + store_fact(mine->health()) + ", and this is store " + store_fact(other->health())));
+}
+
+// The refs of a ledger that was taken over from the reference have no incarnation: the folder's name in the URI tells.
+TEST_F(CrossCheckTest, AReferenceFolderIsKnownByItsName) {
+  for (const char* const name : {"ref", "ref2"}) {
+    std::filesystem::create_directory(folder_.path() / name);
+    std::ofstream(folder_.path() / name / "a.g1.ckpt") << "x";
+  }
+  SampleRef ref{.sample_id = SampleId("a"), .run_id = RunId("run"), .feature_store_uri = "disagg://ref/a"};
+  ref.generation = 1;
+  ledger_->commit_samples({ref}, {});
+  const auto mine = open_shared_dir_store(folder_.path(), StoreId("ref"), {});
+  const auto other = open_shared_dir_store(folder_.path(), StoreId("ref2"), {});
+  ASSERT_EQ(mine->health().backend, "reference");
+  EXPECT_TRUE(check_store(*ledger_, *mine));
+  EXPECT_THAT(conflict_of([&] { check_store(*ledger_, *other); }), HasSubstr("in store ref/, and "));
+  EXPECT_THAT(conflict_of([&] { check_store(*ledger_, *store_); }), HasSubstr("in store ref/, and "));
+}
+
+TEST_F(CrossCheckTest, FilesInPlaceAreOfNoStore) {
+  const auto files = open_files_store();
+  SampleRef ref{.sample_id = SampleId("f"), .run_id = RunId("run"), .feature_store_uri = "file:///features/a.ckpt"};
+  ref.generation = 1;
+  ledger_->commit_samples({ref}, {});
+  EXPECT_FALSE(check_store(*ledger_, *files));
+  EXPECT_FALSE(check_store(*ledger_, *store_)) << "those of a stream may be beside others that are in a store";
+  ledger_->declare("kind", "offline");
+  EXPECT_FALSE(check_store(*ledger_, *files));
+  EXPECT_THAT(
+      conflict_of([&] { check_store(*ledger_, *store_); }),
+      HasSubstr("has its samples in files where they lie (file:///features/a.ckpt is one), which the store file:// reads"));
+  put_committed("a");
+  EXPECT_TRUE(check_store(*ledger_, *store_)) << "of an offline set, too, the first one in a store tells";
+}
+
+TEST_F(CrossCheckTest, TheSweepOfAnotherStoreTakesNothing) {
+  put_committed("a");
+  const auto other = create_shared_dir_store(folder_.path(), StoreId("other"), {.free_space_floor_bytes = 0});
+  const std::vector<std::byte> bytes(100);
+  other->put({{"x", Tensor::copy_of(DType::kUInt8, {100}, bytes)}}, SampleId("a"), {.run_id = RunId("run")});
+  EXPECT_THAT(conflict_of([&] { sweep_orphans(*ledger_, *other, 0); }), HasSubstr("has its samples in store st/"));
+  EXPECT_EQ(other->health().resident_samples, 1u);
 }
 
 TEST_F(CrossCheckTest, FreedSamplesAreNotMissing) {

@@ -5,7 +5,6 @@
 
 #include <charconv>
 #include <map>
-#include <memory>
 #include <optional>
 #include <span>
 #include <utility>
@@ -101,17 +100,17 @@ CheckedFile check_file(const TensorMap& tensors) {
 
 class Ingest {
  public:
-  Ingest(const IngestOptions& options, IngestReport& report)
-      : options_(options), report_(report), ledger_(open_ledger(options.ledger.string())) {
-    ledger_->declare("kind", "offline");
-    const std::string width = ledger_->declared(kWidthFact).value_or("0");
+  Ingest(Ledger& ledger, const IngestOptions& options, IngestReport& report)
+      : options_(options), report_(report), ledger_(ledger) {
+    ledger_.declare("kind", "offline");
+    const std::string width = ledger_.declared(kWidthFact).value_or("0");
     std::from_chars(width.data(), width.data() + width.size(), width_);
   }
 
   void add(const std::filesystem::path& file, std::int64_t index) {
     const SampleId id(fmt::format("{}:{:08d}", options_.run_id, index));
     try {
-      if (const std::optional<SampleRef> known = ledger_->get_committed(id)) {
+      if (const std::optional<SampleRef> known = ledger_.get_committed(id)) {
         check_same_file(*known, file);
         ++report_.already;
         return;
@@ -127,8 +126,8 @@ class Ingest {
   void flush() {
     if (refs_.empty()) return;
     // Before the refs, so that no ref is ever committed to a set of unknown width.
-    ledger_->declare(kWidthFact, std::to_string(width_));
-    const std::int64_t committed = ledger_->commit_samples(refs_, counts_);
+    ledger_.declare(kWidthFact, std::to_string(width_));
+    const std::int64_t committed = ledger_.commit_samples(refs_, counts_);
     report_.committed += committed;
     report_.already += static_cast<std::int64_t>(refs_.size()) - committed;
     for (const SampleRef& ref : refs_) {
@@ -171,20 +170,19 @@ class Ingest {
 
   const IngestOptions& options_;
   IngestReport& report_;
-  std::unique_ptr<Ledger> ledger_;
+  Ledger& ledger_;
   std::int64_t width_ = 0;  // hidden_state's last extent, the same over the set; 0: no file read yet
   std::vector<SampleRef> refs_;
   std::vector<std::vector<TokenCount>> counts_;
 };
 
-}  // namespace
-
-IngestReport run_ingest(const IngestOptions& options, const IngestCallback& on_file, const std::atomic<bool>& stop) {
+// Looked for before the ledger is made.
+std::vector<std::filesystem::path> files_of(const IngestOptions& options) {
   if (options.strategy != "eagle3") {
     throw InvalidArgument(fmt::format("ingest strategy '{}' is not known: 'eagle3' is", printable(options.strategy)));
   }
   if (options.limit < 0) throw InvalidArgument(fmt::format("ingest limit is {}: 0 (all) or more are allowed", options.limit));
-  std::vector<std::filesystem::path> files = list_feature_files(options.folder);
+  std::vector<std::filesystem::path> files = options.files.empty() ? list_feature_files(options.folder) : options.files;
   if (files.empty()) {
     throw NotFound(fmt::format("folder {} holds no feature file: .ckpt, .ckpt.gz and .safetensors are looked for",
                                options.folder.string()));
@@ -192,8 +190,13 @@ IngestReport run_ingest(const IngestOptions& options, const IngestCallback& on_f
   if (options.limit > 0 && static_cast<std::int64_t>(files.size()) > options.limit) {
     files.resize(static_cast<std::size_t>(options.limit), std::filesystem::path());
   }
+  return files;
+}
+
+IngestReport ingest_files(Ledger& ledger, const std::vector<std::filesystem::path>& files, const IngestOptions& options,
+                          const IngestCallback& on_file, const std::atomic<bool>& stop) {
   IngestReport report;
-  Ingest ingest(options, report);
+  Ingest ingest(ledger, options, report);
   const auto total = static_cast<std::int64_t>(files.size());
   for (; report.files < total && !stop.load();) {
     ingest.add(files[static_cast<std::size_t>(report.files)], report.files);
@@ -202,6 +205,19 @@ IngestReport run_ingest(const IngestOptions& options, const IngestCallback& on_f
   }
   ingest.flush();
   return report;
+}
+
+}  // namespace
+
+IngestReport run_ingest(const IngestOptions& options, const IngestCallback& on_file, const std::atomic<bool>& stop) {
+  const std::vector<std::filesystem::path> files = files_of(options);
+  const auto ledger = open_ledger(options.ledger.string());
+  return ingest_files(*ledger, files, options, on_file, stop);
+}
+
+IngestReport run_ingest(Ledger& ledger, const IngestOptions& options, const IngestCallback& on_file,
+                        const std::atomic<bool>& stop) {
+  return ingest_files(ledger, files_of(options), options, on_file, stop);
 }
 
 }  // namespace draftflow

@@ -71,6 +71,21 @@ class IngestTest : public ::testing::Test {
   IngestOptions options_{.folder = folder_.path() / "in", .ledger = folder_.path() / "out" / "ledger.sqlite3"};
 };
 
+TEST_F(IngestTest, NamedFilesBecomeRefsInTheirOrderOnAnOpenLedger) {
+  for (const char* const name : {"a.safetensors", "b.safetensors", "c.safetensors"}) add(name, good_tensors());
+  const auto ledger = open_memory_ledger(make_memory_ledger());
+  options_.files = {options_.folder / "c.safetensors", options_.folder / "a.safetensors", options_.folder / "gone.ckpt"};
+  const IngestReport report = run_ingest(*ledger, options_, {}, stop_);
+  EXPECT_EQ(report.committed, 2);
+  ASSERT_EQ(report.failed.size(), 1u);
+  EXPECT_EQ(report.failed[0].file.filename(), "gone.ckpt");
+  EXPECT_THAT(ledger->get_committed(SampleId("offline:00000000"))->feature_store_uri, testing::EndsWith("/c.safetensors"));
+  EXPECT_THAT(ledger->get_committed(SampleId("offline:00000001"))->feature_store_uri, testing::EndsWith("/a.safetensors"));
+  EXPECT_FALSE(ledger->token_counts().empty());
+  EXPECT_FALSE(std::filesystem::exists(options_.ledger)) << "the one that is given is used";
+  EXPECT_EQ(run_ingest(*ledger, options_, {}, stop_).already, 2);
+}
+
 TEST_F(IngestTest, FilesBecomeRefsInOrder) {
   add("b.safetensors", good_tensors());
   add("a.safetensors", good_tensors());

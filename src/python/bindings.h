@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -25,6 +26,7 @@ void bind_tensors(py::module_& module);
 void bind_records(py::module_& module);
 void bind_store(py::module_& module);
 void bind_ledger(py::module_& module);
+void bind_flow(py::module_& module);
 void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
 void bind_bench(py::module_& module);
@@ -49,6 +51,20 @@ class Unlocked {
   const bool ending_;  // the interpreter, by this thread: no other has the lock by then
   PyThreadState* const state_;
   const InterruptScope interruptible_{&check_signals};
+};
+
+// check_interrupt() for what is called very often: to ask Python takes its lock, for which another thread may let one wait.
+class PacedCheck {
+ public:
+  void operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_) return;
+    check_interrupt();
+    next_ = now + kInterruptEvery;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point next_{};
 };
 
 // A URL, or a path as os.PathLike (pathlib). TypeError for anything else.

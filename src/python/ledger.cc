@@ -2,11 +2,13 @@
 #include "draftflow/ledger/ledger.h"
 
 #include <fmt/format.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
+#include "draftflow/ledger/ledger_file.h"
 #include "python/handles.h"
 #include "python/json.h"
 
@@ -422,6 +424,32 @@ void bind_queue_verbs(LedgerClass& ledger) {
           py::arg("group"), py::arg("ids"), py::arg("reason"), py::arg("dry_run") = false);
 }
 
+void bind_file_verbs(LedgerClass& ledger) {
+  ledger
+      .def(
+          "export",
+          [](Self self, const std::filesystem::path& file) {
+            self->opened.get();  // says so if it was closed, or cannot be opened here
+            const Unlocked unlocked;
+            export_ledger(*self->open(), file, PacedCheck());
+          },
+          py::arg("file"),
+          "As JSON lines of one view, as `draftflow ledger export` writes them; the file appears whole or not at all. Leases "
+          "end: what is leased is told as pending or available.")
+      .def(
+          "import_",
+          [](Self self, const std::filesystem::path& file) {
+            self->opened.get();
+            const Unlocked unlocked;
+            LedgerFile lines(file);
+            lines.import_into(*self->open(), PacedCheck());
+          },
+          py::arg("file"),
+          "Makes this ledger, which must be empty (Conflict), the exported one, its id included, so that checkpoints can be "
+          "resumed; the old one must not be used again. Or takes over a ledger of the reference runtime's. All or nothing. "
+          "Corrupt, naming the line: no whole export.");
+}
+
 void bind_values(py::module_& module) {
   py::class_<CheckpointMark>(module, "CheckpointMark",
                              "A checkpoint as the ledger knows it: put it into the checkpoint's file.")
@@ -506,6 +534,7 @@ void bind_ledger(py::module_& module) {
   bind_window_verbs(ledger);
   bind_training_verbs(ledger);
   bind_queue_verbs(ledger);
+  bind_file_verbs(ledger);
 }
 
 }  // namespace draftflow::python

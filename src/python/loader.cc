@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
 #include <chrono>
@@ -8,6 +9,7 @@
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
 #include "draftflow/loader/batch_reader.h"
+#include "draftflow/loader/ingest.h"
 #include "draftflow/loader/padding.h"
 #include "python/handles.h"
 #include "python/tensors.h"
@@ -112,28 +114,109 @@ py::dict failed_to(const PaddedBatch& batch) {
   return made;
 }
 
+// A folder, a file, or files in the caller's order.
+IngestOptions sources_from(const py::object& sources) {
+  const bool one = py::isinstance<py::str>(sources) || py::isinstance<py::bytes>(sources) || py::hasattr(sources, "__fspath__");
+  IngestOptions options;
+  if (one) {
+    options.folder = sources.cast<std::filesystem::path>();
+    if (std::filesystem::is_regular_file(options.folder)) options.files = {options.folder};
+    return options;
+  }
+  for (const py::handle file : sources) options.files.push_back(file.cast<std::filesystem::path>());
+  if (options.files.empty()) throw InvalidArgument("there is no file to ingest: the list is empty");
+  return options;
+}
+
+py::dict report_to(const IngestReport& report) {
+  py::dict made, failed;
+  for (const IngestFailure& failure : report.failed) {
+    failed[py::str(py::cast(failure.file))] = printable(failure.reason, 4096);
+  }
+  made["files"] = report.files;
+  made["committed"] = report.committed;
+  made["already"] = report.already;
+  made["tokens"] = report.tokens;
+  made["bytes"] = report.bytes;
+  made["failed"] = failed;
+  return made;
+}
+
+py::dict ingest(LedgerHandle& self, const py::object& sources, const std::string& run_id, const std::string& strategy,
+                std::int64_t limit) {
+  IngestOptions options = sources_from(sources);
+  options.run_id = run_id;
+  options.strategy = strategy;
+  options.limit = limit;
+  self.opened.get();  // says so if it was closed, or cannot be opened here
+  IngestReport report;
+  {
+    const Unlocked unlocked;
+    const std::unique_ptr<Ledger> ledger = self.open();  // other threads use theirs meanwhile
+    const std::atomic<bool> stop{false};
+    PacedCheck check;
+    report = run_ingest(
+        *ledger, options, [&](std::int64_t, std::int64_t) { check(); }, stop);
+  }
+  if (report.committed + report.already == 0) {
+    throw Corrupt(fmt::format("none of the {} feature files could be used; of {} it is said: {}", report.files,
+                              printable(report.failed.front().file.string(), 1000),
+                              printable(report.failed.front().reason, 4096)));
+  }
+  return report_to(report);
+}
+
+void bind_ingest(py::module_& module) {
+  using LedgerClass = py::class_<LedgerHandle, std::shared_ptr<LedgerHandle>>;
+  LedgerClass(module.attr("Ledger"))
+      .def("ingest_features", &ingest, py::arg("sources"), py::kw_only(), py::arg("run_id") = "offline",
+           py::arg("strategy") = "eagle3", py::arg("limit") = 0,
+           "An offline set of feature files where they lie, as `draftflow ingest` makes it: a folder, by path; a file; or "
+           "files in their order. The n-th is sample 'run_id:n'; each is read and checked once, its tokens counted, and what "
+           "is there is skipped. Counts, and as 'failed' {file: why} what was left out. NotFound: no file; Corrupt: none of "
+           "them could be used.");
+}
+
+// Dicts, or other mappings, as a Sample.
+std::vector<TensorMap> maps_from(const std::vector<py::object>& samples) {
+  std::vector<TensorMap> maps;
+  for (const py::object& sample : samples) {
+    if (!py::hasattr(sample, "keys")) {
+      throw py::type_error(fmt::format("sample {} is a {}: a mapping of names to tensors is taken", maps.size(),
+                                       py::str(py::type::of(sample).attr("__qualname__")).cast<std::string>()));
+    }
+    maps.push_back(tensors_from(py::dict(sample)));
+  }
+  return maps;
+}
+
+py::object pad(const std::vector<py::object>& samples, bool return_lengths, const std::string& framework) {
+  const Framework wanted = framework_from(framework);
+  const std::vector<TensorMap> maps = maps_from(samples);
+  std::vector<const TensorMap*> pointers;
+  std::vector<std::int64_t> lengths;
+  for (const TensorMap& map : maps) {
+    pointers.push_back(&map);
+    lengths.push_back(sample_length(map));
+  }
+  BufferPool pool(0);
+  TensorMap batch;
+  {
+    const Unlocked unlocked;
+    batch = pad_batch(pointers, pool);
+  }
+  py::dict tensors = tensors_to(batch, false, wanted, py::none());
+  if (!return_lengths) return tensors;
+  return py::make_tuple(tensors, lengths);
+}
+
 void bind_padding(py::module_& module) {
   module.def("offline_windows_per_epoch", &offline_windows_per_epoch, py::arg("refs"), py::arg("window"));
   module.def(
-      "pad_batch",
-      [](const std::vector<py::dict>& samples, const std::string& framework) {
-        const Framework wanted = framework_from(framework);
-        std::vector<TensorMap> maps;
-        std::vector<const TensorMap*> pointers;
-        for (const py::dict& sample : samples) maps.push_back(tensors_from(sample));
-        for (const TensorMap& map : maps) pointers.push_back(&map);
-        BufferPool pool(0);
-        TensorMap batch;
-        {
-          const Unlocked unlocked;
-          batch = pad_batch(pointers, pool);
-        }
-        return tensors_to(batch, false, wanted, py::none());
-      },
-      py::arg("samples"), py::kw_only(), py::arg("framework") = "torch",
+      "pad_batch", &pad, py::arg("samples"), py::kw_only(), py::arg("return_lengths") = false, py::arg("framework") = "torch",
       "Samples of different lengths as one batch, padded on the right with zeros: [T, ...] and [1, T, ...] become [B, max T, "
-      "...], T "
-      "being the length of input_ids. ValueError, naming the tensor, for samples that do not fit together.");
+      "...], T being the length of input_ids. return_lengths: (batch, [T of each row]). ValueError, naming the tensor, for "
+      "samples that do not fit together.");
 }
 
 }  // namespace
@@ -192,6 +275,7 @@ void bind_loader(py::module_& module) {
       .def("close", &PyReader::close, "Ends its thread; bounded by one read.")
       .def_property_readonly("wait_seconds", &PyReader::wait_seconds);
   bind_padding(module);
+  bind_ingest(module);
 }
 
 }  // namespace draftflow::python

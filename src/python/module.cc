@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, module) {
   bind_records(module);
   bind_ledger(module);
   bind_store(module);
+  bind_flow(module);
   bind_loader(module);
   bind_formats(module);
   bind_bench(module);

@@ -273,39 +273,65 @@ std::vector<ResidentSample> list_resident(StoreHandle& self, std::optional<std::
   return found;
 }
 
+py::object one_of(const PySample& sample, const Tensor& tensor, const std::string& name) {
+  return tensor_to(tensor, sample.shared, sample.framework, sample.device, name);
+}
+
+py::dict all_of(const PySample& sample) {
+  return tensors_to(sample.fetched.tensors, sample.shared, sample.framework, sample.device);
+}
+
+// What is no name is in no sample.
+const Tensor* find_named(const PySample& sample, const py::object& name) {
+  return py::isinstance<py::str>(name) ? find_tensor(sample.fetched.tensors, name.cast<std::string>()) : nullptr;
+}
+
+using SampleClass = py::class_<PySample>;
+
+// As collections.abc.Mapping has them.
+void bind_mapping(SampleClass& sample) {
+  const auto view = [](const char* kind) {
+    return [kind](const py::object& self) { return py::module_::import("collections.abc").attr(kind)(self); };
+  };
+  sample
+      .def("__getitem__",
+           [](const PySample& self, const std::string& name) {
+             const Tensor* tensor = find_tensor(self.fetched.tensors, name);
+             if (tensor == nullptr) throw py::key_error(name);
+             return one_of(self, *tensor, name);
+           })
+      .def(
+          "get",
+          [](const PySample& self, const py::object& name, const py::object& otherwise) {
+            const Tensor* tensor = find_named(self, name);
+            return tensor == nullptr ? otherwise : one_of(self, *tensor, name.cast<std::string>());
+          },
+          py::arg("name"), py::arg("default") = py::none())
+      .def("__contains__", [](const PySample& self, const py::object& name) { return find_named(self, name) != nullptr; })
+      .def("__len__", [](const PySample& self) { return self.fetched.tensors.size(); })
+      .def("__iter__", [](const py::object& self) { return py::iter(self.attr("names")); })
+      .def("keys", view("KeysView"))
+      .def("values", view("ValuesView"))
+      .def("items", view("ItemsView"));
+  py::module_::import("collections.abc").attr("Mapping").attr("register")(sample);
+}
+
 void bind_sample(py::module_& module) {
-  py::class_<PySample>(
-      module, "Sample",
-      "A fetched sample, leased until release() or the end of its `with`. As a context it gives {name: tensor}.")
-      .def_property_readonly("handle", [](const PySample& sample) { return sample.fetched.handle; })
+  SampleClass sample(module, "Sample",
+                     "A fetched sample, leased until release() or the end of its `with`: a mapping of names to tensors. As a "
+                     "context it gives a dict of them.");
+  sample.def_property_readonly("handle", [](const PySample& self) { return self.fetched.handle; })
       .def_property_readonly("names",
-                             [](const PySample& sample) {
+                             [](const PySample& self) {
                                std::vector<std::string> names;
-                               for (const auto& [name, tensor] : sample.fetched.tensors) names.push_back(name);
+                               for (const auto& [name, tensor] : self.fetched.tensors) names.push_back(name);
                                return names;
                              })
-      .def(
-          "tensors",
-          [](const PySample& sample) {
-            return tensors_to(sample.fetched.tensors, sample.shared, sample.framework, sample.device);
-          },
-          "{name: tensor}, in the ref's order, in the framework that get was asked for.")
-      .def("__getitem__",
-           [](const PySample& sample, const std::string& name) {
-             const Tensor* tensor = find_tensor(sample.fetched.tensors, name);
-             if (tensor == nullptr) throw py::key_error(name);
-             return tensor_to(*tensor, sample.shared, sample.framework, sample.device);
-           })
-      .def("__contains__",
-           [](const PySample& sample, const std::string& name) { return find_tensor(sample.fetched.tensors, name) != nullptr; })
-      .def("__len__", [](const PySample& sample) { return sample.fetched.tensors.size(); })
-      .def("__iter__", [](const py::object& self) { return py::iter(self.attr("names")); })
+      .def("tensors", &all_of, "{name: tensor}, in the ref's order, in the framework that get was asked for.")
       .def("release", &release_sample, "Ends the lease; in a consume-once store that is consumption. Idempotent.")
-      .def("__enter__",
-           [](const PySample& sample) {
-             return tensors_to(sample.fetched.tensors, sample.shared, sample.framework, sample.device);
-           })
-      .def("__exit__", [](PySample& sample, const py::args&) { release_sample(sample); });
+      .def("__enter__", &all_of)
+      .def("__exit__", [](PySample& self, const py::args&) { release_sample(self); });
+  bind_mapping(sample);
 }
 
 void bind_resident(py::module_& module) {

@@ -303,7 +303,15 @@ const char* buffer_format(DType dtype) {
     case DType::kBFloat16: break;
   }
   throw py::type_error(
-      "the buffer protocol, and so numpy, has no bfloat16: take the tensor as torch's (.torch()), or its .tobytes()");
+      "the buffer protocol, and so numpy, has no bfloat16: take the tensor as torch's (.torch()), or view its bytes as another "
+      "type: numpy.frombuffer(t.tobytes(), 'uint16').reshape(t.shape)");
+}
+
+[[noreturn]] void refuse_for_numpy(std::string_view name) {
+  throw py::type_error(fmt::format(
+      "tensor '{}' is bfloat16, for which numpy has no type: ask for framework='torch', or for 'draftflow' and view its "
+      "bytes as another type: numpy.frombuffer(t.tobytes(), 'uint16').reshape(t.shape)",
+      printable(std::string(name), 80)));
 }
 
 py::buffer_info to_buffer(PyTensor& held) {
@@ -361,10 +369,11 @@ Framework framework_from(std::string_view name) {
       fmt::format("framework is '{}': 'torch', 'numpy' and 'draftflow' are allowed", printable(std::string(name), 80)));
 }
 
-py::object tensor_to(const Tensor& tensor, bool shared, Framework framework, const py::object& device) {
+py::object tensor_to(const Tensor& tensor, bool shared, Framework framework, const py::object& device, std::string_view name) {
   if (framework == Framework::kTorch) return to_torch(tensor, device);
   py::object held = py::cast(PyTensor{.tensor = tensor, .shared = shared});
   if (framework == Framework::kDraftflow) return held;
+  if (!name.empty() && tensor.dtype == DType::kBFloat16) refuse_for_numpy(name);
   buffer_format(tensor.dtype);  // says what numpy lacks
   return py::module_::import("numpy").attr("asarray")(held);
 }
@@ -373,7 +382,7 @@ py::dict tensors_to(const TensorMap& tensors, bool shared, Framework framework, 
   py::dict made;
   for (const auto& [name, tensor] : tensors) {
     const py::str key(name);
-    const py::object value = tensor_to(tensor, shared, framework, device);
+    const py::object value = tensor_to(tensor, shared, framework, device, name);
     if (PyDict_SetItem(made.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
   }
   return made;

@@ -29,8 +29,10 @@ TensorMap tensors_from(const py::dict& tensors);
 enum class Framework { kTorch, kNumpy, kDraftflow };
 Framework framework_from(std::string_view name);  // "torch", "numpy", "draftflow"; InvalidArgument
 
-// Over the same memory. device: torch's alone; None: host memory.
-py::object tensor_to(const Tensor& tensor, bool shared, Framework framework, const py::object& device);
+// Over the same memory. device: torch's alone; None: host memory. TypeError, of the name where it has one, for bfloat16 to
+// numpy.
+py::object tensor_to(const Tensor& tensor, bool shared, Framework framework, const py::object& device,
+                     std::string_view name = {});
 py::dict tensors_to(const TensorMap& tensors, bool shared, Framework framework, const py::object& device);
 
 }  // namespace draftflow::python

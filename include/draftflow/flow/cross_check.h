@@ -20,8 +20,10 @@ inline constexpr const char* kStoreFact = "store";
 std::string store_fact(const StoreHealth& health);
 // For producers: the ledger's samples are in this store and no other. Conflict, naming both, if they are in another.
 void declare_store(Ledger& ledger, FeatureStore& store);
-// For consumers: the same, where a producer has said so.
-void check_store(Ledger& ledger, FeatureStore& store);
+// For consumers: the same, where a producer has said so. Where none has, the first of the ledger's samples whose bytes are not
+// freed tells; of an offline set also the first file in place. True: the ledger knows its store, and it is this one; false: it
+// has no such sample yet, so ask again once there is one.
+bool check_store(Ledger& ledger, FeatureStore& store);
 
 struct CrossCheck {
   std::int64_t matching = 0;  // on the books and there, the same generation
@@ -47,7 +49,8 @@ struct OrphanSweep {
 };
 
 // Removes from the store what the ledger never committed and what it replaced, if it is older than `orphan_age_seconds`, which
-// must be longer than any producer takes from put to commit. From any process, at any time.
+// must be longer than any producer takes from put to commit. From any process, at any time. Conflict, as check_store: all of
+// another ledger's samples would be orphans.
 OrphanSweep sweep_orphans(Ledger& ledger, FeatureStore& store, double orphan_age_seconds);
 
 }  // namespace draftflow

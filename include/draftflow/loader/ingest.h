@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Offline entry: a folder of feature files, as users have them, becomes committed file:// refs in a ledger. Each file is
+// Offline entry: feature files, as users have them, become committed file:// refs in a ledger. Each file is
 // read and checked once; a bad one is reported and left out, and never stops the rest. Idempotent: a file that is committed is
-// not read again. Needs no libtorch. The n-th file, by absolute path, is sample {run_id}:{n:08d}; the ledger is declared
-// kind=offline, and its prompts need no closing, since an offline set ends with its last ref. Disk full and the other errors
-// of the ledger are thrown; what is committed by then stays.
+// not read again. Needs no libtorch. The n-th file, of a folder by absolute path, is sample {run_id}:{n:08d}; the ledger is
+// declared kind=offline, and its prompts need no closing, since an offline set ends with its last ref. Disk full and the other
+// errors of the ledger are thrown; what is committed by then stays.
 #pragma once
 
 #include <atomic>
@@ -16,9 +16,12 @@
 
 namespace draftflow {
 
+class Ledger;
+
 struct IngestOptions {
   std::filesystem::path folder;
-  std::filesystem::path ledger;
+  std::vector<std::filesystem::path> files;  // in this order, instead of a folder's
+  std::filesystem::path ledger;              // where none is given open
   std::string run_id = "offline";
   std::string strategy = "eagle3";
   std::int64_t limit = 0;  // files; 0: all
@@ -38,7 +41,10 @@ struct IngestReport {
 
 using IngestCallback = std::function<void(std::int64_t done, std::int64_t total)>;
 
-// NotFound if the folder is missing or holds no feature file.
+// NotFound if the folder is missing or holds no feature file. What on_file throws ends it: the files of the last batch are then
+// left for the next time.
 IngestReport run_ingest(const IngestOptions& options, const IngestCallback& on_file, const std::atomic<bool>& stop);
+IngestReport run_ingest(Ledger& ledger, const IngestOptions& options, const IngestCallback& on_file,
+                        const std::atomic<bool>& stop);
 
 }  // namespace draftflow

@@ -75,7 +75,8 @@ struct Fetched {
 
 struct StoreHealth {
   std::string store_id, backend, root;
-  std::string incarnation, layout;  // of a shared directory
+  std::string incarnation;  // of a shared directory, or of memory
+  std::string layout;       // of a shared directory
   StoreKind kind = StoreKind::kLedgered;
   Durability durability = Durability::kNone;
   bool secret = false, encrypted = false;

@@ -374,7 +374,7 @@ GcReport MemoryStore::gc() {
 }
 
 StoreHealth MemoryStore::health() {
-  StoreHealth health{.store_id = id_.str(), .backend = "memory", .kind = options_.kind};
+  StoreHealth health{.store_id = id_.str(), .backend = "memory", .incarnation = incarnation_, .kind = options_.kind};
   health.max_resident_bytes = options_.max_resident_bytes;
   health.free_bytes = free_memory();
   const std::int64_t now = now_ms();

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "draftflow/ledger/ledger_file.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <span>
+#include <string_view>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/file.h"
+#include "draftflow/base/random.h"
+#include "draftflow/base/text.h"
+
+namespace draftflow {
+namespace {
+
+bool is_sqlite(std::istream& file) {
+  constexpr std::string_view kMagic("SQLite format 3\0", 16);
+  std::string head(kMagic.size(), '\0');
+  file.read(head.data(), static_cast<std::streamsize>(head.size()));
+  const bool found = file.gcount() == static_cast<std::streamsize>(kMagic.size()) && head == kMagic;
+  file.clear();
+  file.seekg(0);
+  return found;
+}
+
+ReferenceLedger reference_of(const std::filesystem::path& file) {
+  bool ours = false;
+  try {
+    ours = !open_sqlite_ledger_read_only(file)->id().empty();
+  } catch (const InvalidArgument&) {  // of another program, as it should be
+  }
+  if (ours) {
+    throw InvalidArgument(
+        fmt::format("{} is a ledger of draftflow: export it, and import what comes out ('draftflow ledger export {} "
+                    "| draftflow ledger import LEDGER --from -')",
+                    printable(file.string(), 4096), printable(file.string(), 4096)));
+  }
+  return read_reference_ledger(file);
+}
+
+void write_lines(Ledger& ledger, const UniqueFd& fd, const std::filesystem::path& file, const EachLine& each_line) {
+  constexpr std::size_t kBlock = 1 << 20;
+  std::string block;
+  const auto write = [&] {
+    write_all(fd.get(), std::as_bytes(std::span(block)), file);
+    block.clear();
+  };
+  ledger.export_to([&](const std::string& line) {
+    if (each_line) each_line();
+    block += line;
+    block += '\n';
+    if (block.size() >= kBlock) write();
+  });
+  write();
+  if (::fsync(fd.get()) != 0) throw_errno(errno, "syncing " + file.string());
+}
+
+}  // namespace
+
+void export_ledger(Ledger& ledger, const std::filesystem::path& file, const EachLine& each_line) {
+  std::filesystem::path temporary = file;
+  temporary += "." + random_hex128().substr(0, 12) + ".tmp";
+  try {
+    write_lines(ledger, open_file(temporary, O_WRONLY | O_CREAT | O_EXCL), temporary, each_line);
+    if (::rename(temporary.c_str(), file.c_str()) != 0) throw_errno(errno, "renaming onto " + file.string());
+  } catch (...) {
+    std::error_code ignored;
+    std::filesystem::remove(temporary, ignored);
+    throw;
+  }
+  sync_folder(file.has_parent_path() ? file.parent_path() : ".");
+}
+
+// Character by character, so that a file without line breaks cannot fill memory.
+std::optional<std::string> next_export_line(std::istream& lines) {
+  constexpr std::size_t kMaxLine = 64 << 20;  // of one record
+  std::string line;
+  for (int c = lines.rdbuf()->sbumpc(); c != '\n'; c = lines.rdbuf()->sbumpc()) {
+    if (c == std::char_traits<char>::eof()) return line.empty() ? std::nullopt : std::optional(line);
+    if (line.size() == kMaxLine) throw Corrupt(fmt::format("a line of more than {} bytes: this is no export", kMaxLine));
+    line += static_cast<char>(c);
+  }
+  return line;
+}
+
+LedgerFile::LedgerFile(const std::filesystem::path& file) : lines_(file, std::ios::binary) {
+  if (!lines_) throw NotFound(fmt::format("there is no file {} to read: check the path", printable(file.string(), 4096)));
+  if (is_sqlite(lines_)) reference_ = reference_of(file);
+}
+
+std::optional<ReferenceImport> LedgerFile::import_into(Ledger& ledger, const EachLine& each_line) {
+  if (reference_) return import_reference_ledger(ledger, *reference_);
+  ledger.import_from([&] {
+    if (each_line) each_line();
+    return next_export_line(lines_);
+  });
+  return std::nullopt;
+}
+
+}  // namespace draftflow
