@@ -20,13 +20,9 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 import draftflow
 from draftflow.compat.specforge.contracts import FeatureHandle, SampleRef
-from draftflow.compat.specforge.data_plane.feature_store import (
-    FeatureStore,
-    check_sample_id,
-    make_ref,
-    record,
-    specs_of,
-)
+from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, check_sample_id
+from draftflow.compat.specforge.data_plane.put_ref import make_ref, record
+from draftflow.compat.specforge.limits import check_clock, check_limit, check_time
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +85,8 @@ class SharedDirFeatureStore(FeatureStore):
         retain_on_release: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check_limit("max_hold_age_s", max_hold_age_s, "seconds")
+        check_clock(clock)
         self.auth = auth or AuthPolicy()
         self.auth.check(credential)
         self.store_id = store_id or uuid.uuid4().hex[:8]
@@ -101,7 +99,6 @@ class SharedDirFeatureStore(FeatureStore):
         self._clock = clock
         self._store = _attach(self.root, self.auth, credential, retain_on_release)
         health = self._store.health()
-        self._packs = health["codec"] != "raw"
         self._auth_required = health["secret"]
         self._remembers = max_hold_age_s is not None or clock is not time.monotonic
         self._lock = threading.Lock()
@@ -110,24 +107,21 @@ class SharedDirFeatureStore(FeatureStore):
 
     def put(self, tensors: dict[str, torch.Tensor], *, sample_id: str, metadata: dict[str, Any]) -> SampleRef:
         self.auth.check(self._credential)
-        specs, nbytes = specs_of(tensors, sample_id, metadata)
-        others = dict(metadata)
-        others.pop("num_tokens", None)
-        others.pop("codecs", None)
-        ref = make_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", specs, nbytes, metadata, others)
+        ref = make_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", tensors, metadata)
+        at = self._clock() if self._remembers else 0.0  # a clock that fails must not fail what is stored
         # What is not the store's business is in `ref` already.
         try:
             stored = self._store.put(tensors, sample_id, num_tokens=0)
         except TypeError:
             check_sample_id(sample_id)
             raise
-        if self._packs:
-            others.update(stored.metadata)
-        others["generation"] = stored.generation
-        others["incarnation"] = stored.incarnation
+        said = ref.metadata
+        if "codecs" in said:  # by the caller, who does not know
+            del said["codecs"]
+        said.update(stored.metadata)  # the generation, the incarnation, and the codecs if there are some
         if self._remembers:
             with self._lock:
-                self._puts[sample_id] = _Put(stored, self._clock())
+                self._puts[sample_id] = _Put(stored, at)
         return ref
 
     def get(
@@ -165,6 +159,8 @@ class SharedDirFeatureStore(FeatureStore):
 
     def gc(self, *, now: Optional[float] = None) -> dict[str, int]:
         """Also does what any process may do for all: leases of the dead end, their leavings go, failed frees are retried."""
+        if now is not None:
+            now = check_time("now", now)
         pending = self._store.gc()["release_pending"]
         freed, freed_bytes = self._free_old(self._clock() if now is None else now)
         with self._lock:

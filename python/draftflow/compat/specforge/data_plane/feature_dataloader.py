@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional
 
 from draftflow.compat.specforge.contracts import SCHEMA_VERSION, SampleRef, TrainBatch
 from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, get_returns_copies
+from draftflow.compat.specforge.limits import check_count
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +49,9 @@ class FeatureDataLoader:
     ) -> None:
         if (queue is None) == (refs is None):
             raise ValueError("a loader reads a queue or a list of refs: give exactly one of `queue` and `refs`")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: 1 or more is allowed")
         self.store = store
         self.queue = queue
-        self.batch_size = batch_size
+        self.batch_size = check_count("batch_size", batch_size, least=1)
         self.collate_fn = collate_fn or pad_and_stack
         self.per_sample_transform = per_sample_transform
         self.device = device
