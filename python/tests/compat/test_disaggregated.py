@@ -489,3 +489,104 @@ def test_a_folder_of_the_reference_opens_and_stays_as_it_is(tmp_path):
     with pytest.raises(ValueError, match="only read"):
         put(store)
     assert {path: open(path, "rb").read() for path in files_under(tmp_path)} == before
+
+
+@pytest.mark.parametrize("sample_id", [b"s0", 5, None, True, ["s0"], ("s0",)], ids=repr)
+def test_an_id_is_a_str(root, sample_id):
+    store = SharedDirFeatureStore(root, "st")
+    kept = put(store, "s0")
+    with pytest.raises(TypeError, match="it must be a str"):
+        put(store, sample_id)
+    with pytest.raises(TypeError, match="it must be a str"):
+        store.abort(sample_id)
+    store.get(kept)
+    assert store.health()["resident_samples"] == 1
+
+
+def test_an_id_of_a_subclass_becomes_a_plain_str(root):
+    for store in (SharedDirFeatureStore(root, "st"), LocalFeatureStore("st")):
+        ref = put(store, numpy.str_("s0"))
+        assert type(ref.sample_id) is str and ref.feature_keys == {"x": "s0/x"}
+        assert_no_tensors(ref)
+        store.abort(numpy.str_("s0"))
+        with pytest.raises(KeyError):
+            store.get(ref)
+
+
+def test_a_ref_of_another_store_is_not_here(root):
+    mine, other, local = SharedDirFeatureStore(root, "st"), SharedDirFeatureStore(root, "other"), LocalFeatureStore("st")
+    here, there, in_memory = put(mine, value=1.0), put(other, value=2.0), put(local, value=3.0)
+    of_reference = {"generation": here.metadata["generation"]}
+    forms = [there, replace(there, metadata={}), replace(there, metadata=of_reference), in_memory]
+    for ref in [*forms, *(replace(form, feature_specs={}) for form in forms)]:
+        with pytest.raises(KeyError, match="is not here: its URI is|incarnation"):
+            mine.get(ref)
+    for ref in (here, there, replace(in_memory, feature_store_uri="mem://other/s0")):
+        with pytest.raises(KeyError, match="is of another store: its URI is"):
+            local.get(ref)
+    gone = replace(here, feature_specs={}, metadata={**here.metadata, "incarnation": there.metadata["incarnation"]})
+    with pytest.raises(KeyError, match="incarnation"):
+        mine.get(gone)
+    assert mine.health()["active_leases"] == local.health()["active_leases"] == 0
+    for form in (here, replace(here, metadata={}), replace(here, feature_specs={})):
+        assert mine.get(form)[0]["x"].sum() == 4
+    assert local.get(in_memory)[0]["x"].sum() == 12
+
+
+@pytest.mark.parametrize("kind", [int, numpy.int64, numpy.uint64, numpy.int32])
+def test_a_generation_of_any_integer_type(root, kind):
+    store = SharedDirFeatureStore(root, "st", max_hold_age_s=10.0)
+    for others in ({}, {"feature_specs": {}}):
+        ref = put(store)
+        form = replace(ref, metadata={**ref.metadata, "generation": kind(ref.metadata["generation"])}, **others)
+        _, first = store.get(form)
+        _, second = store.get(form)
+        store.release(replace(first, generation=kind(first.generation)))
+        assert store.health()["active_leases"] == 1
+        store.release(replace(second, generation=kind(second.generation)))
+        assert store.health()["active_leases"] == store.health()["resident_samples"] == 0
+        assert not store._puts  # what was consumed is not remembered
+
+
+@pytest.mark.parametrize("generation", ["1", 1.0, float("nan"), [1]], ids=repr)
+def test_a_generation_of_another_type_is_refused_by_name(root, generation):
+    store = SharedDirFeatureStore(root, "st")
+    ref = put(store)
+    ref = replace(ref, metadata={**ref.metadata, "generation": generation})
+    for form in (ref, replace(ref, feature_specs={})):
+        with pytest.raises(TypeError, match="the ref of sample 's0' has generation .*: an int is needed"):
+            store.get(form)
+    with pytest.raises(TypeError, match="release takes what get returned"):
+        store.release(FeatureHandle("s0", generation, "token"))
+
+
+@pytest.mark.parametrize("generation", [-1, 0, 1 << 53, 1 << 64])
+def test_a_generation_that_none_has_is_not_there(root, generation):
+    store = SharedDirFeatureStore(root, "st")
+    ref = put(store)
+    ref = replace(ref, metadata={**ref.metadata, "generation": generation})
+    for form in (ref, replace(ref, feature_specs={})):
+        with pytest.raises(KeyError, match=f"'s0' generation {generation}"):
+            store.get(form)
+    store.release(FeatureHandle("s0", generation, "token"))
+
+
+def test_names_may_be_any_series_of_names_but_no_name(root):
+    for store in (SharedDirFeatureStore(root, "st"), LocalFeatureStore("st")):
+        ref = store.put({"x": torch.ones(1), "y": torch.ones(1)}, sample_id="s0", metadata={})
+        for names in (["x"], ("x",), {"x"}, (name for name in ["x"]), numpy.array(["x"])):
+            assert list(store.get(ref, names=names)[0]) == ["x"]
+        for names in (None, [], ()):
+            assert list(store.get(ref, names=names)[0]) == ["x", "y"]
+        leases = store.health()["active_leases"]
+        for names in ("x", b"x", [b"x"], [1], ""):
+            with pytest.raises(TypeError, match="get of sample 's0': names is"):
+                store.get(ref, names=names)
+        assert store.health()["active_leases"] == leases
+
+
+@pytest.mark.parametrize("tensors", [None, "x", [("x", torch.ones(1))], torch.ones(1)], ids=["None", "str", "list", "tensor"])
+def test_what_is_put_is_a_dict_of_tensors(root, tensors):
+    for store in (SharedDirFeatureStore(root, "st"), LocalFeatureStore("st")):
+        with pytest.raises(TypeError, match="put of sample 's0': a .* was given: a dict of tensors is needed"):
+            store.put(tensors, sample_id="s0", metadata={})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 import draftflow
 from draftflow.compat.specforge.contracts import FeatureHandle, SampleRef
-from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, check_sample_id
+from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, check_names, check_sample_id
 from draftflow.compat.specforge.data_plane.put_ref import make_ref, record
 from draftflow.compat.specforge.limits import check_clock, check_limit, check_time
 
@@ -107,13 +107,15 @@ class SharedDirFeatureStore(FeatureStore):
 
     def put(self, tensors: dict[str, torch.Tensor], *, sample_id: str, metadata: dict[str, Any]) -> SampleRef:
         self.auth.check(self._credential)
+        if sample_id.__class__ is not str:  # C++ would take bytes for one
+            sample_id = check_sample_id(sample_id)
         ref = make_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", tensors, metadata)
         at = self._clock() if self._remembers else 0.0  # a clock that fails must not fail what is stored
         # What is not the store's business is in `ref` already.
         try:
             stored = self._store.put(tensors, sample_id, num_tokens=0)
         except TypeError:
-            check_sample_id(sample_id)
+            check_sample_id(sample_id)  # a surrogate
             raise
         said = ref.metadata
         if "codecs" in said:  # by the caller, who does not know
@@ -131,7 +133,9 @@ class SharedDirFeatureStore(FeatureStore):
         elsewhere = device != "cpu" and str(device) != "cpu"
         if elsewhere:
             _check_device(device)  # before there is a lease, whose end would consume the sample
-        sample = self._store.get(self._stored_ref(ref), names or None)
+        if names is not None:
+            names = check_names(names, ref)
+        sample = self._store.get(self._stored_ref(ref), names)
         lease = sample.handle
         try:
             tensors = sample.tensors()
@@ -148,12 +152,18 @@ class SharedDirFeatureStore(FeatureStore):
     get.returns_copies = True  # type: ignore[attr-defined]
 
     def release(self, handle: FeatureHandle, *, reason: str = "consumed") -> None:
-        self._store.release(draftflow.FeatureHandle(handle.sample_id, handle.generation, handle.lease_token))
+        try:
+            lease = draftflow.FeatureHandle(handle.sample_id, handle.generation, handle.lease_token)
+        except TypeError:
+            if isinstance(handle.generation, int):  # one that no generation has
+                return
+            raise TypeError(f"release takes what get returned, with an int as generation: {handle!r} was given") from None
+        self._store.release(lease)
         if self._remembers and not self.retain_on_release:
             self._forget(handle.sample_id, handle.generation)
 
     def abort(self, sample_id: str, *, reason: str = "aborted") -> None:
-        self._store.abort(sample_id)
+        self._store.abort(check_sample_id(sample_id))
         if self._remembers:
             self._forget(sample_id)
 
@@ -193,9 +203,26 @@ class SharedDirFeatureStore(FeatureStore):
 
     def _stored_ref(self, ref: SampleRef) -> draftflow.SampleRef:
         generation = ref.metadata.get("generation")
-        if generation is None or not ref.feature_specs:  # the stored bytes know
-            return self._store.find(ref.sample_id, generation)
-        return draftflow.SampleRef.locator(ref)
+        try:
+            if generation is None or not ref.feature_specs:
+                return self._found(ref, generation)
+            return draftflow.SampleRef.locator(ref)
+        except TypeError as error:
+            _check_generation(generation, ref.sample_id)
+            raise TypeError(f"the ref of sample {ref.sample_id!r} has a field of another type than a SampleRef's: {error}") from None
+
+    def _found(self, ref: SampleRef, generation: Optional[int]) -> draftflow.SampleRef:
+        """What the stored bytes know that `ref` does not say; KeyError for a ref of another store, which C++ does not see here."""
+        uri, incarnation = f"disagg://{self.store_id}/{ref.sample_id}", ref.metadata.get("incarnation")
+        if ref.feature_store_uri != uri:
+            raise KeyError(f"sample {ref.sample_id!r} of store {self.store_id!r} is not here: its URI is {ref.feature_store_uri!r}")
+        found = self._store.find(ref.sample_id, generation)
+        if incarnation not in (None, found.incarnation):
+            raise KeyError(
+                f"sample {ref.sample_id!r} is of incarnation {incarnation} of store {self.store_id!r}, which is"
+                f" {found.incarnation} now: the folder was made anew; use a current ref"
+            )
+        return found
 
     def _forget(self, sample_id: str, generation: Optional[int] = None) -> None:
         with self._lock:
@@ -236,6 +263,14 @@ def _attach(folder: str, auth: AuthPolicy, credential: Optional[str], retain_on_
         return draftflow.Store.create(
             folder, kind="consume-once", layout=layout, secret=secret, retain_on_release=retain_on_release
         )
+
+
+def _check_generation(generation: Any, sample_id: str) -> None:
+    if generation is None or isinstance(generation, int) and 0 <= generation < 1 << 64:
+        return
+    if isinstance(generation, int):
+        raise KeyError(f"sample {sample_id!r} generation {generation} was never written: use a current ref")
+    raise TypeError(f"the ref of sample {sample_id!r} has generation {generation!r}, a {type(generation).__name__}: an int is needed")
 
 
 def _check_device(device: torch.device | str) -> None:

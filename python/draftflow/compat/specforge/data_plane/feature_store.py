@@ -178,7 +178,7 @@ class LocalFeatureStore(FeatureStore):
             os.makedirs(dump_dir, exist_ok=True)
 
     def put(self, tensors: dict[str, torch.Tensor], *, sample_id: str, metadata: dict[str, Any]) -> SampleRef:
-        check_sample_id(sample_id)
+        sample_id = check_sample_id(sample_id)
         fields = vars(make_ref(sample_id, "", tensors, metadata))
         nbytes = fields["estimated_bytes"]
         self._reserve(nbytes, sample_id)
@@ -208,7 +208,7 @@ class LocalFeatureStore(FeatureStore):
     def get(
         self, ref: SampleRef, *, device: torch.device | str = "cpu", names: Optional[list[str]] = None
     ) -> tuple[dict[str, torch.Tensor], FeatureHandle]:
-        wanted = names or list(ref.feature_keys)
+        wanted = check_names(names, ref) or list(ref.feature_keys)
         uri = ref.feature_store_uri
         if uri.startswith("file://"):
             tensors = _read_file(uri[len("file://") :], ref, wanted)
@@ -305,6 +305,11 @@ class LocalFeatureStore(FeatureStore):
             self._resident_bytes += nbytes
 
     def _find(self, ref: SampleRef) -> _Entry:
+        if not ref.feature_store_uri.startswith(f"mem://{self.store_id}/"):
+            raise KeyError(
+                f"sample {ref.sample_id!r} is of another store: its URI is {ref.feature_store_uri!r}, and this is store"
+                f" {self.store_id}, in memory: get it from its own"
+            )
         entry = self._entries.get(ref.sample_id)
         asked = _generation_of(ref.feature_store_uri)
         # A sample whose free failed was consumed: it is resident, but nobody gets it again.
@@ -381,8 +386,10 @@ class LocalFeatureStore(FeatureStore):
         return freed, freed_bytes
 
 
-def check_sample_id(sample_id: str) -> None:
-    """ValueError for an id that no store takes: over 1,024 bytes, empty, with U+0000 or not UTF-8. TypeError for no str."""
+def check_sample_id(sample_id: str) -> str:
+    """The id, as a str of no subclass. ValueError for one that no store takes: over 1,024 bytes, empty, with U+0000 or not
+    UTF-8. TypeError for no str.
+    """
     if not isinstance(sample_id, str):
         raise TypeError(f"sample_id {sample_id!r} is a {type(sample_id).__name__}: it must be a str")
     try:
@@ -393,6 +400,17 @@ def check_sample_id(sample_id: str) -> None:
         raise ValueError(
             f"sample_id {sample_id[:80]!r} has {size} bytes: 1 to {_MAX_ID_BYTES} are allowed, and no U+0000 among them"
         )
+    return str(sample_id)
+
+
+def check_names(names: Any, ref: SampleRef) -> Optional[list[str]]:
+    """The names that a get asks for, as a list; None for all. TypeError for one name where a list is needed."""
+    if names is None:
+        return None
+    asked = [] if isinstance(names, (str, bytes)) else list(names)
+    if isinstance(names, (str, bytes)) or not all(isinstance(name, str) for name in asked):
+        raise TypeError(f"get of sample {ref.sample_id!r}: names is {names!r}: a list of names of features is needed")
+    return asked or None
 
 
 def dump_name(sample_id: str) -> str:

@@ -128,6 +128,8 @@ _known_target_spec = functools.lru_cache(maxsize=4096, typed=True)(_target_spec)
 def _check_tensors(tensors: dict[str, torch.Tensor], sample_id: str) -> None:
     import torch
 
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"put of sample {sample_id!r}: a {type(tensors).__name__} was given: a dict of tensors is needed")
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(
