@@ -209,13 +209,14 @@ class SharedDirFeatureStore(FeatureStore):
             return draftflow.SampleRef.locator(ref)
         except TypeError as error:
             _check_generation(generation, ref.sample_id)
-            raise TypeError(f"the ref of sample {ref.sample_id!r} has a field of another type than a SampleRef's: {error}") from None
+            raise TypeError(f"the ref of sample {ref.sample_id!r} has a field of a wrong type: {error}") from None
 
     def _found(self, ref: SampleRef, generation: Optional[int]) -> draftflow.SampleRef:
-        """What the stored bytes know that `ref` does not say; KeyError for a ref of another store, which C++ does not see here."""
+        """What the stored bytes know that `ref` does not say; KeyError for a ref of another store, which C++ does not see."""
         uri, incarnation = f"disagg://{self.store_id}/{ref.sample_id}", ref.metadata.get("incarnation")
         if ref.feature_store_uri != uri:
-            raise KeyError(f"sample {ref.sample_id!r} of store {self.store_id!r} is not here: its URI is {ref.feature_store_uri!r}")
+            here = f"store {self.store_id!r}"
+            raise KeyError(f"sample {ref.sample_id!r} of {here} is not here: its URI is {ref.feature_store_uri!r}")
         found = self._store.find(ref.sample_id, generation)
         if incarnation not in (None, found.incarnation):
             raise KeyError(
@@ -270,7 +271,8 @@ def _check_generation(generation: Any, sample_id: str) -> None:
         return
     if isinstance(generation, int):
         raise KeyError(f"sample {sample_id!r} generation {generation} was never written: use a current ref")
-    raise TypeError(f"the ref of sample {sample_id!r} has generation {generation!r}, a {type(generation).__name__}: an int is needed")
+    kind = type(generation).__name__
+    raise TypeError(f"the ref of sample {sample_id!r} has generation {generation!r}, a {kind}: an int is needed")
 
 
 def _check_device(device: torch.device | str) -> None:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional
 
 from draftflow.compat.specforge.contracts import SCHEMA_VERSION, SampleRef, TrainBatch
@@ -100,7 +101,7 @@ class FeatureDataLoader:
         import torch
 
         self._check(refs)
-        tensors = self.collate_fn([self._fetch(ref) for ref in refs])
+        tensors = _as_dict("collate_fn", self.collate_fn([self._fetch(ref) for ref in refs]))
         wrong = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
         if wrong:
             raise TypeError(f"collate_fn returned values that are no tensors: {wrong}")
@@ -119,7 +120,10 @@ class FeatureDataLoader:
                 tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         finally:
             self.store.release(handle, reason="loaded")
-        return tensors if self.per_sample_transform is None else self.per_sample_transform(tensors)
+        if self.per_sample_transform is None:
+            return tensors
+        transformed: dict[str, torch.Tensor] = _as_dict("per_sample_transform", self.per_sample_transform(tensors))
+        return transformed
 
     def _check(self, refs: list[SampleRef]) -> None:
         for ref in refs:
@@ -138,6 +142,12 @@ class FeatureDataLoader:
         for name in described[0].feature_specs if described else ():
             _check_same(described, f"dtype of {name!r}", lambda ref: ref.feature_specs[name].dtype)
             _check_same(described, f"number of dimensions of {name!r}", lambda ref: len(ref.feature_specs[name].shape))
+
+
+def _as_dict(what: str, returned: Any) -> Any:
+    if not isinstance(returned, Mapping):
+        raise TypeError(f"{what} returned a {type(returned).__name__}: a dict of tensors by name is needed")
+    return returned
 
 
 def pad_and_stack(features: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -46,7 +46,8 @@ def _no_shard(partition: Any) -> str:
 
 def dp_partition(sample_id: str, num_partitions: int) -> int:
     """The shard of a sample: the SHA-1 of its UTF-8 id as a big-endian number, modulo ``num_partitions``; 0 if that is <= 1."""
-    return _digest(sample_id) % num_partitions if num_partitions > 1 else 0
+    width = check_count("num_partitions", num_partitions, least=None)
+    return _digest(sample_id) % width if width > 1 else 0
 
 
 class _Given(weakref.ref):  # type: ignore[type-arg]
