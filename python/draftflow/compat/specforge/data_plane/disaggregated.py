@@ -22,7 +22,7 @@ import draftflow
 from draftflow.compat.specforge.contracts import FeatureHandle, SampleRef
 from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, check_names, check_sample_id
 from draftflow.compat.specforge.data_plane.put_ref import make_ref, record
-from draftflow.compat.specforge.limits import check_clock, check_limit, check_time
+from draftflow.compat.specforge.limits import check_clock, check_flag, check_limit, check_time
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,7 @@ class AuthPolicy:
     """The secret of a store; None: it has none. It is never shown."""
 
     def __init__(self, token: Optional[str] = None) -> None:
+        _check_secret("token", token)
         self.token = token
 
     @property
@@ -44,6 +45,7 @@ class AuthPolicy:
         """PermissionError unless `presented` is the token, or none is required."""
         if self.token is None:
             return
+        _check_secret("credential", presented)
         if presented is None or not hmac.compare_digest(presented.encode(), self.token.encode()):
             what = "no credential was" if presented is None else "a wrong credential was"
             raise PermissionError(f"the feature store needs its credential, but {what} presented: pass credential=")
@@ -62,9 +64,10 @@ class _Put(NamedTuple):
 class SharedDirFeatureStore(FeatureStore):
     """Attaches to the store in the folder `root`/`store_id`, or makes it: consumed once, each release seen by all processes.
 
-    A store that is made here has the layout that the reference's own processes read. With an AuthPolicy it is made with that
-    secret instead, and from then on opens only with it, whoever leaves the policy out; `credential` is what this process
-    presents. A folder that the reference wrote is only read: put is refused there, and nothing is ever deleted.
+    A store that is made here has the layout that the reference's own processes read. With an AuthPolicy, or a `credential`
+    alone, it is made with that secret instead, and from then on opens only with it, whoever leaves the policy out; `credential`
+    is what this process presents. A folder that the reference wrote is only read: put is refused there, and nothing is ever
+    deleted.
 
     `retain_on_release`: releases of this attach consume nothing. `max_hold_age_s`: gc frees what this attach put, nobody has
     leased and is older by `clock`. With a clock of one's own, health tells the ages of what this attach put, by that clock;
@@ -87,17 +90,22 @@ class SharedDirFeatureStore(FeatureStore):
     ) -> None:
         check_limit("max_hold_age_s", max_hold_age_s, "seconds")
         check_clock(clock)
-        self.auth = auth or AuthPolicy()
+        _check_secret("credential", credential)
+        if isinstance(auth, (str, bytes)):
+            raise TypeError(f"auth is a {type(auth).__name__}: an AuthPolicy is needed, as auth=AuthPolicy(token)")
+        self.auth = AuthPolicy() if auth is None else auth
         self.auth.check(credential)
-        self.store_id = store_id or uuid.uuid4().hex[:8]
+        self.store_id = uuid.uuid4().hex[:8] if store_id in (None, "") else store_id
+        if not isinstance(self.store_id, str):
+            raise TypeError(f"store_id is {store_id!r}, a {type(store_id).__name__}: a str is needed")
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.store_id) or self.store_id in (".", ".."):
             raise ValueError(f"store_id is {self.store_id!r}: use 1 to 100 of A-Z a-z 0-9 . _ -, so that it names a folder")
-        self.root = os.path.join(root, self.store_id)
+        self.root = os.path.join(_folder_of(root), self.store_id)
         self.max_hold_age_s = max_hold_age_s
-        self.retain_on_release = retain_on_release
+        self.retain_on_release = check_flag("retain_on_release", retain_on_release)
         self._credential = credential
         self._clock = clock
-        self._store = _attach(self.root, self.auth, credential, retain_on_release)
+        self._store = _attach(self.root, self.auth, credential, self.retain_on_release)
         health = self._store.health()
         self._auth_required = health["secret"]
         self._remembers = max_hold_age_s is not None or clock is not time.monotonic
@@ -259,11 +267,31 @@ def _attach(folder: str, auth: AuthPolicy, credential: Optional[str], retain_on_
             raise
         return draftflow.Store.open(folder, secret=credential.encode(), retain_on_release=retain_on_release)
     except draftflow.NotFound:
+        if secret is None and credential is not None:  # it would be open to those who present none
+            secret = credential.encode()
         open_to_all = secret is None and not os.environ.get(_SECRET_VARIABLE)
         layout = "specforge" if open_to_all else "draftflow"  # the reference's own layout has no place for a secret
         return draftflow.Store.create(
             folder, kind="consume-once", layout=layout, secret=secret, retain_on_release=retain_on_release
         )
+
+
+def _check_secret(name: str, secret: Any) -> None:
+    if secret is None:
+        return
+    if not isinstance(secret, str):
+        raise TypeError(f"{name} is a {type(secret).__name__}: a str is needed, or None")
+    try:
+        secret.encode()
+    except UnicodeEncodeError:  # whose text has the secret in it
+        raise ValueError(f"{name} is not UTF-8: give it a valid text") from None
+
+
+def _folder_of(root: Any) -> str:
+    folder = os.fsdecode(root)
+    if "\0" in folder:
+        raise ValueError(f"root is {folder!r}: no folder has U+0000 in its name")
+    return folder
 
 
 def _check_generation(generation: Any, sample_id: str) -> None:

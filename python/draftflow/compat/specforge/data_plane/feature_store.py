@@ -440,7 +440,7 @@ def _read_file(path: str, ref: SampleRef, wanted: list[str]) -> dict[str, torch.
 
 
 def _generation_of(uri: str) -> Optional[int]:
-    _, found, text = uri.partition("?generation=")  # an id in a URI is quoted: it has no "?"
+    _, found, text = uri.rpartition("?generation=")  # an id in a URI is quoted: it has no "?"
     if not found:
         return None
     return int(text) if text.isdecimal() else -1
