@@ -30,6 +30,7 @@ from draftflow.compat.specforge.data_plane import (
     read_ref_manifest,
     write_ref_manifest,
 )
+from draftflow.compat.specforge.training.trainer import TrainerController, TrainerCore
 
 NO_TIMES = [math.nan, math.inf, -math.inf, -1, -0.5, True, False, "9", b"9", [9], numpy.array([9.0]), 1j, torch.tensor(9.0)]
 NO_LIMITS = [limit for limit in NO_TIMES if not isinstance(limit, float) or limit != math.inf]
@@ -297,3 +298,14 @@ def test_a_manifest_that_is_no_json_is_named(tmp_path: Path, text):
 def test_a_ref_is_a_json_object(text):
     with pytest.raises(ValueError, match="a sample ref is a JSON object"):
         sample_ref_from_json(text)
+
+
+@pytest.mark.parametrize("number", NO_COUNTS, ids=repr)
+def test_a_trainer_counts_in_whole_numbers(number):
+    expected = ValueError if type(number) is int else TypeError
+    for name in ("save_interval", "eval_interval", "log_interval", "max_steps", "num_epochs", "start_step", "start_epoch"):
+        with pytest.raises(expected, match=f"{name} is "):
+            TrainerController(None, run_id="r", **{name: number})
+    if expected is TypeError:
+        with pytest.raises(expected, match="accumulation_steps is "):
+            TrainerCore(None, None, accumulation_steps=number)

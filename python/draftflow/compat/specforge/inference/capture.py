@@ -93,7 +93,11 @@ def verify_capture(
         if not hasattr(tensor, "shape"):
             raise refuse(f"feature {name!r} is a {type(tensor).__name__}; a tensor is wanted")
     if recorded_aux_layer_ids is not None:
-        recorded, wanted = tuple(recorded_aux_layer_ids), tuple(capture.aux_hidden_state_layer_ids)
+        wanted = tuple(capture.aux_hidden_state_layer_ids)
+        try:
+            recorded = tuple(recorded_aux_layer_ids)
+        except TypeError:
+            raise refuse(f"aux-layer ids are {recorded_aux_layer_ids!r}, wanted a list of them: {wanted}") from None
         if recorded != wanted:
             raise refuse(f"aux-layer id mismatch: the engine captured {recorded}, wanted {wanted}; configure it for these")
     if aux_feature_name in tensors and capture.aux_hidden_state_layer_ids:
