@@ -55,6 +55,14 @@ _MAX_ID_BYTES = 1024
 _numbers = itertools.count(secrets.randbits(52))
 
 
+def _leave_parents_numbers() -> None:
+    global _numbers
+    _numbers = itertools.count(next(_numbers) + 1 + secrets.randbits(44))
+
+
+os.register_at_fork(after_in_child=_leave_parents_numbers)
+
+
 def spec_from_tensor(name: str, tensor: torch.Tensor, **others: Any) -> FeatureSpec:
     """What a record says of a tensor: its shape and its dtype ("bfloat16"); `others` are further fields of the spec."""
     return FeatureSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).replace("torch.", ""), **others)

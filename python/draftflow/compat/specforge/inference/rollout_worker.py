@@ -84,8 +84,8 @@ class RolloutWorker:
 
         Raises what the source raised (the prompts are pending again), ValueError if it did not return one dict a prompt (they
         are failed), the first CaptureMismatchError when the others of its batch are done (its prompt is failed), and what the
-        commit raised (the prompts are pending again). A sample that cannot be stored makes its prompt pending again; a TypeError
-        of the store, such as for an array that is no tensor, is raised.
+        commit raised (the prompts are pending again). A sample that cannot be stored makes its prompt pending again; a
+        TypeError of the store, such as for an array that is no tensor, is raised.
         """
         with self._lock:
             if self._state in _CLOSING:
