@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
@@ -481,3 +482,22 @@ def test_threads_that_put_get_and_release_at_once_leave_nothing():
     assert not errors
     assert store.health()["resident_samples"] == 1 and store.health()["resident_bytes"] == 8
     assert store.health()["active_leases"] == 0
+
+
+def test_a_forked_child_gives_numbers_of_its_own():
+    store = LocalFeatureStore("st")
+    before, read, write = put(store), *os.pipe()
+    child = os.fork()
+    if child == 0:
+        ref = put(store)
+        os.write(write, ref.feature_store_uri.encode())
+        os._exit(0)
+    os.close(write)
+    assert os.waitpid(child, 0)[1] == 0
+    theirs = os.read(read, 1000).decode()
+    os.close(read)
+    mine = put(store)
+    generations = [int(uri.rpartition("=")[2]) for uri in (before.feature_store_uri, mine.feature_store_uri, theirs)]
+    assert generations[0] < generations[1] < generations[2] < 1 << 53
+    with pytest.raises(KeyError):
+        store.get(dataclasses.replace(mine, feature_store_uri=theirs))

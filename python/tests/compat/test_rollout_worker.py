@@ -340,3 +340,30 @@ def test_a_controller_with_the_references_verbs_only() -> None:
     theirs = Theirs()
     RolloutWorker(theirs, Store(), Source(), CAPTURE, run_id="run").run_once(1)
     assert ids(theirs.refs) == ["run:t0"]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_source_that_changes_its_list_of_tasks_leaves_no_prompt_leased(left: int) -> None:
+    class Taker:
+        def generate_features(self, tasks: List[PromptTask], *, capture: CaptureConfig) -> List[Dict[str, Any]]:
+            del tasks[left:]
+            return [features() for _ in tasks]
+
+    plant = Plant(Taker())
+    with pytest.raises(ValueError, match=f"returned {left} dicts for 2 tasks"):
+        plant.worker.run_once(2)
+    assert plant.prompts() == {"pending": 0, "leased": 0, "failed": 2} and plant.committed() == []
+
+
+def test_a_mistake_that_each_put_makes_again_is_raised() -> None:
+    def refuse(sample_id: str) -> None:
+        if sample_id == "run:t1":
+            raise TypeError("no tensor")
+
+    plant = Plant(Source())
+    plant.store.before_put = refuse
+    with pytest.raises(TypeError, match="no tensor"):
+        plant.worker.run_once(2)
+    assert plant.prompts() == {"pending": 2, "leased": 0, "failed": 0} and plant.committed() == []
+    assert sorted(plant.store.aborted) == ["run:t0", "run:t1"] and plant.store.held == {}
+    assert plant.worker.health()["state"] == "unhealthy"

@@ -121,3 +121,8 @@ def test_values_that_are_not_finite(name: str, value: float) -> None:
     tensors = captured()
     tensors[name][0, 3, 5] = value
     assert f"{name!r} holds NaN or infinity" in refused(tensors, config())
+
+
+@pytest.mark.parametrize("recorded", [5, 1.5, object()], ids=["int", "float", "object"])
+def test_layers_that_are_no_list(recorded: Any) -> None:
+    assert "wanted a list of them: (10, 15, 20)" in refused(captured(), config(), recorded_aux_layer_ids=recorded)

@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Protocol
 
+from draftflow.compat.specforge.limits import check_count, check_limit
+
 
 class CapacityReporter(Protocol):
     """Any object whose ``health()`` is a dict with ``resident_bytes``, as a feature store's is."""
@@ -24,6 +26,11 @@ class BackpressureConfig:
     max_train_lease: Optional[int] = None  # refs of one lease
 
     def __post_init__(self) -> None:
+        check_limit("high_watermark_bytes", self.high_watermark_bytes, "bytes")
+        check_limit("low_watermark_bytes", self.low_watermark_bytes, "bytes")
+        for name in ("max_inflight_prompts_per_worker", "max_train_lease"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         high, low = self.high_watermark_bytes, self.low_watermark_bytes
         if high is None:
             return

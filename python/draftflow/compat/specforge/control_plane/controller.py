@@ -19,6 +19,7 @@ from draftflow.compat.specforge.contracts import PromptTask, SampleRef, assert_n
 from draftflow.compat.specforge.control_plane.backpressure import BackpressureController
 from draftflow.compat.specforge.control_plane.metadata_store import InMemoryMetadataStore, MetadataStore
 from draftflow.compat.specforge.data_plane.sample_ref_queue import SampleRefQueue
+from draftflow.compat.specforge.limits import check_count, check_flag, check_ids, check_step
 
 logger = logging.getLogger(__name__)
 
@@ -155,14 +156,15 @@ class DataFlowController:
             payload=prompt.get("payload", prompt),
             max_length=int(prompt.get("max_length", 2048)),
             chat_template=prompt.get("chat_template"),
-            loss_mask_policy=prompt.get("loss_mask_policy", {}),
+            loss_mask_policy=prompt.get("loss_mask_policy") or {},
             target_model_version=str(prompt.get("target_model_version", "unknown")),
             draft_weight_version=prompt.get("draft_weight_version"),
-            metadata=prompt.get("metadata", {}),
+            metadata=prompt.get("metadata") or {},
         )
 
     def lease_prompt_tasks(self, worker_id: str, max_tasks: int) -> List[PromptTask]:
         """Up to ``max_tasks`` prompts for the worker until it commits or fails them; [] while paused, too."""
+        max_tasks = check_count("max_tasks", max_tasks, least=None)
         policy = self.backpressure
         if policy is not None and policy.should_pause_prompts():
             policy.note_rollout_starved()
@@ -177,6 +179,7 @@ class DataFlowController:
 
         A prompt that another worker has, or that is finished, is left as it is.
         """
+        task_ids = check_ids("task_ids", task_ids)
         with self._lock:
             for task_id in task_ids:
                 self._prompts.fail(worker_id, task_id, reason, retryable)
@@ -204,6 +207,7 @@ class DataFlowController:
         refs = list(refs)
         for ref in refs:
             assert_no_tensors(ref)
+        check_ids("refs", (ref.sample_id for ref in refs))  # or the queue would refuse what is committed
         new = _verb(self.store, "commit_samples")(refs)
         self.sample_queue.put([ref for ref, is_new in zip(refs, new) if is_new])
         return refs
@@ -231,7 +235,8 @@ class DataFlowController:
         ``optimizer_durable``: a checkpoint with these samples is on disk; without it they are trained again after a restart. A
         trainer whose lease expired and went to another consumer changes nothing for that sample.
         """
-        ids = list(sample_ids)
+        ids, global_step = check_ids("sample_ids", sample_ids), check_step(global_step)
+        optimizer_durable = check_flag("optimizer_durable", optimizer_durable)
         refs = self._held_refs(trainer_id, ids)
         if ids and not refs:
             return
@@ -243,7 +248,7 @@ class DataFlowController:
 
     def fail_refs(self, owner_id: str, sample_ids: List[str], reason: str, retryable: bool) -> None:
         """Ends the leases: back to the queue's tail, or out of it for good. Late calls as in ``ack_train_refs``."""
-        refs = self._held_refs(owner_id, list(sample_ids))
+        refs = self._held_refs(owner_id, check_ids("sample_ids", sample_ids))
         self.sample_queue.fail([ref for ref in refs.values() if ref is not None], reason, retryable)
 
     def _held_refs(self, trainer_id: str, sample_ids: List[str]) -> Dict[str, Optional[SampleRef]]:

@@ -16,6 +16,7 @@ import threading
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Set
 
 from draftflow.compat.specforge.contracts import SCHEMA_VERSION, FeatureSpec, SampleRef
+from draftflow.compat.specforge.limits import check_flag, check_ids, check_step
 
 Marker = Dict[str, Any]  # {"acked": set of ids, "global_step": int or None, "optimizer_durable": of the last ack}
 
@@ -89,6 +90,7 @@ class InMemoryMetadataStore(MetadataStore):
             return True
 
     def commit_samples(self, refs: List[SampleRef]) -> List[bool]:
+        check_ids("refs", (ref.sample_id for ref in refs))
         with self._lock:
             return [self.commit_sample(ref) for ref in refs]
 
@@ -109,13 +111,15 @@ class InMemoryMetadataStore(MetadataStore):
             return list(self._committed)
 
     def record_train_ack(self, sample_ids: List[str], *, global_step: Optional[int], optimizer_durable: bool) -> None:
+        ids, step = check_ids("sample_ids", sample_ids), check_step(global_step)
+        durable = check_flag("optimizer_durable", optimizer_durable)
         with self._lock:
-            self._acked.update(sample_ids)
-            if optimizer_durable:
-                self._durable.update(sample_ids)
-            if global_step is not None:
-                self._global_step = global_step
-            self._optimizer_durable = bool(optimizer_durable)
+            self._acked.update(ids)
+            if durable:
+                self._durable.update(ids)
+            if step is not None:
+                self._global_step = step
+            self._optimizer_durable = durable
 
     def durable_marker(self) -> Marker:
         with self._lock:
@@ -150,6 +154,8 @@ def sample_ref_to_json(ref: SampleRef) -> str:
 def sample_ref_from_json(blob: str) -> SampleRef:
     """KeyError for a missing field; fields that the record does not have are passed over."""
     fields = json.loads(blob)
+    if not isinstance(fields, dict):
+        raise ValueError(f"a sample ref is a JSON object, not a {type(fields).__name__}: {blob[:80]!r}")
     specs = fields.get("feature_specs", {})
     return SampleRef(
         sample_id=fields["sample_id"],
@@ -244,10 +250,11 @@ class SQLiteMetadataStore(MetadataStore):
             return [row[0] for row in self._conn.execute("SELECT sample_id FROM committed ORDER BY rowid")]
 
     def record_train_ack(self, sample_ids: List[str], *, global_step: Optional[int], optimizer_durable: bool) -> None:
-        ids = list(sample_ids)
+        ids, step = check_ids("sample_ids", sample_ids), check_step(global_step)
+        durable = check_flag("optimizer_durable", optimizer_durable)
         with self._transaction("IMMEDIATE") as db:
             state = _AckState(db)
-            if optimizer_durable:
+            if durable:
                 state.set_aside_what_is_not_durable()
                 db.executemany("INSERT OR IGNORE INTO acked VALUES (?)", [(each,) for each in ids])
                 db.executemany("DELETE FROM marker WHERE k = ?", [(_ASIDE + each,) for each in ids])
@@ -261,8 +268,8 @@ class SQLiteMetadataStore(MetadataStore):
                 _set_aside(db, ids)
                 _mark(db, _LAST_ACK, False)
                 state.say(durable=True)
-            if global_step is not None:
-                _mark(db, "global_step", global_step)
+            if step is not None:
+                _mark(db, "global_step", step)
 
     def durable_marker(self) -> Marker:
         with self._transaction("DEFERRED") as db:

@@ -54,10 +54,16 @@ def ingest_offline_features(
 def write_ref_manifest(refs: list[SampleRef], path: str) -> None:
     """Writes `{"schema_version": 1, "refs": [...]}` and gives it its name in one step, making folders that are missing.
 
-    TypeError for a ref with a tensor in it; then, as after any failure, what was at `path` before is still there.
+    TypeError for a ref with a tensor in it, ValueError for one with NaN or infinity; then, as after any failure, what was at
+    `path` before is still there.
     """
+    refs = list(refs)
     assert_no_tensors(refs)
-    text = json.dumps({"schema_version": SCHEMA_VERSION, "refs": [dataclasses.asdict(ref) for ref in refs]})
+    try:
+        manifest = {"schema_version": SCHEMA_VERSION, "refs": [dataclasses.asdict(ref) for ref in refs]}
+        text = json.dumps(manifest, allow_nan=False)
+    except ValueError as error:  # NaN and infinity, which JSON has no numbers for
+        raise ValueError(f"{path} is not written: metadata of a ref is no JSON: {error}; leave that value out") from error
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
@@ -73,7 +79,10 @@ def write_ref_manifest(refs: list[SampleRef], path: str) -> None:
 def read_ref_manifest(path: str) -> list[SampleRef]:
     """The refs of a manifest. ValueError for a file that is none, or of a schema version that this program does not know."""
     with open(path, encoding="utf-8") as file:
-        payload = json.load(file)
+        try:
+            payload = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is no manifest: it is no JSON ({error})") from error
     if not isinstance(payload, dict) or not isinstance(payload.get("refs"), list):
         raise ValueError(f"{path} is no manifest: an object with a list 'refs' is needed")
     _check_version(path, "the manifest", payload.get("schema_version", SCHEMA_VERSION))

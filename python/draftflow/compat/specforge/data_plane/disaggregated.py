@@ -20,13 +20,9 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 import draftflow
 from draftflow.compat.specforge.contracts import FeatureHandle, SampleRef
-from draftflow.compat.specforge.data_plane.feature_store import (
-    FeatureStore,
-    check_sample_id,
-    make_ref,
-    record,
-    specs_of,
-)
+from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, check_names, check_sample_id
+from draftflow.compat.specforge.data_plane.put_ref import make_ref, record
+from draftflow.compat.specforge.limits import check_clock, check_flag, check_limit, check_time
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +34,7 @@ class AuthPolicy:
     """The secret of a store; None: it has none. It is never shown."""
 
     def __init__(self, token: Optional[str] = None) -> None:
+        _check_secret("token", token)
         self.token = token
 
     @property
@@ -48,6 +45,7 @@ class AuthPolicy:
         """PermissionError unless `presented` is the token, or none is required."""
         if self.token is None:
             return
+        _check_secret("credential", presented)
         if presented is None or not hmac.compare_digest(presented.encode(), self.token.encode()):
             what = "no credential was" if presented is None else "a wrong credential was"
             raise PermissionError(f"the feature store needs its credential, but {what} presented: pass credential=")
@@ -66,9 +64,10 @@ class _Put(NamedTuple):
 class SharedDirFeatureStore(FeatureStore):
     """Attaches to the store in the folder `root`/`store_id`, or makes it: consumed once, each release seen by all processes.
 
-    A store that is made here has the layout that the reference's own processes read. With an AuthPolicy it is made with that
-    secret instead, and from then on opens only with it, whoever leaves the policy out; `credential` is what this process
-    presents. A folder that the reference wrote is only read: put is refused there, and nothing is ever deleted.
+    A store that is made here has the layout that the reference's own processes read. With an AuthPolicy, or a `credential`
+    alone, it is made with that secret instead, and from then on opens only with it, whoever leaves the policy out; `credential`
+    is what this process presents. A folder that the reference wrote is only read: put is refused there, and nothing is ever
+    deleted.
 
     `retain_on_release`: releases of this attach consume nothing. `max_hold_age_s`: gc frees what this attach put, nobody has
     leased and is older by `clock`. With a clock of one's own, health tells the ages of what this attach put, by that clock;
@@ -89,19 +88,25 @@ class SharedDirFeatureStore(FeatureStore):
         retain_on_release: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.auth = auth or AuthPolicy()
+        check_limit("max_hold_age_s", max_hold_age_s, "seconds")
+        check_clock(clock)
+        _check_secret("credential", credential)
+        if isinstance(auth, (str, bytes)):
+            raise TypeError(f"auth is a {type(auth).__name__}: an AuthPolicy is needed, as auth=AuthPolicy(token)")
+        self.auth = AuthPolicy() if auth is None else auth
         self.auth.check(credential)
-        self.store_id = store_id or uuid.uuid4().hex[:8]
+        self.store_id = uuid.uuid4().hex[:8] if store_id in (None, "") else store_id
+        if not isinstance(self.store_id, str):
+            raise TypeError(f"store_id is {store_id!r}, a {type(store_id).__name__}: a str is needed")
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.store_id) or self.store_id in (".", ".."):
             raise ValueError(f"store_id is {self.store_id!r}: use 1 to 100 of A-Z a-z 0-9 . _ -, so that it names a folder")
-        self.root = os.path.join(root, self.store_id)
+        self.root = os.path.join(_folder_of(root), self.store_id)
         self.max_hold_age_s = max_hold_age_s
-        self.retain_on_release = retain_on_release
+        self.retain_on_release = check_flag("retain_on_release", retain_on_release)
         self._credential = credential
         self._clock = clock
-        self._store = _attach(self.root, self.auth, credential, retain_on_release)
+        self._store = _attach(self.root, self.auth, credential, self.retain_on_release)
         health = self._store.health()
-        self._packs = health["codec"] != "raw"
         self._auth_required = health["secret"]
         self._remembers = max_hold_age_s is not None or clock is not time.monotonic
         self._lock = threading.Lock()
@@ -110,24 +115,23 @@ class SharedDirFeatureStore(FeatureStore):
 
     def put(self, tensors: dict[str, torch.Tensor], *, sample_id: str, metadata: dict[str, Any]) -> SampleRef:
         self.auth.check(self._credential)
-        specs, nbytes = specs_of(tensors, sample_id, metadata)
-        others = dict(metadata)
-        others.pop("num_tokens", None)
-        others.pop("codecs", None)
-        ref = make_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", specs, nbytes, metadata, others)
+        if sample_id.__class__ is not str:  # C++ would take bytes for one
+            sample_id = check_sample_id(sample_id)
+        ref = make_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", tensors, metadata)
+        at = self._clock() if self._remembers else 0.0  # a clock that fails must not fail what is stored
         # What is not the store's business is in `ref` already.
         try:
             stored = self._store.put(tensors, sample_id, num_tokens=0)
         except TypeError:
-            check_sample_id(sample_id)
+            check_sample_id(sample_id)  # a surrogate
             raise
-        if self._packs:
-            others.update(stored.metadata)
-        others["generation"] = stored.generation
-        others["incarnation"] = stored.incarnation
+        said = ref.metadata
+        if "codecs" in said:  # by the caller, who does not know
+            del said["codecs"]
+        said.update(stored.metadata)  # the generation, the incarnation, and the codecs if there are some
         if self._remembers:
             with self._lock:
-                self._puts[sample_id] = _Put(stored, self._clock())
+                self._puts[sample_id] = _Put(stored, at)
         return ref
 
     def get(
@@ -137,7 +141,9 @@ class SharedDirFeatureStore(FeatureStore):
         elsewhere = device != "cpu" and str(device) != "cpu"
         if elsewhere:
             _check_device(device)  # before there is a lease, whose end would consume the sample
-        sample = self._store.get(self._stored_ref(ref), names or None)
+        if names is not None:
+            names = check_names(names, ref)
+        sample = self._store.get(self._stored_ref(ref), names)
         lease = sample.handle
         try:
             tensors = sample.tensors()
@@ -154,17 +160,25 @@ class SharedDirFeatureStore(FeatureStore):
     get.returns_copies = True  # type: ignore[attr-defined]
 
     def release(self, handle: FeatureHandle, *, reason: str = "consumed") -> None:
-        self._store.release(draftflow.FeatureHandle(handle.sample_id, handle.generation, handle.lease_token))
+        try:
+            lease = draftflow.FeatureHandle(handle.sample_id, handle.generation, handle.lease_token)
+        except TypeError:
+            if isinstance(handle.generation, int):  # one that no generation has
+                return
+            raise TypeError(f"release takes what get returned, with an int as generation: {handle!r} was given") from None
+        self._store.release(lease)
         if self._remembers and not self.retain_on_release:
             self._forget(handle.sample_id, handle.generation)
 
     def abort(self, sample_id: str, *, reason: str = "aborted") -> None:
-        self._store.abort(sample_id)
+        self._store.abort(check_sample_id(sample_id))
         if self._remembers:
             self._forget(sample_id)
 
     def gc(self, *, now: Optional[float] = None) -> dict[str, int]:
         """Also does what any process may do for all: leases of the dead end, their leavings go, failed frees are retried."""
+        if now is not None:
+            now = check_time("now", now)
         pending = self._store.gc()["release_pending"]
         freed, freed_bytes = self._free_old(self._clock() if now is None else now)
         with self._lock:
@@ -197,9 +211,27 @@ class SharedDirFeatureStore(FeatureStore):
 
     def _stored_ref(self, ref: SampleRef) -> draftflow.SampleRef:
         generation = ref.metadata.get("generation")
-        if generation is None or not ref.feature_specs:  # the stored bytes know
-            return self._store.find(ref.sample_id, generation)
-        return draftflow.SampleRef.locator(ref)
+        try:
+            if generation is None or not ref.feature_specs:
+                return self._found(ref, generation)
+            return draftflow.SampleRef.locator(ref)
+        except TypeError as error:
+            _check_generation(generation, ref.sample_id)
+            raise TypeError(f"the ref of sample {ref.sample_id!r} has a field of a wrong type: {error}") from None
+
+    def _found(self, ref: SampleRef, generation: Optional[int]) -> draftflow.SampleRef:
+        """What the stored bytes know that `ref` does not say; KeyError for a ref of another store, which C++ does not see."""
+        uri, incarnation = f"disagg://{self.store_id}/{ref.sample_id}", ref.metadata.get("incarnation")
+        if ref.feature_store_uri != uri:
+            here = f"store {self.store_id!r}"
+            raise KeyError(f"sample {ref.sample_id!r} of {here} is not here: its URI is {ref.feature_store_uri!r}")
+        found = self._store.find(ref.sample_id, generation)
+        if incarnation not in (None, found.incarnation):
+            raise KeyError(
+                f"sample {ref.sample_id!r} is of incarnation {incarnation} of store {self.store_id!r}, which is"
+                f" {found.incarnation} now: the folder was made anew; use a current ref"
+            )
+        return found
 
     def _forget(self, sample_id: str, generation: Optional[int] = None) -> None:
         with self._lock:
@@ -235,11 +267,40 @@ def _attach(folder: str, auth: AuthPolicy, credential: Optional[str], retain_on_
             raise
         return draftflow.Store.open(folder, secret=credential.encode(), retain_on_release=retain_on_release)
     except draftflow.NotFound:
+        if secret is None and credential is not None:  # it would be open to those who present none
+            secret = credential.encode()
         open_to_all = secret is None and not os.environ.get(_SECRET_VARIABLE)
         layout = "specforge" if open_to_all else "draftflow"  # the reference's own layout has no place for a secret
         return draftflow.Store.create(
             folder, kind="consume-once", layout=layout, secret=secret, retain_on_release=retain_on_release
         )
+
+
+def _check_secret(name: str, secret: Any) -> None:
+    if secret is None:
+        return
+    if not isinstance(secret, str):
+        raise TypeError(f"{name} is a {type(secret).__name__}: a str is needed, or None")
+    try:
+        secret.encode()
+    except UnicodeEncodeError:  # whose text has the secret in it
+        raise ValueError(f"{name} is not UTF-8: give it a valid text") from None
+
+
+def _folder_of(root: Any) -> str:
+    folder = os.fsdecode(root)
+    if "\0" in folder:
+        raise ValueError(f"root is {folder!r}: no folder has U+0000 in its name")
+    return folder
+
+
+def _check_generation(generation: Any, sample_id: str) -> None:
+    if generation is None or isinstance(generation, int) and 0 <= generation < 1 << 64:
+        return
+    if isinstance(generation, int):
+        raise KeyError(f"sample {sample_id!r} generation {generation} was never written: use a current ref")
+    kind = type(generation).__name__
+    raise TypeError(f"the ref of sample {sample_id!r} has generation {generation!r}, a {kind}: an int is needed")
 
 
 def _check_device(device: torch.device | str) -> None:

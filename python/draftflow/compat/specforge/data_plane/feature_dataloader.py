@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional
 
 from draftflow.compat.specforge.contracts import SCHEMA_VERSION, SampleRef, TrainBatch
 from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, get_returns_copies
+from draftflow.compat.specforge.limits import check_count
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +50,9 @@ class FeatureDataLoader:
     ) -> None:
         if (queue is None) == (refs is None):
             raise ValueError("a loader reads a queue or a list of refs: give exactly one of `queue` and `refs`")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: 1 or more is allowed")
         self.store = store
         self.queue = queue
-        self.batch_size = batch_size
+        self.batch_size = check_count("batch_size", batch_size, least=1)
         self.collate_fn = collate_fn or pad_and_stack
         self.per_sample_transform = per_sample_transform
         self.device = device
@@ -101,7 +101,7 @@ class FeatureDataLoader:
         import torch
 
         self._check(refs)
-        tensors = self.collate_fn([self._fetch(ref) for ref in refs])
+        tensors = _as_dict("collate_fn", self.collate_fn([self._fetch(ref) for ref in refs]))
         wrong = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
         if wrong:
             raise TypeError(f"collate_fn returned values that are no tensors: {wrong}")
@@ -120,7 +120,10 @@ class FeatureDataLoader:
                 tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         finally:
             self.store.release(handle, reason="loaded")
-        return tensors if self.per_sample_transform is None else self.per_sample_transform(tensors)
+        if self.per_sample_transform is None:
+            return tensors
+        transformed: dict[str, torch.Tensor] = _as_dict("per_sample_transform", self.per_sample_transform(tensors))
+        return transformed
 
     def _check(self, refs: list[SampleRef]) -> None:
         for ref in refs:
@@ -139,6 +142,12 @@ class FeatureDataLoader:
         for name in described[0].feature_specs if described else ():
             _check_same(described, f"dtype of {name!r}", lambda ref: ref.feature_specs[name].dtype)
             _check_same(described, f"number of dimensions of {name!r}", lambda ref: len(ref.feature_specs[name].shape))
+
+
+def _as_dict(what: str, returned: Any) -> Any:
+    if not isinstance(returned, Mapping):
+        raise TypeError(f"{what} returned a {type(returned).__name__}: a dict of tensors by name is needed")
+    return returned
 
 
 def pad_and_stack(features: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -12,11 +12,10 @@ A store owns its bytes: it copies what is put, and what it hands out is a copy. 
 from __future__ import annotations
 
 import abc
-import dataclasses
-import functools
 import hashlib
 import itertools
 import logging
+import math
 import os
 import re
 import secrets
@@ -26,7 +25,9 @@ import uuid
 from typing import TYPE_CHECKING, Any, Callable, Optional
 from urllib.parse import quote
 
-from draftflow.compat.specforge.contracts import SCHEMA_VERSION, FeatureHandle, FeatureSpec, SampleRef
+from draftflow.compat.specforge.contracts import FeatureHandle, FeatureSpec, SampleRef
+from draftflow.compat.specforge.data_plane.put_ref import make_ref, record
+from draftflow.compat.specforge.limits import check_clock, check_count, check_limit, check_time
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,14 @@ _MAX_ID_BYTES = 1024
 # Numbers of generations and of leases: greater with each, shared by all stores of the process, and from a random start, so
 # that a ref or a handle of another store, or of a process before this one, never fits. 2**52 leaves room below 2**53.
 _numbers = itertools.count(secrets.randbits(52))
+
+
+def _leave_parents_numbers() -> None:
+    global _numbers
+    _numbers = itertools.count(next(_numbers) + 1 + secrets.randbits(44))
+
+
+os.register_at_fork(after_in_child=_leave_parents_numbers)
 
 
 def spec_from_tensor(name: str, tensor: torch.Tensor, **others: Any) -> FeatureSpec:
@@ -154,6 +163,10 @@ class LocalFeatureStore(FeatureStore):
         max_release_attempts: int = 3,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check_limit("max_resident_bytes", max_resident_bytes, "bytes")
+        check_limit("max_hold_age_s", max_hold_age_s, "seconds")
+        check_count("max_release_attempts", max_release_attempts)
+        check_clock(clock)
         self.store_id = store_id or uuid.uuid4().hex[:8]
         self.dump_dir = dump_dir
         self.clone_on_get = clone_on_get
@@ -173,16 +186,16 @@ class LocalFeatureStore(FeatureStore):
             os.makedirs(dump_dir, exist_ok=True)
 
     def put(self, tensors: dict[str, torch.Tensor], *, sample_id: str, metadata: dict[str, Any]) -> SampleRef:
-        check_sample_id(sample_id)
-        specs, nbytes = specs_of(tensors, sample_id, metadata)
+        sample_id = check_sample_id(sample_id)
+        fields = vars(make_ref(sample_id, "", tensors, metadata))
+        nbytes = fields["estimated_bytes"]
         self._reserve(nbytes, sample_id)
         try:
             staged = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-            others = {key: value for key, value in metadata.items() if key != "num_tokens"}
             with self._lock:
                 generation = next(_numbers)
                 uri = f"mem://{self.store_id}/{quote(sample_id, safe='')}?generation={generation}"
-                ref = make_ref(sample_id, uri, specs, nbytes, metadata, others)
+                ref: SampleRef = record(SampleRef, {**fields, "feature_store_uri": uri})
                 entry = _Entry(staged, generation, _to_ns(self._clock()), nbytes)
                 previous = self._entries.get(sample_id)
                 if previous is not None:
@@ -203,7 +216,7 @@ class LocalFeatureStore(FeatureStore):
     def get(
         self, ref: SampleRef, *, device: torch.device | str = "cpu", names: Optional[list[str]] = None
     ) -> tuple[dict[str, torch.Tensor], FeatureHandle]:
-        wanted = names or list(ref.feature_keys)
+        wanted = check_names(names, ref) or list(ref.feature_keys)
         uri = ref.feature_store_uri
         if uri.startswith("file://"):
             tensors = _read_file(uri[len("file://") :], ref, wanted)
@@ -236,6 +249,8 @@ class LocalFeatureStore(FeatureStore):
                 self._free(sample_id, entry)
 
     def gc(self, *, now: Optional[float] = None) -> dict[str, int]:
+        if now is not None:
+            now = check_time("now", now)
         with self._lock:
             freed, freed_bytes = self._retry_frees()
             old, old_bytes = self._free_old(_to_ns(self._clock() if now is None else now))
@@ -298,6 +313,11 @@ class LocalFeatureStore(FeatureStore):
             self._resident_bytes += nbytes
 
     def _find(self, ref: SampleRef) -> _Entry:
+        if not ref.feature_store_uri.startswith(f"mem://{self.store_id}/"):
+            raise KeyError(
+                f"sample {ref.sample_id!r} is of another store: its URI is {ref.feature_store_uri!r}, and this is store"
+                f" {self.store_id}, in memory: get it from its own"
+            )
         entry = self._entries.get(ref.sample_id)
         asked = _generation_of(ref.feature_store_uri)
         # A sample whose free failed was consumed: it is resident, but nobody gets it again.
@@ -362,7 +382,7 @@ class LocalFeatureStore(FeatureStore):
 
     def _free_old(self, now_ns: int) -> tuple[int, int]:
         freed = freed_bytes = 0
-        if self.max_hold_age_s is None:
+        if self.max_hold_age_s is None or self.max_hold_age_s == math.inf:
             return freed, freed_bytes
         limit_ns = _to_ns(self.max_hold_age_s)
         for sample_id, entry in list(self._entries.items()):
@@ -374,8 +394,10 @@ class LocalFeatureStore(FeatureStore):
         return freed, freed_bytes
 
 
-def check_sample_id(sample_id: str) -> None:
-    """ValueError for an id that no store takes: over 1,024 bytes, empty, with U+0000 or not UTF-8. TypeError for no str."""
+def check_sample_id(sample_id: str) -> str:
+    """The id, as a str of no subclass. ValueError for one that no store takes: over 1,024 bytes, empty, with U+0000 or not
+    UTF-8. TypeError for no str.
+    """
     if not isinstance(sample_id, str):
         raise TypeError(f"sample_id {sample_id!r} is a {type(sample_id).__name__}: it must be a str")
     try:
@@ -386,87 +408,17 @@ def check_sample_id(sample_id: str) -> None:
         raise ValueError(
             f"sample_id {sample_id[:80]!r} has {size} bytes: 1 to {_MAX_ID_BYTES} are allowed, and no U+0000 among them"
         )
+    return str(sample_id)
 
 
-def specs_of(
-    tensors: dict[str, torch.Tensor], sample_id: str, metadata: dict[str, Any]
-) -> tuple[dict[str, FeatureSpec], int]:
-    """A spec for each tensor, and their bytes; the target feature's says what the target is, as far as `metadata` knows.
-
-    ValueError without tensors, TypeError for a value that is none.
-    """
-    specs = {}
-    nbytes = 0
-    try:
-        for name, tensor in tensors.items():
-            known, size = _describe(name, tensor.shape, tensor.dtype)
-            specs[name] = record(FeatureSpec, {**known, "target_meta": {}})
-            nbytes += size
-    except (AttributeError, TypeError):
-        _check_tensors(tensors, sample_id)
-        raise
-    if not specs:
-        raise ValueError(f"put of sample {sample_id!r}: no tensors were given: at least one is needed")
-    target_repr = metadata.get("target_repr")
-    target = metadata.get("target_feature_name", "target")
-    if target_repr and target in specs:
-        version = metadata.get("vocab_map_version")
-        specs[target] = dataclasses.replace(
-            specs[target], target_repr=target_repr, target_meta={"vocab_map_version": version} if version else {}
-        )
-    return specs, nbytes
-
-
-def _check_tensors(tensors: dict[str, torch.Tensor], sample_id: str) -> None:
-    import torch
-
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(
-                f"put of sample {sample_id!r}: {name!r} is a {type(tensor).__name__}: every feature must be a torch.Tensor"
-            )
-
-
-def make_ref(
-    sample_id: str, uri: str, specs: dict[str, FeatureSpec], nbytes: int, metadata: dict[str, Any], others: dict[str, Any]
-) -> SampleRef:
-    """The ref of a put: fields out of put's `metadata`; `others` is what the ref's own metadata holds."""
-    said = metadata.get
-    fields = {
-        "sample_id": sample_id,
-        "run_id": str(said("run_id", "unknown")),
-        "source_task_id": said("source_task_id"),
-        "feature_store_uri": uri,
-        "feature_keys": {name: f"{sample_id}/{name}" for name in specs},
-        "feature_specs": specs,
-        "strategy": said("strategy", "eagle3"),
-        "schema_version": int(said("schema_version", SCHEMA_VERSION)),
-        "target_model_version": str(said("target_model_version", "unknown")),
-        "draft_weight_version": said("draft_weight_version"),
-        "tokenizer_version": str(said("tokenizer_version", "unknown")),
-        "num_tokens": int(said("num_tokens", 0)),
-        "estimated_bytes": nbytes,
-        "metadata": others,
-    }
-    ref: SampleRef = record(SampleRef, fields)
-    return ref
-
-
-def record(kind: type, fields: dict[str, Any]) -> Any:
-    """What `kind(**fields)` makes of all its fields. A frozen dataclass sets them one by one: most of what a put costs here."""
-    made: Any = object.__new__(kind)
-    object.__setattr__(made, "__dict__", fields)
-    return made
-
-
-@functools.lru_cache(maxsize=4096)
-def _describe(name: str, shape: torch.Size, dtype: torch.dtype) -> tuple[dict[str, Any], int]:
-    """The fields of a tensor's spec, and its bytes."""
-    import torch
-
-    tensor = torch.empty(0, dtype=dtype)
-    spec = FeatureSpec(name=name, shape=tuple(shape), dtype=str(dtype).replace("torch.", ""))
-    return vars(spec), shape.numel() * tensor.element_size()
+def check_names(names: Any, ref: SampleRef) -> Optional[list[str]]:
+    """The names that a get asks for, as a list; None for all. TypeError for one name where a list is needed."""
+    if names is None:
+        return None
+    asked = [] if isinstance(names, (str, bytes)) else list(names)
+    if isinstance(names, (str, bytes)) or not all(isinstance(name, str) for name in asked):
+        raise TypeError(f"get of sample {ref.sample_id!r}: names is {names!r}: a list of names of features is needed")
+    return asked or None
 
 
 def dump_name(sample_id: str) -> str:
@@ -496,7 +448,7 @@ def _read_file(path: str, ref: SampleRef, wanted: list[str]) -> dict[str, torch.
 
 
 def _generation_of(uri: str) -> Optional[int]:
-    _, found, text = uri.partition("?generation=")  # an id in a URI is quoted: it has no "?"
+    _, found, text = uri.rpartition("?generation=")  # an id in a URI is quoted: it has no "?"
     if not found:
         return None
     return int(text) if text.isdecimal() else -1

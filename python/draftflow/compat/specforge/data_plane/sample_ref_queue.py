@@ -16,9 +16,10 @@ import time
 import weakref
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
-from typing import Callable, DefaultDict, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Callable, DefaultDict, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from draftflow.compat.specforge.contracts import SampleRef, assert_no_tensors
+from draftflow.compat.specforge.limits import check_count, check_limit, check_timeout
 
 _MAX_WIDTHS = 4  # numbers of partitions that are indexed at a time; another one costs a pass over what is pending
 _MAX_FAILED = 10_000  # reasons kept, the latest ones
@@ -29,9 +30,24 @@ def _digest(sample_id: str) -> int:
     return int.from_bytes(hashlib.sha1(sample_id.encode("utf-8"), usedforsecurity=False).digest(), "big")
 
 
+def _shard(partition: Any) -> Tuple[int, int]:
+    try:
+        index, width = (check_count("partition", number, least=None) for number in partition)
+    except (TypeError, ValueError) as error:
+        raise type(error)(_no_shard(partition)) from None
+    if not 0 <= index < width:
+        raise ValueError(_no_shard(partition))
+    return index, width
+
+
+def _no_shard(partition: Any) -> str:
+    return f"partition is {partition!r}; (i, n) with 0 <= i < n is allowed: pass this rank and the width"
+
+
 def dp_partition(sample_id: str, num_partitions: int) -> int:
     """The shard of a sample: the SHA-1 of its UTF-8 id as a big-endian number, modulo ``num_partitions``; 0 if that is <= 1."""
-    return _digest(sample_id) % num_partitions if num_partitions > 1 else 0
+    width = check_count("num_partitions", num_partitions, least=None)
+    return _digest(sample_id) % width if width > 1 else 0
 
 
 class _Given(weakref.ref):  # type: ignore[type-arg]
@@ -60,6 +76,7 @@ class SampleRefQueue:
     """
 
     def __init__(self, *, lease_timeout_s: Optional[float] = None) -> None:
+        check_limit("lease_timeout_s", lease_timeout_s, "seconds")
         self.lease_timeout_s = lease_timeout_s
         self._clock: Callable[[], float] = time.monotonic
         self._tokens = itertools.count(1)
@@ -100,10 +117,9 @@ class SampleRefQueue:
         ``partition=(i, n)`` leases and waits for shard i of n only (``dp_partition``); ValueError unless 0 <= i < n. Any n may
         follow any other: each ref is leased once.
         """
-        if partition is not None:
-            index, width = partition
-            if not 0 <= index < width:
-                raise ValueError(f"partition is {partition!r}; (i, n) with 0 <= i < n is allowed: pass this rank and the width")
+        shard = None if partition is None else _shard(partition)
+        max_refs = check_count("max_refs", max_refs, least=None)
+        timeout_s = check_timeout("timeout_s", timeout_s)
         if max_refs <= 0:
             return []
         deadline = None if timeout_s is None else self._clock() + timeout_s
@@ -111,8 +127,8 @@ class SampleRefQueue:
             while True:
                 self._reclaim()
                 waiting: Mapping[str, object] = self._pending
-                if partition is not None:
-                    waiting = self._indexed(partition[1])[partition[0]]
+                if shard is not None:
+                    waiting = self._indexed(shard[1])[shard[0]]
                 if waiting:
                     return [self._lease(next(iter(waiting))) for _ in range(min(max_refs, len(waiting)))]
                 if deadline is None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Dict, FrozenSet, Iterable, Optional, Tuple
 
@@ -83,9 +84,7 @@ def verify_capture(
     version; no floating value is NaN or infinite.
     """
 
-    def refuse(what: str) -> CaptureMismatchError:
-        return CaptureMismatchError(f"[{sample_id}] {what}")
-
+    refuse = functools.partial(_mismatch, sample_id)
     missing = sorted(capture.feature_names.difference(tensors))
     if missing:
         raise refuse(f"features {missing} were not captured; got {sorted(tensors)}, wanted {sorted(capture.feature_names)}")
@@ -93,7 +92,10 @@ def verify_capture(
         if not hasattr(tensor, "shape"):
             raise refuse(f"feature {name!r} is a {type(tensor).__name__}; a tensor is wanted")
     if recorded_aux_layer_ids is not None:
-        recorded, wanted = tuple(recorded_aux_layer_ids), tuple(capture.aux_hidden_state_layer_ids)
+        wanted = tuple(capture.aux_hidden_state_layer_ids)
+        if not isinstance(recorded_aux_layer_ids, Iterable):
+            raise refuse(f"aux-layer ids are {recorded_aux_layer_ids!r}, wanted a list of them: {wanted}")
+        recorded = tuple(recorded_aux_layer_ids)
         if recorded != wanted:
             raise refuse(f"aux-layer id mismatch: the engine captured {recorded}, wanted {wanted}; configure it for these")
     if aux_feature_name in tensors and capture.aux_hidden_state_layer_ids:
@@ -111,6 +113,10 @@ def verify_capture(
     for name, tensor in tensors.items():
         if not _finite(tensor):
             raise refuse(f"feature {name!r} holds NaN or infinity; finite values are wanted: leave this prompt out")
+
+
+def _mismatch(sample_id: str, what: str) -> CaptureMismatchError:
+    return CaptureMismatchError(f"[{sample_id}] {what}")
 
 
 def _width(tensor: Any) -> Optional[int]:

@@ -84,7 +84,8 @@ class RolloutWorker:
 
         Raises what the source raised (the prompts are pending again), ValueError if it did not return one dict a prompt (they
         are failed), the first CaptureMismatchError when the others of its batch are done (its prompt is failed), and what the
-        commit raised (the prompts are pending again). A sample that cannot be stored makes its prompt pending again.
+        commit raised (the prompts are pending again). A sample that cannot be stored makes its prompt pending again; a
+        TypeError of the store, such as for an array that is no tensor, is raised.
         """
         with self._lock:
             if self._state in _CLOSING:
@@ -130,7 +131,7 @@ class RolloutWorker:
 
     def _generate(self, batch: _Batch) -> List[Dict[str, Any]]:
         try:
-            features = self.feature_source.generate_features(batch.tasks, capture=self.capture)
+            features = self.feature_source.generate_features(list(batch.tasks), capture=self.capture)
         except Exception as error:
             self._fail(batch, batch.open, f"generate_features: {error}", retryable=True)
             raise
@@ -158,6 +159,9 @@ class RolloutWorker:
                 continue
             try:
                 ref = self.feature_store.put(tensors, sample_id=sample_id, metadata=self._put_metadata(task))
+            except TypeError:  # a mistake in the program: the next try would make it again, and nobody would hear of it
+                self._abort(sample_id, "put_failed")
+                raise
             except Exception as error:
                 self._abort(sample_id, f"put_failed: {error}")
                 self._fail(batch, [task.task_id], f"put: {error}", retryable=True)

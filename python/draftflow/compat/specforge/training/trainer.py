@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from draftflow.compat.specforge.contracts import TrainBatch
+from draftflow.compat.specforge.limits import check_count
 from draftflow.compat.specforge.training.backend import TrainingBackend
 from draftflow.compat.specforge.training.strategy import DraftTrainStrategy, StepOutput
 
@@ -64,7 +65,7 @@ class TrainerCore:
     def __init__(self, strategy: DraftTrainStrategy, backend: TrainingBackend, *, accumulation_steps: int = 1) -> None:
         self.strategy = strategy
         self.backend = backend
-        self.accumulation_steps = max(1, accumulation_steps)
+        self.accumulation_steps = max(1, check_count("accumulation_steps", accumulation_steps, least=None))
         self._micro = 0  # micro-batches since the last optimizer step
 
     def train_step(self, batch: TrainBatch) -> StepResult:
@@ -137,17 +138,17 @@ class TrainerController:
         self.core = core
         self.run_id = run_id
         self.output_dir = output_dir
-        self.save_interval = save_interval
-        self.eval_interval = eval_interval
-        self.log_interval = log_interval
-        self.max_steps = max_steps
-        self.num_epochs = num_epochs
+        self.save_interval = check_count("save_interval", save_interval)
+        self.eval_interval = check_count("eval_interval", eval_interval)
+        self.log_interval = check_count("log_interval", log_interval)
+        self.max_steps = None if max_steps is None else check_count("max_steps", max_steps)
+        self.num_epochs = check_count("num_epochs", num_epochs)
         self.logger = logger
         self.ack_fn = ack_fn
         self.durable_fn = durable_fn
-        self.global_step = start_step
+        self.global_step = check_count("start_step", start_step)
         self.micro_step = 0
-        self.epoch = start_epoch
+        self.epoch = check_count("start_epoch", start_epoch)
         self.last_metrics: Dict[str, Any] = {}
         self._epoch_batches = 0  # of this epoch, up to the last step
         self._skip = 0  # batches of the epoch that begins, trained before this process
