@@ -130,6 +130,29 @@ TEST(PostgresLedger, ALeaseWhoseReplyIsLostIsGivenAgain) {
   testing_support::expect_books_balance(*testing_support::as_sql(open_plain(url)));
 }
 
+TEST(PostgresLedger, ALeaseOfRefsWhoseReplyIsLostIsGivenAgain) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  CommitLoser proxy(server);
+  PatientLedger ledger(open_plain(proxy.through(url)), 20'000);
+  const GroupId queue("queue");
+  ledger.declare_group({.group = queue, .kind = GroupKind::kQueue});
+  ledger.commit_samples({make_ref("a"), make_ref("b"), make_ref("c")}, {});
+  const auto lease = [&](int most) { return ledger.lease_refs({.group = queue, .max_refs = most}).leases; };
+  const std::vector<RefLease> first = lease(1);
+  for (const auto loses : {CommitLoser::Loses::kReply, CommitLoser::Loses::kCommit}) {
+    proxy.lose_next(loses);
+    const std::vector<RefLease> leases = lease(2);
+    ASSERT_EQ(leases.size(), 2U);
+    EXPECT_EQ(leases[0].ref.sample_id.str(), "b");
+    EXPECT_EQ(ledger.status().of(queue).leased, 3);
+    ledger.fail_refs(queue, leases, "try again", /*retryable=*/true);
+  }
+  ledger.ack_refs(queue, first);  // what it did know of is left alone
+  EXPECT_EQ(proxy.lost(), 2);
+  testing_support::expect_books_balance(*testing_support::as_sql(open_plain(url)));
+}
+
 TEST(PostgresLedger, AServerThatRestartsIsWaitedFor) {
   DRAFTFLOW_REQUIRE_POSTGRES(server);
   const std::string url = server.fresh_schema();

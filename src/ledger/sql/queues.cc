@@ -203,8 +203,24 @@ std::int64_t SqlLedger::take_back_expired(const Group& queue, std::int64_t now) 
                   queue.id, now);
 }
 
+void SqlLedger::give_back_doubted_refs() {
+  if (!doubted_refs_) return;
+  sql::Transaction transaction(*db_);
+  Group queue = find_queue(doubted_refs_->group, "lease_refs");
+  const std::int64_t back = db_->run(
+      "UPDATE queue_ref SET state = 0, ended_token = token, token = NULL, holder = NULL, expires_ms = NULL"
+      " WHERE consumer = ?1 AND state = 1 AND holder = ?2 AND token = ?3",
+      queue.id, doubted_refs_->holder.str(), doubted_refs_->token);
+  queue.available += back;
+  queue.leased -= back;
+  save(queue);
+  transaction.commit();
+  doubted_refs_.reset();
+}
+
 QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   check_request(request);
+  give_back_doubted_refs();
   const std::int64_t width = width_of(request);
   const auto find_open = [&] {
     Group queue = find_queue(request.group, "lease_refs");
@@ -248,10 +264,14 @@ QueueAnswer SqlLedger::lease_refs(const RefRequest& request) {
   // What others do meanwhile in a shared turn makes their sum no greater: an end that was none before is none now.
   const QueueAnswer none = picked.empty() ? give_none(queue) : QueueAnswer{};
   add_counts(before, queue);
+  if (!picked.empty()) doubted_refs_ = DoubtedRefs{request.group, request.holder, token};  // until the caller has them
   transaction.commit(back > 0 ? sql::Wakes::kWaiters : sql::Wakes::kNobody);
   if (picked.empty()) return none;
   longest_noted_ms_ = std::max(longest_noted_ms_, request.lease_ms);
-  return {.state = QueueState::kRefs, .leases = load_leases(picked, token)};  // what is leased is not replaced any more
+  QueueAnswer answer{.state = QueueState::kRefs,
+                     .leases = load_leases(picked, token)};  // what is leased is not replaced any more
+  doubted_refs_.reset();
+  return answer;
 }
 
 std::vector<RefLease> SqlLedger::load_leases(const std::vector<Picked>& picked, const std::string& token) {

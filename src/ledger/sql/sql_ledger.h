@@ -165,6 +165,7 @@ class SqlLedger final : public Ledger {
   void end_claims(const std::vector<std::int64_t>& rows);
   std::vector<std::string> acked_ids(const Group& queue);
   std::int64_t take_back_expired(const Group& queue, std::int64_t now);
+  void give_back_doubted_refs();
 
   // sql_ledger.cc; within a view of the caller's, as are the next two
   LedgerStatus read_status();
@@ -182,9 +183,15 @@ class SqlLedger final : public Ledger {
 
   std::unique_ptr<sql::Database> db_;
   sql::RefTemplates templates_;
-  // Holder and token of what a lease_prompts leased whose outcome is unknown: nobody works on it, and its holder, who does not
-  // know of it, would extend it with the rest for ever.
-  std::vector<std::pair<std::string, std::string>> doubted_;
+  // What a lease_prompts, or a lease_refs, has leased whose outcome is unknown: nobody works on it, and its holder, who does
+  // not know of it, would extend it with the rest for ever.
+  std::vector<std::pair<std::string, std::string>> doubted_;  // holder, token
+  struct DoubtedRefs {
+    GroupId group;
+    HolderId holder;
+    std::string token;
+  };
+  std::optional<DoubtedRefs> doubted_refs_;
   std::int64_t longest_noted_ms_ = 0;         // the tables say at least this: another process can only have raised it
   const std::string self_ = random_hex128();  // tells this object from others that call themselves the same rank
 };
