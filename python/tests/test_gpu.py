@@ -28,7 +28,7 @@ def test_cuda_tensors_are_put_and_come_back(store):
 def test_what_a_kernel_still_computes_is_waited_for(store):
     big = torch.randn(4096, 4096, device="cuda")
     for _ in range(20):
-        big = big @ big / 64
+        big = torch.tanh(big @ big)
     ref = store.put({"x": big}, "a")
     assert torch.equal(store.read(ref)["x"], big.cpu())
 

@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <fstream>
 #include <span>
 #include <string_view>
 
@@ -28,13 +29,18 @@ bool is_sqlite(std::istream& file) {
   return found;
 }
 
+// By the application's number in SQLite's header: to open somebody's ledger would leave files of SQLite beside it.
+bool is_ours(const std::filesystem::path& file) {
+  constexpr std::streamoff kApplicationIdAt = 68;
+  std::ifstream header(file, std::ios::binary);
+  header.seekg(kApplicationIdAt);
+  std::string id(4, '\0');
+  header.read(id.data(), 4);
+  return id == "DFLG";
+}
+
 ReferenceLedger reference_of(const std::filesystem::path& file) {
-  bool ours = false;
-  try {
-    ours = !open_sqlite_ledger_read_only(file)->id().empty();
-  } catch (const InvalidArgument&) {  // of another program, as it should be
-  }
-  if (ours) {
+  if (is_ours(file)) {
     throw InvalidArgument(
         fmt::format("{} is a ledger of draftflow: export it, and import what comes out ('draftflow ledger export {} "
                     "| draftflow ledger import LEDGER --from -')",

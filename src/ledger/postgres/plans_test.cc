@@ -29,7 +29,7 @@ const std::set<std::string> kExactIndexes{"prompt_pending", "prompt_failed", "pr
                                           "prompt_expiry",  "sample_may_go", "sample_going"};
 const GroupId kQueue("queue"), kTrain("train");
 const HolderId kMe("me");
-constexpr int kSamples = 20'480, kAcked = 17'000, kWindow = 64, kTrained = 200, kPrompts = 3'000, kFew = 16;
+constexpr int kSamples = 20'480, kAcked = 17'000, kWindow = 16, kTrained = 800, kPrompts = 3'000, kFew = 16;
 
 RefRequest asking(int max_refs, std::optional<Partition> partition = {}) {
   return {.group = kQueue, .holder = kMe, .max_refs = max_refs, .partition = partition};
