@@ -388,3 +388,27 @@ def test_a_sample_is_a_mapping(store):
     assert match["a"].shape == (2, 3)
     sample.release()
     assert torch.equal(dict(sample)["a"], tensors["a"])
+
+
+class OnADevice:
+    """As torch tells of a tensor on a GPU; test_gpu.py has real ones."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack_device__(self):
+        return (2, 0)
+
+    def __dlpack__(self):
+        raise AssertionError("its memory cannot be read from here")
+
+    def cpu(self):
+        return self.tensor
+
+
+def test_what_is_on_a_device_is_brought_to_host_memory(store):
+    tensor = torch.arange(6).reshape(2, 3)
+    ref = store.put({"x": OnADevice(tensor)}, "a")
+    assert torch.equal(store.read(ref)["x"], tensor)
+    with pytest.raises(TypeError, match="tensor 'x' is on a device .*bring it to host memory first"):
+        store.put({"x": OnADevice(OnADevice(tensor))}, "b")

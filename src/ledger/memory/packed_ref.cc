@@ -46,9 +46,11 @@ std::string text_of(const RefPattern& pattern) {
     text += around.has_id ? '+' : '-';
   };
   add(pattern.uri);
+  if (pattern.task) add(*pattern.task);
   text += pattern.uri_ends_in_generation ? 'g' : ' ';
   for (const RefPattern::Around& key : pattern.keys) add(key);
   for (const FeatureSpec& spec : pattern.ref.feature_specs) text.append(" ").append(std::to_string(spec.shape.size()));
+  for (const std::size_t at : pattern.apart) text.append("m").append(std::to_string(at));
   return text + sample_ref_to_json(pattern.ref);
 }
 
@@ -67,6 +69,14 @@ PackedRef RefPatterns::pack(const SampleRef& ref) {
   common.num_tokens = 0;
   for (FeatureSpec& spec : common.feature_specs) {
     for (std::int64_t& extent : spec.shape) put_number(packed.rest, std::exchange(extent, 0));
+  }
+  if (common.source_task_id) pattern.task = split(*std::exchange(common.source_task_id, std::nullopt), id);
+  for (std::size_t i = 0; i < common.metadata.size(); ++i) {
+    std::string& text = common.metadata[i].second;
+    if (!text.starts_with('"') || text.find_first_of("0123456789") == std::string::npos) continue;
+    pattern.apart.push_back(i);
+    put_number(packed.rest, static_cast<std::int64_t>(text.size()));
+    packed.rest += std::exchange(text, "\"\"");
   }
   for (const auto& [name, key] : std::exchange(common.feature_keys, {})) {
     pattern.keys.push_back(split(key, id));
@@ -97,6 +107,12 @@ SampleRef PackedRef::unpack() const {
   const char* at = rest.data();
   for (FeatureSpec& spec : ref.feature_specs) {
     for (std::int64_t& extent : spec.shape) extent = take_number(at);
+  }
+  if (pattern->task) ref.source_task_id = join(*pattern->task, id);
+  for (const std::size_t member : pattern->apart) {
+    const auto size = static_cast<std::size_t>(take_number(at));
+    ref.metadata[member].second.assign(at, size);
+    at += size;
   }
   ref.feature_keys.reserve(pattern->keys.size());
   for (const RefPattern::Around& key : pattern->keys) ref.feature_keys.emplace_back(key.name, join(key, id));

@@ -20,16 +20,19 @@
 
 namespace draftflow::memory {
 
-// A ref without its id, numbers and extents, and without its URI and feature keys: these are texts around the id.
+// A ref without its id, numbers and extents, and without its task, URI and feature keys: these are texts around the id. Texts
+// in its metadata that hold a digit are apart: of such a kind is what tells one sample from another.
 struct RefPattern {
   struct Around {
     std::string name, before, after;  // name: of a feature key
     bool has_id = false;              // else all of the text is in `before`
   };
   SampleRef ref;
+  std::optional<Around> task;
   Around uri;  // without the id: the PackedRef has the URI
   bool uri_ends_in_generation = false;
   std::vector<Around> keys;
+  std::vector<std::size_t> apart;  // members of the metadata whose texts the PackedRef has
 };
 
 struct PackedRef {
@@ -37,7 +40,7 @@ struct PackedRef {
   const RefPattern* pattern = nullptr;
   std::uint64_t generation = 0, bytes = 0;
   std::int64_t tokens = 0;
-  std::string rest;  // the extents of all shapes, then the URI where the pattern has none
+  std::string rest;  // the extents of all shapes, the texts apart, then the URI where the pattern has none
 
   const std::string& incarnation() const { return pattern->ref.incarnation; }
   SampleRef unpack() const;

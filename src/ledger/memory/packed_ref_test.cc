@@ -41,9 +41,11 @@ TEST(PackedRef, RefsOfARunHaveOnePattern) {
         ref_of(fmt::format("s{}", i), fmt::format("mem://st/s{}?generation={}", i, 3 * i), static_cast<std::uint64_t>(3 * i));
     ref.feature_specs[0].shape = {1, i, 4096};
     ref.num_tokens = i;
+    ref.source_task_id = i % 2 == 0 ? fmt::format("s{}", i) : fmt::format("s{}/again", i);
+    ref.set_metadata("source", fmt::format("\"train.jsonl:{}\"", i));
     EXPECT_EQ(sample_ref_to_json(patterns.pack(ref).unpack()), sample_ref_to_json(ref));
   }
-  EXPECT_EQ(patterns.size(), 1U);
+  EXPECT_EQ(patterns.size(), 2U) << "one for each kind of task";
 }
 
 TEST(PackedRef, TextsAndShapesOfAnotherFormHaveAnother) {
