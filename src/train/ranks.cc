@@ -4,10 +4,17 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netdb.h>
 #include <signal.h>
+#include <sys/socket.h>
 
+#include <array>
 #include <charconv>
 #include <chrono>
+#include <cstdlib>
+#include <memory>
 #include <system_error>
 #include <torch/csrc/distributed/c10d/FileStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -15,6 +22,7 @@
 #include <vector>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/file.h"
 #include "draftflow/base/text.h"
 
 namespace draftflow {
@@ -39,6 +47,60 @@ Address parse_address(const std::string& rendezvous) {
         fmt::format("rendezvous is '{}': tcp://host:port is needed, with a port of 1 to 65535", printable(rendezvous)));
   }
   return {rest.substr(0, colon), static_cast<std::uint16_t>(port)};
+}
+
+std::string numeric(const sockaddr* address, socklen_t size) {
+  std::array<char, NI_MAXHOST> text{};
+  const int error = ::getnameinfo(address, size, text.data(), text.size(), nullptr, 0, NI_NUMERICHOST);
+  return error == 0 ? text.data() : "";
+}
+
+bool is_loopback(const std::string& address) {
+  return address.starts_with("127.") || address == "::1";
+}
+
+// Of this host, the address from which it reaches another one: nothing is sent.
+std::string address_towards(const Address& other) {
+  addrinfo hints{}, *found = nullptr;
+  hints.ai_socktype = SOCK_DGRAM;
+  const int error = ::getaddrinfo(other.host.c_str(), std::to_string(other.port).c_str(), &hints, &found);
+  if (error != 0) throw Unavailable(fmt::format("host '{}' is not known: {}", printable(other.host), ::gai_strerror(error)));
+  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> frees(found, ::freeaddrinfo);
+  for (const addrinfo* at = found; at != nullptr; at = at->ai_next) {
+    const UniqueFd socket(::socket(at->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    sockaddr_storage mine{};
+    socklen_t size = sizeof mine;
+    auto* const address = reinterpret_cast<sockaddr*>(&mine);
+    if (socket.get() < 0 || ::connect(socket.get(), at->ai_addr, at->ai_addrlen) != 0) continue;
+    if (::getsockname(socket.get(), address, &size) == 0) return numeric(address, size);
+  }
+  throw Unavailable(fmt::format("host '{}' cannot be reached from here", printable(other.host)));
+}
+
+// The first of this host's that is not the loopback's; "" if there is none.
+std::string outer_address() {
+  ifaddrs* all = nullptr;
+  if (::getifaddrs(&all) != 0) return "";
+  const std::unique_ptr<ifaddrs, void (*)(ifaddrs*)> frees(all, ::freeifaddrs);
+  for (const ifaddrs* at = all; at != nullptr; at = at->ifa_next) {
+    if (at->ifa_addr == nullptr || at->ifa_addr->sa_family != AF_INET || (at->ifa_flags & IFF_UP) == 0) continue;
+    if (const std::string text = numeric(at->ifa_addr, sizeof(sockaddr_in)); !is_loopback(text)) return text;
+  }
+  return "";
+}
+
+// Where the other ranks reach this one. gloo itself would take what the host's own name means, which often is the loopback.
+std::shared_ptr<gloo::transport::Device> device_towards(const Address& first) {
+  if (const char* const chosen = std::getenv("GLOO_SOCKET_IFNAME"); chosen != nullptr && *chosen != '\0') {
+    return c10d::ProcessGroupGloo::createDeviceForInterface(chosen);
+  }
+  std::string address = address_towards(first);
+  // Rank 0 may know its own name as 127.0.1.1, which the others do not.
+  const bool meant = first.host == "localhost" || is_loopback(first.host);
+  if (is_loopback(address) && !meant) {
+    if (const std::string outer = outer_address(); !outer.empty()) address = outer;
+  }
+  return c10d::ProcessGroupGloo::createDeviceForHostname(address);
 }
 
 }  // namespace
@@ -78,7 +140,7 @@ Ranks::Ranks(const RanksOptions& options) : rank_(options.rank), width_(options.
       where.numWorkers = width_;
       where.timeout = timeout;
       group_->store = c10::make_intrusive<c10d::TCPStore>(address.host, where);
-      gloo->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+      gloo->devices.push_back(device_towards(address));
     }
     group_->store->setTimeout(timeout);
     group_->gloo = std::make_unique<c10d::ProcessGroupGloo>(group_->store, rank_, width_, gloo);

@@ -21,7 +21,8 @@ namespace draftflow {
 struct RanksOptions {
   int rank = 0, width = 1;
   // Where they meet: "file://" and the path of a file that no earlier launch has used, for processes of one host, or
-  // "tcp://host:port", where rank 0 listens.
+  // "tcp://host:port", where rank 0 listens. Then each is reached at its address towards that host, or on the interface that
+  // GLOO_SOCKET_IFNAME names, as with torch.distributed.
   std::string rendezvous;
   std::int64_t timeout_ms = 600'000;  // of one call: the slowest rank's checkpoint must fit into it
 };

@@ -2,16 +2,23 @@
 #include "train/ranks.h"
 
 #include <ATen/ATen.h>
+#include <fcntl.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <cstdio>
+#include <cstdlib>
 #include <functional>
+#include <stdexcept>
 #include <thread>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/file.h"
 #include "testing/temp_folder.h"
 
 namespace draftflow {
@@ -78,6 +85,65 @@ TEST_F(RanksTest, WhatCannotBeIsRefused) {
     RanksOptions wrong = options(0, 2);
     wrong.rendezvous = place;
     EXPECT_THROW(Ranks{wrong}, InvalidArgument) << place;
+  }
+}
+
+// Two hosts: on each, its own name is the loopback's, as on many real ones.
+class TwoHosts {
+ public:
+  TwoHosts() {
+    made_ = run("ip netns add {0}a && ip netns add {0}b && ip link add {0}a netns {0}a type veth peer name {0}b netns {0}b") &&
+            run("ip -n {0}a addr add 10.97.0.1/24 dev {0}a && ip -n {0}b addr add 10.97.0.2/24 dev {0}b") &&
+            run("for n in a b; do ip -n {0}$n link set lo up && ip -n {0}$n link set {0}$n up || exit 1; done");
+  }
+  ~TwoHosts() { run("ip netns del {0}a; ip netns del {0}b"); }
+  bool made() const { return made_; }
+
+  // A process on host a or b: 0 if the work is done.
+  pid_t on(char host, const std::function<void()>& work) const {
+    const pid_t child = ::fork();
+    if (child != 0) return child;
+    ::alarm(60);
+    const UniqueFd name(::open(fmt::format("/var/run/netns/{}{}", name_, host).c_str(), O_RDONLY | O_CLOEXEC));
+    if (name.get() < 0 || ::setns(name.get(), CLONE_NEWNET) != 0) ::_exit(3);
+    try {
+      work();
+      ::_exit(0);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "host %c: %s\n", host, error.what());
+      ::_exit(1);
+    }
+  }
+
+ private:
+  bool run(const std::string& script) const {
+    std::string text = script;
+    for (std::size_t at = 0; (at = text.find("{0}")) != std::string::npos;) text.replace(at, 3, name_);
+    return std::system(("(" + text + ") > /dev/null 2>&1").c_str()) == 0;
+  }
+  const std::string name_ = fmt::format("dfr{}", ::getpid());
+  bool made_ = false;
+};
+
+TEST_F(RanksTest, RanksOfTwoHostsMeetOverTcp) {
+  const TwoHosts hosts;
+  if (!hosts.made()) GTEST_SKIP() << "no network namespaces here (root and iproute2 make them)";
+  const auto work = [&](int rank) {
+    return [this, rank] {
+      RanksOptions mine = options(rank, 2);
+      mine.rendezvous = "tcp://10.97.0.1:29517";
+      Ranks ranks(mine);
+      std::array<double, 1> value{rank + 1.0};
+      ranks.sum(value);
+      ranks.barrier();
+      if (value[0] != 3) throw std::runtime_error("a wrong sum");
+    };
+  };
+  const pid_t first = hosts.on('a', work(0)), second = hosts.on('b', work(1));
+  for (const pid_t child : {second, first}) {
+    int status = -1;
+    ::waitpid(child, &status, 0);
+    EXPECT_EQ(status, 0);
   }
 }
 
