@@ -49,6 +49,18 @@ ReferenceLedger reference_of(const std::filesystem::path& file) {
   return read_reference_ledger(file);
 }
 
+// An export takes the place of an earlier one, never of a ledger, a device or a link.
+void check_replaceable(const std::filesystem::path& file) {
+  const auto status = std::filesystem::symlink_status(file);
+  if (!std::filesystem::exists(status)) return;
+  std::ifstream old(file, std::ios::binary);
+  const bool regular = std::filesystem::is_regular_file(status);
+  if (regular && !is_sqlite(old)) return;
+  throw InvalidArgument(fmt::format("{} is {}, and an export would take its place: name a new file",
+                                    printable(file.string(), 4096),
+                                    regular ? "a SQLite database, perhaps the ledger itself" : "no regular file"));
+}
+
 void write_lines(Ledger& ledger, const UniqueFd& fd, const std::filesystem::path& file, const EachLine& each_line) {
   constexpr std::size_t kBlock = 1 << 20;
   std::string block;
@@ -69,6 +81,7 @@ void write_lines(Ledger& ledger, const UniqueFd& fd, const std::filesystem::path
 }  // namespace
 
 void export_ledger(Ledger& ledger, const std::filesystem::path& file, const EachLine& each_line) {
+  check_replaceable(file);
   std::filesystem::path temporary = file;
   temporary += "." + random_hex128().substr(0, 12) + ".tmp";
   try {
@@ -95,6 +108,10 @@ std::optional<std::string> next_export_line(std::istream& lines) {
 }
 
 LedgerFile::LedgerFile(const std::filesystem::path& file) : lines_(file, std::ios::binary) {
+  if (std::filesystem::is_directory(file)) {
+    throw InvalidArgument(
+        fmt::format("{} is a folder: an export's or a ledger's file is needed", printable(file.string(), 4096)));
+  }
   if (!lines_) throw NotFound(fmt::format("there is no file {} to read: check the path", printable(file.string(), 4096)));
   if (is_sqlite(lines_)) reference_ = reference_of(file);
 }

@@ -79,6 +79,18 @@ TEST_F(LedgerFileTest, WhatCannotBeImportedIsTold) {
   }
 }
 
+TEST_F(LedgerFileTest, AnExportReplacesOnlyAnEarlierOne) {
+  const auto link = folder_.path() / "link", folder = folder_.path() / "folder", own = other_.path() / "l.sqlite3";
+  std::filesystem::create_symlink("elsewhere", link);
+  std::filesystem::create_directory(folder);
+  for (const auto& file : {link, folder, own}) EXPECT_THROW(export_ledger(*ledger_, file), InvalidArgument) << file;
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_EQ(open_ledger_read_only(own.string())->status().prompts, 1);
+  EXPECT_THROW(LedgerFile{folder}, InvalidArgument);
+  export_ledger(*ledger_, file_);
+  export_ledger(*ledger_, file_);
+}
+
 TEST_F(LedgerFileTest, LinesEndWhereTheyEnd) {
   std::istringstream lines("a\n\nlast");
   EXPECT_EQ(next_export_line(lines), "a");

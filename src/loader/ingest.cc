@@ -102,7 +102,7 @@ class Ingest {
  public:
   Ingest(Ledger& ledger, const IngestOptions& options, IngestReport& report)
       : options_(options), report_(report), ledger_(ledger) {
-    ledger_.declare("kind", "offline");
+    if (ledger_.declared("kind")) declare_kind();  // Conflict before anything is read
     const std::string width = ledger_.declared(kWidthFact).value_or("0");
     std::from_chars(width.data(), width.data() + width.size(), width_);
   }
@@ -125,7 +125,8 @@ class Ingest {
 
   void flush() {
     if (refs_.empty()) return;
-    // Before the refs, so that no ref is ever committed to a set of unknown width.
+    // Before the refs, so that no ref is ever committed to a set of unknown kind or width.
+    declare_kind();
     ledger_.declare(kWidthFact, std::to_string(width_));
     const std::int64_t committed = ledger_.commit_samples(refs_, counts_);
     report_.committed += committed;
@@ -139,6 +140,7 @@ class Ingest {
   }
 
  private:
+  void declare_kind() { ledger_.declare("kind", "offline"); }
   // The n-th file is sample n: a file added or removed since the last time would move all that follow.
   void check_same_file(const SampleRef& known, const std::filesystem::path& file) {
     const std::string uri = "file://" + std::filesystem::absolute(file).string();

@@ -232,7 +232,9 @@ void bind_sample_verbs(LedgerClass& ledger) {
             return self->with([&](Ledger& open) { return open.commit_samples(refs, counts); });
           },
           py::arg("refs"), py::arg("token_counts") = py::none(),
-          "Commits refs without prompts, in order; one that is there is skipped. How many were new.")
+          "Commits refs without prompts, in order; one that is there is skipped, a greater generation replaces it while no "
+          "group has "
+          "taken it, any other is Conflict. How many were new.")
       .def(
           "is_committed",
           [](Self self, const std::string& id) {

@@ -78,9 +78,9 @@ class Ledger {
   // generation again is a success. By the same lease a greater generation replaces the ref while no group has taken it, else
   // Conflict.
   virtual void commit_sample(const SampleRef& ref, const PromptLease& lease) = 0;
-  // Commits refs in order, with their token counts (offline sets; else none). A sample already there is skipped; a greater
-  // generation of it replaces the ref while no group has taken it, and any other is Conflict: then nothing of the call is
-  // committed. Returns how many are new.
+  // Commits refs in order, with their token counts (offline sets; else none), which count for new samples. A sample already
+  // there is skipped; a greater generation of it replaces the ref while no group has taken it, and any other is Conflict; one
+  // that comes twice as two generations is InvalidArgument. Then nothing of the call is committed. Returns how many are new.
   virtual std::int64_t commit_samples(const std::vector<SampleRef>& refs,
                                       const std::vector<std::vector<TokenCount>>& counts) = 0;
   virtual bool is_committed(const SampleId& id) = 0;

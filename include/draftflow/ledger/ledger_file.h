@@ -22,7 +22,8 @@ namespace draftflow {
 
 using EachLine = std::function<void()>;
 
-// Replaces the file in one step, synced. InvalidArgument for a ledger in memory (Ledger::export_to).
+// Replaces an earlier export in one step, synced. InvalidArgument for what is no regular file, or a SQLite database, and for a
+// ledger in memory (Ledger::export_to).
 void export_ledger(Ledger& ledger, const std::filesystem::path& file, const EachLine& each_line = {});
 
 // For Ledger::import_from; nothing at the end. Corrupt for a line longer than any record of an export.
@@ -31,7 +32,7 @@ std::optional<std::string> next_export_line(std::istream& lines);
 // Looked at before a ledger is made for it. One thread.
 class LedgerFile {
  public:
-  // NotFound if it is not there; InvalidArgument for a ledger of our own: that is exported, not taken over; Corrupt, naming the
+  // NotFound if it is not there; InvalidArgument for a folder and a ledger of our own: that is exported, not taken over; Corrupt, naming the
   // place, for a SQLite file that is no ledger of the reference's.
   explicit LedgerFile(const std::filesystem::path& file);
   // As Ledger::import_from and import_reference_ledger. Of a reference's ledger, how many samples wait and are done. Once.

@@ -49,6 +49,25 @@ std::size_t end_of_value(std::string_view json, std::size_t at) {
   return at;  // no end
 }
 
+// Where the list at `at` ends; `at` itself if none begins there, or it has no end.
+std::size_t end_of_list(std::string_view json, std::size_t at) {
+  if (at >= json.size() || json[at] != '[') return at;
+  int depth = 0;
+  for (std::size_t end = at; end < json.size(); ++end) {
+    const char c = json[end];
+    if (c == '"') {
+      const std::size_t after = end_of_value(json, end);
+      if (after == end) return at;
+      end = after - 1;
+    } else if (c == '[' || c == '{') {
+      ++depth;
+    } else if ((c == ']' || c == '}') && --depth == 0) {
+      return end + 1;
+    }
+  }
+  return at;
+}
+
 bool is_at(std::string_view json, std::size_t at, std::string_view text) {
   return at + text.size() <= json.size() && json.compare(at, text.size(), text) == 0;
 }
@@ -64,7 +83,9 @@ std::string with_holes(std::string_view value, std::string_view key, const RefCo
   if (key == "\"generation\"" && value == columns.generation) return {kGeneration};
   std::string text(value);
   if (!value.starts_with('"') || columns.id.empty()) return text;
-  for (std::size_t at = 0; (at = text.find(columns.id, at)) != std::string::npos; ++at) {
+  // Not with the closing quote, which an id may end in.
+  for (std::size_t at = 1; (at = text.find(columns.id, at)) != std::string::npos; ++at) {
+    if (at + columns.id.size() >= text.size()) break;
     text.replace(at, columns.id.size(), 1, kId);
   }
   return text;
@@ -85,7 +106,9 @@ RefColumns::RefColumns(std::string_view sample_id, std::int64_t of_generation, s
 RefTemplate::RefTemplate(std::string text) : text_(std::move(text)) {
   std::size_t from = 0;
   for (std::size_t at = 0; at < text_.size();) {
-    const std::size_t end = end_of_value(text_, at);
+    // A list is one value, since its length may be another, but for a shape, whose extents are known.
+    const bool shape = !values_.empty() && values_.back().text == "\"shape\"";
+    const std::size_t end = text_[at] == '[' && !shape ? end_of_list(text_, at) : end_of_value(text_, at);
     if (end == at) {
       if (text_[at] == '"') throw Corrupt("a template of refs ends within a string");
       ++at;
@@ -149,7 +172,8 @@ std::optional<std::string> RefTemplate::pack(std::string_view json, const RefCol
       at = end;
       continue;
     }
-    const std::string_view found = json.substr(at, end_of_value(json, at) - at);
+    const std::size_t end = json.substr(at, 1) == "[" ? end_of_list(json, at) : end_of_value(json, at);
+    const std::string_view found = json.substr(at, end - at);
     if (found.empty() || found.find('\n') != std::string_view::npos) return std::nullopt;
     at += found.size();
     packed.append(packed.empty() ? "" : "\n").append(std::to_string(i)).append("=").append(found);
@@ -197,7 +221,7 @@ std::string RefTemplate::unpack(std::string_view packed, const RefColumns& colum
 }
 
 std::optional<RefTemplates::Packed> RefTemplates::pack(const std::string& json, const RefColumns& columns) {
-  const std::size_t count = known_.size() + made_.size();
+  const std::size_t count = json.size() > kLargest ? 0 : known_.size() + made_.size();
   for (std::size_t tried = 0; tried < count; ++tried) {
     const std::size_t at = (last_ + tried) % count;
     const RefTemplate& one = at < known_.size() ? known_[at] : made_[at - known_.size()];
@@ -225,7 +249,7 @@ RefTemplates::Packed RefTemplates::Making::pack(const std::string& json, const R
     if (auto packed = templates_.pack(json, columns)) return std::move(*packed);
   }
   const std::size_t count = templates_.known_.size() + templates_.made_.size();
-  if (count >= kMost) return {0, json};
+  if (count >= kMost || json.size() > kLargest) return {0, json};
   RefTemplate made = RefTemplate::of(json, columns);
   const auto packed = made.pack(json, columns);
   if (!packed || made.unpack(*packed, columns) != json) return {0, json};

@@ -42,7 +42,8 @@ class RefTemplate {
   std::string unpack(std::string_view packed, const RefColumns& columns) const;  // Corrupt if it does not fit
 
  private:
-  // A string, number or word of the JSON: as it stands there, a text around the id, or one of the columns.
+  // A string, number, word or list (but for shapes) of the JSON: as it stands there, a text around the id, or one of the
+  // columns.
   struct Value {
     std::string before;               // what lies between it and the value before
     std::string text;                 // with a mark in place of each hole
@@ -86,7 +87,8 @@ class RefTemplates {
   };
 
  private:
-  static constexpr std::size_t kMost = 16;  // each ref that is like none of them is tried with all
+  static constexpr std::size_t kMost = 16;            // each ref that is like none of them is tried with all
+  static constexpr std::size_t kLargest = 64 * 1024;  // JSON of a ref that is packed: every process keeps the templates
 
   void read_more();
 

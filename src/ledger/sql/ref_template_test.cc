@@ -73,6 +73,27 @@ TEST(RefTemplate, GivesEveryRefBackByteForByte) {
   EXPECT_GT(packed, static_cast<int>(refs.size() * refs.size() / 4)) << "of as many tries";
 }
 
+TEST(RefTemplate, AListIsOneValueWhateverItsLength) {
+  SampleRef first = ref_of("run:1"), longer = ref_of("run:2"), other = ref_of("run:3");
+  first.set_metadata("spans", "[]");
+  longer.set_metadata("spans", "[[1,\"]\"],{\"a\":[2]},3]");
+  other.set_metadata("spans", "null");
+  EXPECT_TRUE(packed_by(first, longer));
+  EXPECT_TRUE(packed_by(longer, first));
+  EXPECT_TRUE(packed_by(longer, other));
+  EXPECT_TRUE(packed_by(other, longer));
+}
+
+// Its closing quote is no part of a text, whatever the id ends in.
+TEST(RefTemplate, AnIdThatIsAQuoteTakesNoText) {
+  for (const char* const id : {"\"", "\\\"", "a\"", "\\"}) {
+    SampleRef ref = ref_of(id);
+    ref.set_metadata("note", "\"\\\\\"");
+    EXPECT_TRUE(packed_by(ref, ref)) << id;
+    EXPECT_TRUE(packed_by(ref_of("run:1"), ref_of(id))) << id;
+  }
+}
+
 TEST(RefTemplate, AnotherStructureIsNotPacked) {
   SampleRef more = ref_of("run:1");
   more.set_metadata("more", "1");
@@ -139,6 +160,13 @@ TEST_F(Templates, BeyondSomeRefsAreKeptWhole) {
     EXPECT_EQ(packed.number, i < 16 ? i + 1 : 0);
     EXPECT_EQ(templates_.unpack(packed.number, packed.text, RefColumns(like(i))), sample_ref_to_json(like(i)));
   }
+}
+
+TEST_F(Templates, WhatIsLargeIsKeptWhole) {
+  SampleRef large = like(0);
+  large.set_metadata("text", "\"" + std::string(70'000, 'x') + "\"");
+  EXPECT_EQ(make(templates_, large).number, 0);
+  EXPECT_EQ(db_.find("SELECT COUNT(*) FROM ref_template"), 0);
 }
 
 TEST_F(Templates, OneThatIsLostIsCorrupt) {
