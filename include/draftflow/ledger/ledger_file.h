@@ -32,8 +32,8 @@ std::optional<std::string> next_export_line(std::istream& lines);
 // Looked at before a ledger is made for it. One thread.
 class LedgerFile {
  public:
-  // NotFound if it is not there; InvalidArgument for a folder and a ledger of our own: that is exported, not taken over; Corrupt, naming the
-  // place, for a SQLite file that is no ledger of the reference's.
+  // NotFound if it is not there; InvalidArgument for a folder and a ledger of our own: that is exported, not taken over;
+  // Corrupt, naming the place, for a SQLite file that is no ledger of the reference's.
   explicit LedgerFile(const std::filesystem::path& file);
   // As Ledger::import_from and import_reference_ledger. Of a reference's ledger, how many samples wait and are done. Once.
   std::optional<ReferenceImport> import_into(Ledger& ledger, const EachLine& each_line = {});
