@@ -87,8 +87,8 @@ class RefTemplates {
   };
 
  private:
-  static constexpr std::size_t kMost = 16;            // each ref that is like none of them is tried with all
-  static constexpr std::size_t kLargest = 64 * 1024;  // JSON of a ref that is packed: every process keeps the templates
+  static constexpr std::size_t kMost = 16;         // each ref that is like none of them is tried with all
+  static constexpr std::size_t kLargest = 65'536;  // bytes of JSON of a ref that is packed: every process keeps the templates
 
   void read_more();
 
