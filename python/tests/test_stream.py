@@ -57,6 +57,19 @@ def test_batches_outlive_the_stream(folder_store, ledger):
     assert [tensor[0, 0].item() for tensor in kept] == list(range(12))
 
 
+def exchange(folder, rank, batch):
+    """The ids of both ranks' shares of the window, by files."""
+    mine = folder / f"share.{rank}.{batch.window}"
+    torch.save(batch.sample_ids, f"{mine}.new")
+    os.replace(f"{mine}.new", mine)
+    other = folder / f"share.{1 - rank}.{batch.window}"
+    for _ in range(LIMIT_S * 50):
+        if other.exists():
+            break
+        time.sleep(0.01)
+    return [torch.load(folder / f"share.{r}.{batch.window}") for r in (0, 1)]
+
+
 def test_exactly_once_over_kills_and_another_width(folder_store, ledger, tmp_path):
     fill(folder_store, ledger, 48)
     checkpoint = tmp_path / "checkpoint.pt"
@@ -104,14 +117,7 @@ def test_exactly_once_over_kills_and_another_width(folder_store, ledger, tmp_pat
         for _ in range(2):
             batch = next(done)
             assert batch.last and len(batch) == 2
-            torch.save(batch.sample_ids, tmp_path / f"share.{rank}.{batch.window}.new")
-            os.replace(tmp_path / f"share.{rank}.{batch.window}.new", tmp_path / f"share.{rank}.{batch.window}")
-            other = tmp_path / f"share.{1 - rank}.{batch.window}"
-            for _ in range(LIMIT_S * 50):
-                if other.exists():
-                    break
-                time.sleep(0.01)
-            shares = [torch.load(tmp_path / f"share.{r}.{batch.window}") for r in (0, 1)]
+            shares = exchange(tmp_path, rank, batch)
             weights += [shares[i % 2][i // 2] for i in range(4)]
             stream.trained(stream.state_dict()["step"] + 1)
         if rank == 0:

@@ -3,11 +3,9 @@
 
 #include <fmt/format.h>
 
-#include <optional>
 #include <stdexcept>
 
 #include "draftflow/base/error.h"
-#include "ledger/sql/ref_template.h"
 
 namespace draftflow::cli {
 namespace {
@@ -50,13 +48,7 @@ RawSqlite::RawSqlite(const std::filesystem::path& file) {
 
 RawSqlite::Rows RawSqlite::rows_of(const std::vector<SampleRef>& refs) {
   Rows rows;
-  std::optional<sql::RefTemplate> shared;
-  for (const SampleRef& ref : refs) {
-    const std::string json = sample_ref_to_json(ref);
-    const sql::RefColumns columns(ref);
-    if (!shared) shared = sql::RefTemplate::of(json, columns);
-    rows.emplace_back(ref.sample_id.str(), shared->pack(json, columns).value());
-  }
+  for (const SampleRef& ref : refs) rows.emplace_back(ref.sample_id.str(), "100=" + *ref.find_metadata("source"));
   return rows;
 }
 

@@ -25,7 +25,7 @@ class RawSqlite {
  public:
   explicit RawSqlite(const std::filesystem::path& file);  // made if it is not there
 
-  using Rows = std::vector<std::pair<std::string, std::string>>;  // id, what the ledger keeps of the ref beside it
+  using Rows = std::vector<std::pair<std::string, std::string>>;  // id, what the ledger keeps of such a ref: its source
   static Rows rows_of(const std::vector<SampleRef>& refs);
 
   void commit(const Rows& rows);

@@ -250,12 +250,18 @@ RefTemplates::Packed RefTemplates::Making::pack(const std::string& json, const R
   }
   const std::size_t count = templates_.known_.size() + templates_.made_.size();
   if (count >= kMost || json.size() > kLargest) return {0, json};
-  RefTemplate made = RefTemplate::of(json, columns);
-  const auto packed = made.pack(json, columns);
-  if (!packed || made.unpack(*packed, columns) != json) return {0, json};
+  std::optional<RefTemplate> made;
+  std::optional<std::string> packed;
+  try {
+    made = RefTemplate::of(json, columns);
+    packed = made->pack(json, columns);
+    if (!packed || made->unpack(*packed, columns) != json) return {0, json};
+  } catch (const Corrupt&) {  // an id and a text that cannot be told apart
+    return {0, json};
+  }
   const auto number = static_cast<std::int64_t>(count) + 1;
-  templates_.db_.run("INSERT INTO ref_template(number, text) VALUES (?1, ?2)", number, made.text());
-  templates_.made_.push_back(std::move(made));
+  templates_.db_.run("INSERT INTO ref_template(number, text) VALUES (?1, ?2)", number, made->text());
+  templates_.made_.push_back(std::move(*made));
   return {number, *packed};
 }
 

@@ -222,14 +222,6 @@ bool SqlLedger::is_committed(const SampleId& id) {
   return db_->find("SELECT row FROM sample WHERE sample_id = ?1", id.str()).has_value();
 }
 
-SampleRef SqlLedger::read_ref(std::int64_t row) {
-  static const std::string kRef =
-      fmt::format("SELECT {} FROM sample_ref r JOIN sample s ON s.row = r.row WHERE r.row = ?1", kRefColumns);
-  sql::Query query = db_->query(kRef, row);
-  if (!query.step()) throw Corrupt(fmt::format("ledger {} has lost the ref of sample {}", db_->name(), row));
-  return ref_of(query, 0);
-}
-
 std::vector<SampleRef> SqlLedger::read_refs(const std::vector<std::int64_t>& rows) {
   static const sql::InList kRefs(
       fmt::format("SELECT r.row, {} FROM sample_ref r JOIN sample s ON s.row = r.row WHERE r.row IN ", kRefColumns), 1);
@@ -251,7 +243,7 @@ std::vector<SampleRef> SqlLedger::read_refs(const std::vector<std::int64_t>& row
 std::optional<SampleRef> SqlLedger::get_committed(const SampleId& id) {
   const std::optional<std::int64_t> row = db_->find("SELECT row FROM sample WHERE sample_id = ?1", id.str());
   if (!row) return std::nullopt;
-  return read_ref(*row);
+  return std::move(read_refs({*row}).front());
 }
 
 std::vector<std::string> SqlLedger::all_committed_ids() {

@@ -104,7 +104,6 @@ class SqlLedger final : public Ledger {
   void pack(NewSample& sample, sql::RefTemplates::Making& making);
   void insert_samples(std::vector<NewSample> samples, std::int64_t row, sql::RefTemplates::Making& making);
   void replace_sample(NewSample sample, std::int64_t row, sql::RefTemplates::Making& making);
-  SampleRef read_ref(std::int64_t row);
   std::vector<SampleRef> read_refs(const std::vector<std::int64_t>& rows);  // in that order; Corrupt if one is lost
   SampleRef ref_of(const sql::Query& row, int column);                      // from kRefColumns, which begin at `column`
   std::string ref_json_of(const sql::Query& row, int column);
