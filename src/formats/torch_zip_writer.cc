@@ -8,6 +8,7 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
+#include "draftflow/base/gather_writer.h"
 #include "draftflow/base/text.h"
 #include "draftflow/formats/torch_zip.h"
 #include "formats/pickle.h"
@@ -165,8 +166,15 @@ void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::
 
 void write_torch_zip(int fd, const std::filesystem::path& path, const TensorMap& tensors,
                      const std::optional<std::string>& note) {
-  write_torch_zip(
-      tensors, [&](std::span<const std::byte> bytes) { write_all(fd, bytes, path); }, note);
+  constexpr std::size_t kCopiedBytes = 64 << 10;  // headers and small tensors, which would be a call each
+  GatherWriter out(fd, path);
+  const auto sink = [&](std::span<const std::byte> bytes) {
+    if (bytes.size() < kCopiedBytes) return out.add_copy(bytes);
+    out.add(bytes);
+    out.flush();
+  };
+  write_torch_zip(tensors, sink, note);
+  out.flush();
 }
 
 std::uint64_t torch_zip_bytes(const TensorMap& tensors) {

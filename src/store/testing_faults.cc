@@ -150,7 +150,17 @@ std::vector<std::string> wrapped_calls() {
     return DRAFTFLOW_NEXT(call) arguments;                           \
   }
 
-// A vector is not shortened: it may fail or kill like any other call.
+// Shortened within its first part.
+#define DRAFTFLOW_WRAP_PARTS(call, parameters, one, arguments)       \
+  DRAFTFLOW_WRAPPER(ssize_t, call, parameters) {                     \
+    const std::size_t whole = count > 0 ? parts->iov_len : 0;        \
+    std::size_t bytes = whole;                                       \
+    if (!::draftflow::store_testing::admit(#call, bytes)) return -1; \
+    const iovec first{count > 0 ? parts->iov_base : nullptr, bytes}; \
+    if (bytes < whole) return DRAFTFLOW_NEXT(call) one;              \
+    return DRAFTFLOW_NEXT(call) arguments;                           \
+  }
+
 #define DRAFTFLOW_WRAP_OPEN(call, parameters, arguments)                   \
   DRAFTFLOW_WRAPPER(int, call, parameters) {                               \
     unsigned mode = 0;                                                     \
@@ -179,11 +189,11 @@ DRAFTFLOW_WRAP_BYTES(pwrite, (int fd, const void* from, std::size_t bytes, off_t
 DRAFTFLOW_WRAP_BYTES(pwrite64, (int fd, const void* from, std::size_t bytes, off_t at), (fd, from, bytes, at))
 
 DRAFTFLOW_WRAP(ssize_t, -1, readv, kInterrupt, (int fd, const iovec* parts, int count), (fd, parts, count))
-DRAFTFLOW_WRAP(ssize_t, -1, writev, kBoth, (int fd, const iovec* parts, int count), (fd, parts, count))
+DRAFTFLOW_WRAP_PARTS(writev, (int fd, const iovec* parts, int count), (fd, &first, 1), (fd, parts, count))
 DRAFTFLOW_WRAP(ssize_t, -1, preadv, kInterrupt, (int fd, const iovec* parts, int count, off_t at), (fd, parts, count, at))
 DRAFTFLOW_WRAP(ssize_t, -1, preadv64, kInterrupt, (int fd, const iovec* parts, int count, off_t at), (fd, parts, count, at))
-DRAFTFLOW_WRAP(ssize_t, -1, pwritev, kBoth, (int fd, const iovec* parts, int count, off_t at), (fd, parts, count, at))
-DRAFTFLOW_WRAP(ssize_t, -1, pwritev64, kBoth, (int fd, const iovec* parts, int count, off_t at), (fd, parts, count, at))
+DRAFTFLOW_WRAP_PARTS(pwritev, (int fd, const iovec* parts, int count, off_t at), (fd, &first, 1, at), (fd, parts, count, at))
+DRAFTFLOW_WRAP_PARTS(pwritev64, (int fd, const iovec* parts, int count, off_t at), (fd, &first, 1, at), (fd, parts, count, at))
 
 DRAFTFLOW_WRAP(int, -1, rename, kFillDisk, (const char* from, const char* to), (from, to))
 DRAFTFLOW_WRAP(int, -1, renameat, kFillDisk, (int from_dir, const char* from, int to_dir, const char* to),

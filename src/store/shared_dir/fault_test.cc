@@ -509,7 +509,7 @@ TEST(Faults, CountAndNameTheCallsOfTheStore) {
   EXPECT_FALSE(faults.hit());
   EXPECT_EQ(faults.calls_made(), faults.calls().size());
   const std::vector<std::string> calls(faults.calls().begin(), faults.calls().end());
-  for (const char* call : {"fstatvfs", "openat", "getdents64", "flock", "pwrite", "renameat2", "unlinkat", "close"}) {
+  for (const char* call : {"fstatvfs", "openat", "getdents64", "flock", "writev", "renameat2", "unlinkat", "close"}) {
     EXPECT_THAT(calls, ::testing::Contains(call));
   }
 }

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#define XXH_STATIC_LINKING_ONLY  // for a hash state on the stack
 #if defined(__x86_64__) && __has_include(<xxh_x86dispatch.h>)
 #include <xxh_x86dispatch.h>  // AVX2 where there is one: twice as fast
 #else
@@ -16,6 +15,7 @@
 #include <cstring>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/gather_writer.h"
 #include "draftflow/base/text.h"
 #include "store/ref_maker.h"
 
@@ -29,8 +29,6 @@ constexpr std::string_view kHeaderKey = "header_xxh3_64", kChunksKey = "chunks_x
 constexpr std::string_view kSealKey = "seal", kSaltKey = "file_salt", kHeaderTagKey = "header_poly1305",
                            kTagsKey = "chunk_tags";
 constexpr std::uint64_t kFirstReadBytes = 16 << 10;  // header and, of a small sample, everything
-constexpr std::uint64_t kPieceBytes = 256 << 10;     // read and hashed at once: it must still be in cache
-constexpr std::uint64_t kSmallBytes = 64 << 10;      // a sample of fewer is written in one piece
 
 std::string digits_of(std::uint64_t hash) {
   return fmt::format("{:016x}", hash);
@@ -56,18 +54,6 @@ void write_at(int fd, std::span<const std::byte> data, std::uint64_t offset, con
   }
 }
 
-// In pieces, each written while it is in cache.
-std::uint64_t write_hashed(int fd, std::span<const std::byte> chunk, std::uint64_t offset, const std::filesystem::path& path) {
-  XXH3_state_t state;
-  XXH3_64bits_reset(&state);
-  for (std::uint64_t at = 0; at < chunk.size(); at += kPieceBytes) {
-    const auto piece = chunk.subspan(at, std::min<std::uint64_t>(kPieceBytes, chunk.size() - at));
-    XXH3_64bits_update(&state, piece.data(), piece.size());
-    write_at(fd, piece, offset + at, path);
-  }
-  return XXH3_64bits_digest(&state);
-}
-
 // Where the value of a metadata key starts, or npos. Within a JSON string the quotes would be escaped, so the first match
 // is the key itself, whatever a hostile id or name contains.
 std::size_t find_value(std::string_view header, std::string_view key) {
@@ -76,8 +62,9 @@ std::size_t find_value(std::string_view header, std::string_view key) {
   return at == std::string_view::npos ? at : at + pattern.size();
 }
 
+// In place: nothing moves.
 void set_value(std::string& header, std::string_view key, std::string_view value) {
-  header.replace(find_value(header, key), value.size(), value);
+  std::copy(value.begin(), value.end(), header.begin() + static_cast<std::ptrdiff_t>(find_value(header, key)));
 }
 
 // The value of a key in a header not parsed yet; empty if it is not there whole.
@@ -128,50 +115,35 @@ std::string blank_header(const Identity& identity, const PackedSample& sample, c
   return make_safetensors_header(sample.parts, metadata);
 }
 
-// Puts chunks down one after the other, each hashed or sealed while it is in cache, and gathers what the header keeps of them.
-class ChunkWriter {
+// What the header keeps of each chunk: its checksum or, where sealed, its tag.
+class ChunkDigests {
  public:
-  ChunkWriter(int fd, const std::filesystem::path& path, std::uint64_t offset, const std::optional<Sealing>& sealing)
-      : fd_(fd), path_(path), offset_(offset), sealing_(sealing) {}
+  explicit ChunkDigests(const std::optional<Sealing>& sealing) : sealing_(sealing) {}
 
-  void write(std::span<const std::byte> chunk) {
-    if (sealing_) {
-      write_at(fd_, seal(chunk), offset_, path_);
-    } else {
-      digests_ += digits_of(write_hashed(fd_, chunk, offset_, path_));
+  // The bytes to write in the chunk's place: its own, or `encrypted` filled with what they are encrypted.
+  std::span<const std::byte> take(std::span<const std::byte> chunk, std::vector<std::byte>& encrypted) {
+    if (!sealing_) {
+      digests_ += digits_of(hash_of(chunk));
+      return chunk;
     }
-    offset_ += chunk.size();
-  }
-
-  void append_to(std::string& file, std::span<const std::byte> chunk) {
-    if (!sealing_) digests_ += digits_of(hash_of(chunk));
-    const std::span<const std::byte> bytes = sealing_ ? seal(chunk) : chunk;
-    file.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  }
-
-  const std::string& digests() const { return digests_; }
-
- private:
-  std::span<const std::byte> seal(std::span<const std::byte> chunk) {
     Tag tag;
-    std::span<const std::byte> bytes = chunk;
     if (sealing_->encrypted) {
-      encrypted_.resize(chunk.size());
-      encrypt_chunk(sealing_->keys, index_, chunk, encrypted_, tag);
-      bytes = encrypted_;
+      encrypted.resize(chunk.size());
+      encrypt_chunk(sealing_->keys, index_, chunk, encrypted, tag);
+      chunk = encrypted;
     } else {
       tag = tag_chunk(sealing_->keys, index_, chunk);
     }
     ++index_;
     digests_ += to_hex(tag);
-    return bytes;
+    return chunk;
   }
 
-  const int fd_;
-  const std::filesystem::path& path_;
-  std::uint64_t offset_, index_ = 0;
+  const std::string& digests() const { return digests_; }
+
+ private:
   const std::optional<Sealing>& sealing_;
-  std::vector<std::byte> encrypted_;
+  std::uint64_t index_ = 0;
   std::string digests_;
 };
 
@@ -190,24 +162,26 @@ void write_generation(int fd, const std::filesystem::path& path, const Identity&
     sealing = Sealing{file_keys(*keys, file_identity(identity), salt), salt, keys->encrypted};
   }
   std::string header = blank_header(identity, sample, sealing);
-  const bool small = header.size() + bytes_of(sample.parts) <= kSmallBytes;
-  std::string file = small ? header : "";
-  ChunkWriter writer(fd, path, header.size(), sealing);
+  const bool one_write = header.size() + bytes_of(sample.parts) <= GatherWriter::kWindowBytes;
+  ChunkDigests digests(sealing);
+  GatherWriter out(fd, path);
+  std::vector<std::vector<std::byte>> encrypted;  // until it is written
+  out.add(std::as_bytes(std::span(header)));      // holds its place, and is filled in below
   for (const auto& [name, part] : sample.parts) {
     for (std::uint64_t at = 0; at < part.bytes.size(); at += kChecksumChunkBytes) {
       const auto chunk = part.bytes.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, part.bytes.size() - at));
-      if (small) {
-        writer.append_to(file, chunk);
-      } else {
-        writer.write(chunk);
-      }
+      out.add(digests.take(chunk, encrypted.emplace_back()));
+      if (one_write) continue;
+      if (!encrypted.back().empty()) out.flush();
+      encrypted.clear();
     }
   }
-  set_value(header, sealing ? kTagsKey : kChunksKey, writer.digests());
+  set_value(header, sealing ? kTagsKey : kChunksKey, digests.digests());
   if (sealing) set_value(header, kHeaderTagKey, to_hex(header_tag(header, sealing->keys)));
   set_value(header, kHeaderKey, header_checksum(header));
-  if (small) file.replace(0, header.size(), header);
-  write_at(fd, std::as_bytes(std::span(small ? file : header)), 0, path);
+  const bool is_down = out.written() > 0;
+  out.flush();
+  if (is_down) write_at(fd, std::as_bytes(std::span(header)), 0, path);
 }
 
 GenerationReader::GenerationReader(UniqueFd fd, std::filesystem::path path, Identity identity, const Keys* keys)
@@ -370,17 +344,11 @@ void GenerationReader::load(const FeatureSpec& spec, std::uint64_t at, std::span
 
 void GenerationReader::fill(const FeatureSpec& spec, const Place& place, std::span<std::byte> out, bool verify) const {
   const std::uint64_t begin = header_.data_offset + place.entry->begin;
-  XXH3_state_t state;
-  for (std::uint64_t at = 0; at < out.size(); at += kPieceBytes) {
-    const auto piece = out.subspan(at, std::min<std::uint64_t>(kPieceBytes, out.size() - at));
-    load(spec, begin + at, piece, begin + out.size());
-    if (!verify) continue;
-    const std::uint64_t in_chunk = at % kChecksumChunkBytes, end = at + piece.size();
-    if (in_chunk == 0) XXH3_64bits_reset(&state);
-    XXH3_64bits_update(&state, piece.data(), piece.size());
-    if (end % kChecksumChunkBytes != 0 && end != out.size()) continue;
-    check_hash(spec, place.first_chunk + at / kChecksumChunkBytes, at - in_chunk, in_chunk + piece.size(),
-               XXH3_64bits_digest(&state));
+  std::size_t index = place.first_chunk;
+  for (std::uint64_t at = 0; at < out.size(); at += kChecksumChunkBytes, ++index) {
+    const auto chunk = out.subspan(at, std::min<std::uint64_t>(kChecksumChunkBytes, out.size() - at));
+    load(spec, begin + at, chunk, begin + out.size());
+    if (verify) check_hash(spec, index, at, chunk.size(), hash_of(chunk));  // while it is in cache
   }
 }
 

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// GatherWriter: writes a file front to back in calls that end at multiples of kWindowBytes of the file, whatever the pieces it
+// is given: the page cache then keeps it in few large folios, quicker to write and to read again (docs/bench.md). One owner,
+// one thread. Errors as in base/file.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace draftflow {
+
+class GatherWriter {
+ public:
+  static constexpr std::uint64_t kWindowBytes = 1 << 20;
+
+  GatherWriter(int fd, std::filesystem::path path) : fd_(fd), path_(std::move(path)) {}  // from the file's position on
+
+  void add(std::span<const std::byte> bytes);       // which stay where they are until they are written
+  void add_copy(std::span<const std::byte> bytes);  // which may go when this returns
+  void flush();
+  std::uint64_t written() const { return written_; }  // bytes; the rest waits for its window to be full
+
+ private:
+  std::uint64_t room_in_window() const;
+
+  const int fd_;
+  const std::filesystem::path path_;
+  std::uint64_t written_ = 0, waiting_bytes_ = 0;
+  std::vector<std::span<const std::byte>> waiting_;
+  std::vector<std::unique_ptr<std::byte[]>> copies_;  // of what is waiting
+};
+
+}  // namespace draftflow
