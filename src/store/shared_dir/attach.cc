@@ -106,8 +106,24 @@ std::unique_ptr<FeatureStore> attach(store::Folder folder, const StoreId& id, co
   return std::make_unique<store::SharedDirStore>(std::move(folder), id, file, options, std::move(keys));
 }
 
+// Of a root that the system would read up to its first U+0000, or a folder that is only a link to one.
+void check_path(const std::filesystem::path& root, const StoreId& id) {
+  if (root.native().find('\0') != std::string::npos) {
+    throw InvalidArgument(fmt::format("the store's root '{}' holds U+0000, which no path can", printable(root.native())));
+  }
+  const std::filesystem::path path = root / store::store_folder_name(id);
+  std::error_code error;
+  if (const std::filesystem::path target = std::filesystem::read_symlink(path, error); !error) {
+    throw InvalidArgument(fmt::format(
+        "{} is a symbolic link to {}: a store's own folder cannot be one, as no link below its root is followed; open the "
+        "folder that it leads to, or make a folder above it the link",
+        path.string(), printable(target.string())));
+  }
+}
+
 // The folder that a store of this name has or would have; nothing if there is none.
 std::optional<store::Folder> find_folder(const std::filesystem::path& root, const StoreId& id) {
+  check_path(root, id);
   const std::filesystem::path path = root / store::store_folder_name(id);
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
@@ -139,6 +155,7 @@ std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::pat
                     "reference runtime to find; use at most 100 of A-Z a-z 0-9 . _ -",
                     printable(id.str())));
   }
+  check_path(root, id);
   make_folders(root);
   store::Folder folder = store::Folder::open(root).find_or_make(store::store_folder_name(id));
   if (!store::find_store_file(folder, id)) store::check_never_a_store(folder, id);

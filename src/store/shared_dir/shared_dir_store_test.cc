@@ -51,6 +51,26 @@ TEST_F(SharedDir, OpenNeedsAStoreAndLeavesNoTrace) {
   EXPECT_EQ(files_below(root()), files);
 }
 
+TEST_F(SharedDir, ARootThatTheSystemWouldCutOffIsRefused) {
+  attach();
+  const std::filesystem::path cut = temp_.path().native() + std::string("\0more", 5);
+  EXPECT_THAT(message_of<InvalidArgument>([&] { open_shared_dir_store(cut, StoreId("st"), {}); }), HasSubstr("U+0000"));
+  EXPECT_THROW(create_shared_dir_store(cut, StoreId("st"), {}), InvalidArgument);
+  EXPECT_THROW(create_shared_dir_store(cut, StoreId("new"), {}), InvalidArgument);
+  EXPECT_FALSE(std::filesystem::exists(temp_.path() / "new"));
+}
+
+TEST_F(SharedDir, ALinkInPlaceOfTheStoresFolderIsNamedWithItsTarget) {
+  const SampleRef ref = put(*attach());
+  std::filesystem::create_directory(temp_.path() / "other");
+  std::filesystem::create_directory_symlink(root(), temp_.path() / "other" / "st");
+  EXPECT_THAT(message_of<InvalidArgument>([&] { open_shared_dir_store(temp_.path() / "other", StoreId("st"), {}); }),
+              HasSubstr("other/st is a symbolic link to " + root().string()));
+  EXPECT_THROW(create_shared_dir_store(temp_.path() / "other", StoreId("st"), {}), InvalidArgument);
+  std::filesystem::create_directory_symlink(temp_.path(), temp_.path() / "above");  // the user's own, followed
+  expect_same(open_shared_dir_store(temp_.path() / "above", StoreId("st"), {})->read(ref), small_tensors());
+}
+
 TEST_F(SharedDir, OneFileAGenerationThatAPersonRecognises) {
   const auto store = attach();
   put(*store, "run:7");
