@@ -31,8 +31,8 @@ void UniqueFd::reset() {
   if (fd_ >= 0) ::close(release());
 }
 
-void UniqueFd::close_checked(const std::filesystem::path& path) {
-  if (fd_ >= 0 && ::close(release()) != 0 && errno != EINTR) throw_errno(errno, "closing " + path.string());
+void UniqueFd::close_checked(const std::string& path) {
+  if (fd_ >= 0 && ::close(release()) != 0 && errno != EINTR) throw_errno(errno, "closing " + path);
 }
 
 UniqueFd open_file(const std::filesystem::path& path, int flags, unsigned mode) {
@@ -43,46 +43,46 @@ UniqueFd open_file(const std::filesystem::path& path, int flags, unsigned mode) 
   }
 }
 
-std::uint64_t file_size(int fd, const std::filesystem::path& path) {
+std::uint64_t file_size(int fd, const std::string& path) {
   struct stat status {};
-  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path.string());
-  if (!S_ISREG(status.st_mode)) throw InvalidArgument(path.string() + " is not a regular file");
+  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path);
+  if (!S_ISREG(status.st_mode)) throw InvalidArgument(path + " is not a regular file");
   return static_cast<std::uint64_t>(status.st_size);
 }
 
-void read_exact(int fd, std::span<std::byte> out, std::uint64_t offset, const std::filesystem::path& path) {
+void read_exact(int fd, std::span<std::byte> out, std::uint64_t offset, const std::string& path) {
   std::size_t have = 0;
   while (have < out.size()) {
     const ssize_t got = ::pread(fd, out.data() + have, out.size() - have, static_cast<off_t>(offset + have));
     if (got < 0) {
       if (errno == EINTR) continue;
-      throw_errno(errno, "reading " + path.string());
+      throw_errno(errno, "reading " + path);
     }
     if (got == 0) {
       throw Corrupt(fmt::format("{} ends at byte {}, but {} bytes from offset {} were expected: the file is truncated",
-                                path.string(), offset + have, out.size(), offset));
+                                path, offset + have, out.size(), offset));
     }
     have += static_cast<std::size_t>(got);
   }
 }
 
-void write_all(int fd, std::span<const std::byte> data, const std::filesystem::path& path) {
+void write_all(int fd, std::span<const std::byte> data, const std::string& path) {
   while (!data.empty()) {
     const ssize_t wrote = ::write(fd, data.data(), data.size());
     if (wrote < 0) {
       if (errno == EINTR) continue;
-      throw_errno(errno, "writing " + path.string());
+      throw_errno(errno, "writing " + path);
     }
     data = data.subspan(static_cast<std::size_t>(wrote));
   }
 }
 
-MappedFile map_file(int fd, const std::filesystem::path& path) {
+MappedFile map_file(int fd, const std::string& path) {
   const std::uint64_t size = file_size(fd, path);
   if (size == 0) return {};
   // Private and writable: who writes to a view by mistake gets a page of its own, and never SIGSEGV or another's bytes.
   void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
-  if (memory == MAP_FAILED) throw_errno(errno, "mapping " + path.string());
+  if (memory == MAP_FAILED) throw_errno(errno, "mapping " + path);
   return {{static_cast<const std::byte*>(memory), size},
           {memory, [size](const void* mapped) { ::munmap(const_cast<void*>(mapped), size); }}};
 }

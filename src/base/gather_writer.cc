@@ -46,7 +46,7 @@ void GatherWriter::flush() {
     const ssize_t wrote = ::writev(fd_, &parts[at], static_cast<int>(parts.size() - at));
     if (wrote < 0) {
       if (errno == EINTR) continue;
-      throw_errno(errno, "writing " + path_.string());
+      throw_errno(errno, "writing " + path_);
     }
     std::size_t left = static_cast<std::size_t>(wrote);
     written_ += left;

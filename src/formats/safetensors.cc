@@ -291,9 +291,9 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, std:
   return header;
 }
 
-SafetensorsHeader read_safetensors_header(int fd, const std::filesystem::path& path) {
+SafetensorsHeader read_safetensors_header(int fd, const std::string& path) {
   const std::uint64_t size = file_size(fd, path);
-  const std::string what = path.string();
+  const std::string& what = path;
   std::vector<std::byte> head(std::min<std::uint64_t>(size, kLengthBytes));
   read_exact(fd, head, 0, path);
   const std::uint64_t length = read_length(head, size, what);

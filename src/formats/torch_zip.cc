@@ -322,13 +322,13 @@ TorchFile parse_torch_zip(std::span<const std::byte> bytes, std::shared_ptr<cons
 }
 
 struct TorchZip::Body {
-  Body(int fd, const std::filesystem::path& path, std::string what, bool mapped, BufferPool& pool);
+  Body(int fd, const std::string& path, std::string what, bool mapped, BufferPool& pool);
 
   void fetch(std::uint64_t at, std::uint64_t size) const;
   Storage load(const formats::ZipEntry& entry);
 
   int fd;
-  std::filesystem::path path;
+  std::string path;
   std::string what;
   bool mapped;
   BufferPool& pool;
@@ -341,14 +341,14 @@ struct TorchZip::Body {
   std::optional<std::string> note;
 };
 
-TorchZip::Body::Body(int file_fd, const std::filesystem::path& file_path, std::string file_what, bool is_mapped,
+TorchZip::Body::Body(int file_fd, const std::string& file_path, std::string file_what, bool is_mapped,
                      BufferPool& buffers)
     : fd(file_fd), path(file_path), what(std::move(file_what)), mapped(is_mapped), pool(buffers) {
   if (mapped) {
     file = map_file(fd, path);
   } else if (const std::uint64_t size = file_size(fd, path); size > 0) {
     void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw_errno(errno, fmt::format("room to read {} of {}", human_bytes(size), path.string()));
+    if (memory == MAP_FAILED) throw_errno(errno, fmt::format("room to read {} of {}", human_bytes(size), path));
     unmapped = {static_cast<std::byte*>(memory), size};
     file = {unmapped, std::shared_ptr<const void>(memory, [size](void* begin) { ::munmap(begin, size); })};
     constexpr std::uint64_t kSmallBytes = 64 << 10;  // one read instead of many
@@ -390,7 +390,7 @@ Storage TorchZip::Body::load(const formats::ZipEntry& entry) {
   return loaded.emplace(entry.name, std::move(storage)).first->second;
 }
 
-TorchZip::TorchZip(int fd, const std::filesystem::path& path, std::string what, bool mapped, BufferPool& pool)
+TorchZip::TorchZip(int fd, const std::string& path, std::string what, bool mapped, BufferPool& pool)
     : body_(std::make_unique<Body>(fd, path, std::move(what), mapped, pool)) {}
 
 TorchZip::TorchZip(TorchZip&&) noexcept = default;
@@ -415,7 +415,7 @@ std::optional<Tensor> TorchZip::read(std::string_view name) {
   return std::nullopt;
 }
 
-std::optional<std::string> read_torch_note(int fd, const std::filesystem::path& path) {
+std::optional<std::string> read_torch_note(int fd, const std::string& path) {
   std::string head(4, '\0');
   const std::uint64_t bytes = file_size(fd, path);
   if (bytes < head.size()) return std::nullopt;
@@ -423,7 +423,7 @@ std::optional<std::string> read_torch_note(int fd, const std::filesystem::path& 
   if (head != "PK\x03\x04") return std::nullopt;  // most files that are asked have no zip
   head.resize(std::min(bytes, kMaxNoteHeadBytes));
   read_exact(fd, std::as_writable_bytes(std::span(head)), 0, path);
-  const auto entry = formats::first_stored_entry(std::as_bytes(std::span(head)), path.string());
+  const auto entry = formats::first_stored_entry(std::as_bytes(std::span(head)), path);
   if (!entry || entry->name.substr(entry->name.find('/') + 1) != formats::kNoteEntry) return std::nullopt;
   return std::string(reinterpret_cast<const char*>(entry->data.data()), entry->data.size());
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Files: descriptors that close themselves, whole reads and writes, and the two ways to publish a file atomically.
-// All functions throw by errno (base/error.h) naming the path; EINTR is retried; short reads and writes are completed.
+// All functions throw by errno (base/error.h) naming the path, which those that have a descriptor need for nothing else; EINTR is retried; short reads and writes are completed.
 // A UniqueFd has one owner; the functions are thread-safe on different paths.
 #pragma once
 
@@ -29,7 +29,7 @@ class UniqueFd {
   explicit operator bool() const { return fd_ >= 0; }
   int release();
   void reset();                                           // closes, ignoring errors: for reads and for paths already failing
-  void close_checked(const std::filesystem::path& path);  // closes and throws if the file system reports a late error
+  void close_checked(const std::string& path);  // closes and throws if the file system reports a late error
 
  private:
   int fd_ = -1;
@@ -38,11 +38,11 @@ class UniqueFd {
 // open(2) with O_CLOEXEC; NotFound, PermissionDenied and so on name the path.
 UniqueFd open_file(const std::filesystem::path& path, int flags, unsigned mode = 0660);
 
-std::uint64_t file_size(int fd, const std::filesystem::path& path);
+std::uint64_t file_size(int fd, const std::string& path);
 
 // Reads exactly `out.size()` bytes at `offset`; a file that ends before is Corrupt.
-void read_exact(int fd, std::span<std::byte> out, std::uint64_t offset, const std::filesystem::path& path);
-void write_all(int fd, std::span<const std::byte> data, const std::filesystem::path& path);
+void read_exact(int fd, std::span<std::byte> out, std::uint64_t offset, const std::string& path);
+void write_all(int fd, std::span<const std::byte> data, const std::string& path);
 
 // The whole file as text. A file over max_bytes is InvalidArgument, naming both sizes.
 std::string read_text_file(const std::filesystem::path& path, std::uint64_t max_bytes = 1ULL << 30);
@@ -53,7 +53,7 @@ struct MappedFile {
   std::span<const std::byte> bytes;
   std::shared_ptr<const void> owner;
 };
-MappedFile map_file(int fd, const std::filesystem::path& path);
+MappedFile map_file(int fd, const std::string& path);
 
 // Replaces `path` in one step: a temporary beside it, fsync, rename, fsync of the folder. After a failure the old file is
 // untouched and no temporary is left.

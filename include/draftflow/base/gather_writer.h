@@ -7,9 +7,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -19,7 +19,7 @@ class GatherWriter {
  public:
   static constexpr std::uint64_t kWindowBytes = 1 << 20;
 
-  GatherWriter(int fd, std::filesystem::path path) : fd_(fd), path_(std::move(path)) {}  // from the file's position on
+  GatherWriter(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}  // from the file's position on
 
   void add(std::span<const std::byte> bytes);       // which stay where they are until they are written
   void add_copy(std::span<const std::byte> bytes);  // which may go when this returns
@@ -30,7 +30,7 @@ class GatherWriter {
   std::uint64_t room_in_window() const;
 
   const int fd_;
-  const std::filesystem::path path_;
+  const std::string path_;
   std::uint64_t written_ = 0, waiting_bytes_ = 0;
   std::vector<std::span<const std::byte>> waiting_;
   std::vector<std::unique_ptr<std::byte[]>> copies_;  // of what is waiting

@@ -41,7 +41,7 @@ struct SafetensorsHeader {
 SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, std::uint64_t file_bytes, std::string_view what);
 
 // Reads and checks the header of an open file.
-SafetensorsHeader read_safetensors_header(int fd, const std::filesystem::path& path);
+SafetensorsHeader read_safetensors_header(int fd, const std::string& path);
 
 // Reads the named tensors, or all of them; a name that the file lacks is NotFound, listing those it has.
 TensorMap read_safetensors(const std::filesystem::path& path, const std::optional<std::vector<std::string>>& names = {});

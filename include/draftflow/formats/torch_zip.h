@@ -49,7 +49,7 @@ class TorchZip {
 
   // `mapped`: tensors are views of a mapping, for local file systems; else copies in memory of the pool's. `fd` stays open
   // while this lives, `pool` lives longer.
-  TorchZip(int fd, const std::filesystem::path& path, std::string what, bool mapped, BufferPool& pool);
+  TorchZip(int fd, const std::string& path, std::string what, bool mapped, BufferPool& pool);
   TorchZip(TorchZip&&) noexcept;
   ~TorchZip();
 
@@ -73,7 +73,7 @@ using ByteSink = std::function<void(std::span<const std::byte>)>;
 // what it has got by then is no whole file, and never reads as one. A note is a text of the writer's own: the file's first
 // entry, where torch does not look.
 void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note = {});
-void write_torch_zip(int fd, const std::filesystem::path& path, const TensorMap& tensors,
+void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors,
                      const std::optional<std::string>& note = {});
 
 // How many bytes write_torch_zip writes without a note; refuses what it refuses. Reads no tensor's bytes.
@@ -81,6 +81,6 @@ std::uint64_t torch_zip_bytes(const TensorMap& tensors);
 
 // The note of an open file, from its first bytes alone; nothing if it has none. Its CRC-32 is checked: Corrupt.
 constexpr std::size_t kMaxTorchNoteBytes = 8 << 10;
-std::optional<std::string> read_torch_note(int fd, const std::filesystem::path& path);
+std::optional<std::string> read_torch_note(int fd, const std::string& path);
 
 }  // namespace draftflow

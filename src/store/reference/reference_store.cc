@@ -46,14 +46,14 @@ bool is_reference_folder(const Folder& folder) {
 std::string ReferenceStore::name_of(const SampleId& sample_id, std::uint64_t generation) const {
   if (auto name = reference_name(sample_id, generation)) return std::move(*name);
   throw NotFound(fmt::format("{} is not in {}: the reference has no file for an id that holds '/' or a newline, or is so long",
-                             shown_sample(sample_id, generation), folder_.path().string()));
+                             shown_sample(sample_id, generation), folder_.path()));
 }
 
 void ReferenceStore::check_ours(const SampleRef& ref) const {
   const std::string uri = "disagg://" + id_.str() + "/" + ref.sample_id.str();
   if (ref.feature_store_uri == uri && ref.incarnation.empty()) return;
   throw NotFound(fmt::format(
-      "{} is not in the reference's folder {}: {}", shown_sample(ref.sample_id, ref.generation), folder_.path().string(),
+      "{} is not in the reference's folder {}: {}", shown_sample(ref.sample_id, ref.generation), folder_.path(),
       ref.incarnation.empty()
           ? fmt::format("its URI is '{}'", printable(ref.feature_store_uri))
           : fmt::format("it is of incarnation '{}' of a store of draftflow's", printable(ref.incarnation))));
@@ -63,7 +63,7 @@ UniqueFd ReferenceStore::open(const SampleId& sample_id, std::uint64_t generatio
   auto fd = folder_.find_file(name_of(sample_id, generation), O_RDONLY);
   if (fd) return std::move(*fd);
   throw NotFound(fmt::format("{} is not in the reference's folder {}: it was freed, superseded or never written",
-                             shown_sample(sample_id, generation), folder_.path().string()));
+                             shown_sample(sample_id, generation), folder_.path()));
 }
 
 struct ReferenceStore::Loaded {
@@ -76,8 +76,8 @@ struct ReferenceStore::Loaded {
 // rename and never written again.
 ReferenceStore::Loaded ReferenceStore::load(const SampleId& sample_id, std::uint64_t generation, bool mapped) const {
   UniqueFd fd = open(sample_id, generation);
-  const std::filesystem::path path = folder_.shown(name_of(sample_id, generation));
-  std::string what = fmt::format("{} ({})", shown_sample(sample_id, generation), path.string());
+  const std::string path = folder_.shown(name_of(sample_id, generation));
+  std::string what = fmt::format("{} ({})", shown_sample(sample_id, generation), path);
   TorchZip file = open_torch_file(fd.get(), path, what, mapped, pool_);
   return {std::move(fd), std::move(what), std::move(file)};
 }
@@ -105,7 +105,7 @@ Fetched ReferenceStore::get(const SampleRef& ref, const GetOptions& options) {
   if (options.zero_copy && on_network_file_system(folder_)) {
     throw InvalidArgument(
         fmt::format("zero-copy get of sample '{}': {} is on {}, where another host can cut a mapped file short: get copies",
-                    printable(ref.sample_id.str()), folder_.path().string(), file_system_name(folder_)));
+                    printable(ref.sample_id.str()), folder_.path(), file_system_name(folder_)));
   }
   TensorMap tensors = read(ref, options.names, options.zero_copy);
   return {std::move(tensors), {ref.sample_id, ref.generation, fmt::format("{}.{}", token_prefix_, ++next_lease_)}};
@@ -115,7 +115,7 @@ SampleRef ReferenceStore::put(const TensorMap&, const SampleId& sample_id, const
   throw InvalidArgument(
       fmt::format("put of sample '{}' into {}: the reference runtime wrote this folder, and it is only read: "
                   "put into a store of draftflow's own",
-                  printable(sample_id.str()), folder_.path().string()));
+                  printable(sample_id.str()), folder_.path()));
 }
 
 std::uint64_t ReferenceStore::greatest(const SampleId& sample_id) const {
@@ -127,7 +127,7 @@ std::uint64_t ReferenceStore::greatest(const SampleId& sample_id) const {
   }
   if (found) return *found;
   throw NotFound(
-      fmt::format("sample '{}' is not in the reference's folder {}", printable(sample_id.str()), folder_.path().string()));
+      fmt::format("sample '{}' is not in the reference's folder {}", printable(sample_id.str()), folder_.path()));
 }
 
 SampleRef ReferenceStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {
@@ -183,7 +183,7 @@ void ReferenceStore::for_each(const std::function<bool(const ResidentSample&)>& 
 StoreHealth ReferenceStore::health() {
   const std::lock_guard lock(mutex_);
   if (!counted_) {
-    StoreHealth health{.store_id = id_.str(), .backend = "reference", .root = folder_.path().parent_path().string()};
+    StoreHealth health{.store_id = id_.str(), .backend = "reference", .root = std::filesystem::path(folder_.path()).parent_path().string()};
     for_each(
         [&](const ResidentSample& sample) {
           ++health.resident_samples;

@@ -59,7 +59,7 @@ struct Account::Others {
 
 Account::Account(Folder folder, const Folder& temporaries, bool read_only)
     : folder_(std::move(folder)), name_(host_name()), private_(read_only) {
-  const std::string path = folder_.shown(name_).string();
+  const std::string path = folder_.shown(name_);
   auto fd = read_only ? std::nullopt : folder_.find_file(name_, O_RDWR);
   try {
     if (!fd && !read_only) fd = make(temporaries);
@@ -81,7 +81,7 @@ Account::Account(Folder folder, const Folder& temporaries, bool read_only)
 }
 
 UniqueFd Account::make(const Folder& temporaries) {
-  const std::string path = folder_.shown(name_).string();
+  const std::string path = folder_.shown(name_);
   Temporary temporary(temporaries);
   // Every block now: a hole that cannot be filled later would be a SIGBUS.
   if (const int error = ::posix_fallocate(temporary.fd(), 0, sizeof(Counters)); error != 0)

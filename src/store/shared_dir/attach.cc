@@ -75,7 +75,7 @@ void check_unsealed(const store::Folder& folder, const StoreId& id) {
     throw Corrupt(
         fmt::format("store '{}' at {} holds sealed files (in {}), but has no access policy: somebody took it away; put "
                     "store.json and the folder '{}' back from a copy",
-                    printable(id.str()), folder.path().string(), samples.shown(name).string(), store::kAccessFolder));
+                    printable(id.str()), folder.path(), samples.shown(name), store::kAccessFolder));
   }
 }
 
@@ -85,7 +85,7 @@ std::optional<store::Keys> open_keys(const store::Folder& folder, const StoreId&
   auto access = folder.find(store::kAccessFolder);
   const auto found = access ? store::Policies(std::move(*access), file.incarnation).find() : std::nullopt;
   if (found.has_value() != file.needs_secret) {
-    throw Corrupt(fmt::format("{}: {}: put both back from a copy", folder.shown(store::kStoreFileName).string(),
+    throw Corrupt(fmt::format("{}: {}: put both back from a copy", folder.shown(store::kStoreFileName),
                               found ? "it says that the store has no secret, but the folder 'access' holds its policy"
                                     : "it says that the store has a secret, but the folder 'access' holds no policy"));
   }
@@ -94,7 +94,7 @@ std::optional<store::Keys> open_keys(const store::Folder& folder, const StoreId&
 
 std::unique_ptr<FeatureStore> attach(store::Folder folder, const StoreId& id, const store::StoreFile& file,
                                      const SharedDirOptions& options, bool all) {
-  const std::string path = folder.path().string();
+  const std::string path = folder.path();
   std::optional<store::Keys> keys = open_keys(folder, id, file, options.secret.get());
   store::check_same_store(file, options, all, path);
   const bool encrypted = keys && keys->encrypted;
@@ -111,24 +111,24 @@ void check_path(const std::filesystem::path& root, const StoreId& id) {
   if (root.native().find('\0') != std::string::npos) {
     throw InvalidArgument(fmt::format("the store's root '{}' holds U+0000, which no path can", printable(root.native())));
   }
-  const std::filesystem::path path = root / store::store_folder_name(id);
+  const std::string path = root / store::store_folder_name(id);
   std::error_code error;
   if (const std::filesystem::path target = std::filesystem::read_symlink(path, error); !error) {
     throw InvalidArgument(fmt::format(
         "{} is a symbolic link to {}: a store's own folder cannot be one, as no link below its root is followed; open the "
         "folder that it leads to, or make a folder above it the link",
-        path.string(), printable(target.string())));
+        path, printable(target.string())));
   }
 }
 
 // The folder that a store of this name has or would have; nothing if there is none.
 std::optional<store::Folder> find_folder(const std::filesystem::path& root, const StoreId& id) {
   check_path(root, id);
-  const std::filesystem::path path = root / store::store_folder_name(id);
+  const std::string path = root / store::store_folder_name(id);
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
   if (error && status.type() != std::filesystem::file_type::not_found) {
-    throw_errno(error.value(), "looking at the folder " + path.string());
+    throw_errno(error.value(), "looking at the folder " + path);
   }
   if (!std::filesystem::is_directory(status)) return std::nullopt;
   return store::Folder::open(root).find(store::store_folder_name(id));
@@ -136,7 +136,7 @@ std::optional<store::Folder> find_folder(const std::filesystem::path& root, cons
 
 // Of a folder without store.json: whether the reference runtime wrote it.
 bool is_references(const store::Folder& folder, const StoreId& id) {
-  return folder.path().filename() == id.str() && store::is_reference_folder(folder);
+  return std::filesystem::path(folder.path()).filename() == id.str() && store::is_reference_folder(folder);
 }
 
 [[noreturn]] void throw_no_store(const std::filesystem::path& root, const StoreId& id) {
@@ -163,7 +163,7 @@ std::unique_ptr<FeatureStore> create_shared_dir_store(const std::filesystem::pat
     throw InvalidArgument(
         fmt::format("{} is a folder that the reference runtime wrote, and is only read: opening it works as it is; to put, "
                     "create a store under another name",
-                    folder.path().string()));
+                    folder.path()));
   }
   const store::StoreFile file = store::make_store_file(folder, id, options);
   store::Folder::open(root).sync();
@@ -181,7 +181,7 @@ std::unique_ptr<FeatureStore> open_shared_dir_store(const std::filesystem::path&
   if (!is_references(*folder, id)) throw_no_store(root, id);
   if (options.secret != nullptr) {
     throw InvalidArgument(
-        fmt::format("{} is a folder of the reference runtime, which has no secret: leave it out", folder->path().string()));
+        fmt::format("{} is a folder of the reference runtime, which has no secret: leave it out", folder->path()));
   }
   return std::make_unique<store::ReferenceStore>(std::move(*folder), id);
 }
@@ -194,13 +194,13 @@ void rotate_shared_dir_secret(const std::filesystem::path& root, const StoreId& 
   if (!file) throw_no_store(root, id);
   if (!file->needs_secret) {
     throw InvalidArgument(fmt::format("store '{}' at {} has no secret to change: make a new store with one",
-                                      printable(id.str()), folder->path().string()));
+                                      printable(id.str()), folder->path()));
   }
   const store::Policies policies(store::required_folder(*folder, store::kAccessFolder), file->incarnation);
   const auto current = policies.find();
   if (!current) {
     throw Corrupt(fmt::format("{} holds no access policy of store '{}': put it back from a copy",
-                              folder->shown(store::kAccessFolder).string(), printable(id.str())));
+                              folder->shown(store::kAccessFolder), printable(id.str())));
   }
   const store::AccessPolicy next = store::rotate({id.str(), file->incarnation}, current->policy, old_secret, new_secret);
   policies.publish(store::required_folder(*folder, store::kTemporaryFolder), next, current->number + 1);

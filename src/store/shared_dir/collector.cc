@@ -157,7 +157,7 @@ class Collector {
   }
 
   bool free_unleased(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation, int fd, bool by_force) {
-    const std::filesystem::path path = folder.shown(generation.name);
+    const std::string path = folder.shown(generation.name);
     const InodeLock lock(fd, InodeLock::Mode::kExclusive, c_.books.local, path);
     if (link_count(fd, path) > c_.books.own_names()) return false;
     const Dropped dropped = drop_generation_locked(folder, place, generation, fd, c_.books);
@@ -187,7 +187,7 @@ class Collector {
         const auto fd = links->find_file(name, O_RDONLY);
         struct stat status {};
         if (!fd) continue;  // released meanwhile
-        if (::fstat(fd->get(), &status) != 0) throw_errno(errno, "fstat of " + links->shown(name).string());
+        if (::fstat(fd->get(), &status) != 0) throw_errno(errno, "fstat of " + links->shown(name));
         const auto own = find_name(fd->get(), links->shown(name), lease->place, lease->generation, c_.books);
         const auto folder = own ? c_.layout.find_sample(lease->place) : std::nullopt;
         if (folder && folder->holds(*own, fd->get())) continue;
@@ -207,13 +207,13 @@ class Collector {
 
 }  // namespace
 
-ResidentSample describe_file(int fd, const std::filesystem::path& path, const SamplePlace& place, std::uint64_t generation,
+ResidentSample describe_file(int fd, const std::string& path, const SamplePlace& place, std::uint64_t generation,
                              std::int64_t now_seconds, std::uint64_t own_names) {
   const SampleId id(read_identity(fd, path).sample_id);
   const SamplePlace said = sample_place(id);
   if (said.fan_out != place.fan_out || said.folder != place.folder) {
     throw Corrupt(fmt::format("{}: the file says it is sample '{}', whose files lie in {}/{}: it is another one's file",
-                              path.string(), printable(id.str()), said.fan_out, said.folder));
+                              path, printable(id.str()), said.fan_out, said.folder));
   }
   const Weight weight = weigh(fd, path);
   ResidentSample sample{.sample_id = id, .generation = generation, .bytes = weight.bytes, .path = path};
@@ -281,21 +281,21 @@ void check_links(const Folder& temporaries) {
     throw InvalidArgument(
         fmt::format("{} is on {}, where {}: leases are hard links, so a store cannot work there; use a local "
                     "file system or NFS",
-                    temporaries.path().string(), file_system_name(temporaries), found));
+                    temporaries.path(), file_system_name(temporaries), found));
   };
   try {
     const Temporary probe(temporaries);
-    if (::linkat(temporaries.fd(), probe.path().filename().c_str(), temporaries.fd(), second.c_str(), 0) != 0) {
+    if (::linkat(temporaries.fd(), probe.name().c_str(), temporaries.fd(), second.c_str(), 0) != 0) {
       const int error = errno;
       if (error == EPERM || error == EOPNOTSUPP || error == ENOSYS || error == EXDEV) refuse("a file cannot get a second name");
       // A lost reply makes one's own success look like EEXIST.
       if (error != EEXIST || !temporaries.holds(second, probe.fd())) {
-        throw_errno(error, "trying a hard link in " + temporaries.path().string());
+        throw_errno(error, "trying a hard link in " + temporaries.path());
       }
     }
     const std::uint64_t count = link_count(probe.fd(), probe.path());
     temporaries.unlink(second);
-    temporaries.unlink(probe.path().filename());  // its destructor tries again, but could not tell
+    temporaries.unlink(probe.name());  // its destructor tries again, but could not tell
     if (count != 2) refuse(fmt::format("a file with two names says it has {}", count));
   } catch (const Error& error) {
     ::unlinkat(temporaries.fd(), second.c_str(), 0);

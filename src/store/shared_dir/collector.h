@@ -32,7 +32,7 @@ void walk(const Layout& layout, const Books& books, std::int64_t now_seconds,
 
 // One generation's file, whose header is read but not its tensors; names beyond its `own_names` are leases. Corrupt or
 // InvalidArgument if it is not that of `place`.
-ResidentSample describe_file(int fd, const std::filesystem::path& path, const SamplePlace& place, std::uint64_t generation,
+ResidentSample describe_file(int fd, const std::string& path, const SamplePlace& place, std::uint64_t generation,
                              std::int64_t now_seconds, std::uint64_t own_names);
 
 // By the account's buckets: at most kAgeBucketSeconds too high; ages past kAgeBuckets of them are told too low.

@@ -22,10 +22,10 @@ namespace {
 UniqueFd open_regular(const Folder& folder, const std::string& name) {
   UniqueFd fd(::openat(folder.fd(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   if (!fd && errno != ENOENT && errno != ELOOP && errno != ENXIO && errno != EACCES) {
-    throw_errno(errno, "opening " + folder.shown(name).string());
+    throw_errno(errno, "opening " + folder.shown(name));
   }
   struct stat status {};
-  if (fd && ::fstat(fd.get(), &status) != 0) throw_errno(errno, "fstat of " + folder.shown(name).string());
+  if (fd && ::fstat(fd.get(), &status) != 0) throw_errno(errno, "fstat of " + folder.shown(name));
   return fd && S_ISREG(status.st_mode) ? std::move(fd) : UniqueFd();
 }
 
@@ -36,9 +36,9 @@ bool is_called(const std::string& name, const Identity& identity) {
 
 }  // namespace
 
-void FlatNames::give(const std::string& name, int fd, const std::filesystem::path& path) const {
+void FlatNames::give(const std::string& name, int fd, const std::string& path) const {
   if (link_file(fd, path, folder_, name, "publishing")) return;
-  throw Unavailable(fmt::format("{} was removed while it was written: retry", path.string()));
+  throw Unavailable(fmt::format("{} was removed while it was written: retry", path));
 }
 
 bool FlatNames::is_ours(const std::string& name) const {
@@ -56,18 +56,18 @@ bool FlatNames::take_away(const std::string& name, int fd) const {
 bool FlatNames::is_missing(const std::string& name) const {
   struct stat status {};
   if (::fstatat(folder_.fd(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0) return false;
-  if (errno != ENOENT) throw_errno(errno, "looking at " + folder_.shown(name).string());
+  if (errno != ENOENT) throw_errno(errno, "looking at " + folder_.shown(name));
   return true;
 }
 
-void FlatNames::join(const std::string& name, int fd, const std::filesystem::path& path, const Folder& temporaries) const {
+void FlatNames::join(const std::string& name, int fd, const std::string& path, const Folder& temporaries) const {
   if (folder_.holds(name, fd) || !is_ours(name)) return;
   const std::string temporary = random_hex128() + ".tmp";
   if (!link_file(fd, path, temporaries, temporary, "joining the names of")) return;
   if (::renameat(temporaries.fd(), temporary.c_str(), folder_.fd(), name.c_str()) != 0) {
     const int error = errno;
     temporaries.unlink(temporary);
-    throw_errno(error, "renaming to " + folder_.shown(name).string());
+    throw_errno(error, "renaming to " + folder_.shown(name));
   }
 }
 
@@ -75,7 +75,7 @@ void FlatNames::for_each_single(const std::function<void(const Single&)>& visit)
   for (const std::string& name : folder_.list()) {
     check_interrupt();
     if (!parse_reference_name(name)) continue;
-    const std::filesystem::path path = folder_.shown(name);
+    const std::string path = folder_.shown(name);
     const UniqueFd fd = open_regular(folder_, name);
     if (!fd || link_count(fd.get(), path) != 1) continue;
     const auto facts = find_torch_facts(fd.get(), path);

@@ -21,7 +21,7 @@ class FlatNames {
   const Folder& folder() const { return folder_; }
 
   // Corrupt if another file has the name; Unavailable if the file open as `fd` has lost its last one.
-  void give(const std::string& name, int fd, const std::filesystem::path& path) const;
+  void give(const std::string& name, int fd, const std::string& path) const;
 
   // True if the name was there and the file one of this store's: the one open as `fd`, or one whose note says so.
   bool take_away(const std::string& name, int fd = -1) const;
@@ -30,7 +30,7 @@ class FlatNames {
   bool is_missing(const std::string& name) const;
 
   // Makes the name, which is another file's of the same note (a copied store), one of the file open as `fd` again.
-  void join(const std::string& name, int fd, const std::filesystem::path& path, const Folder& temporaries) const;
+  void join(const std::string& name, int fd, const std::string& path, const Folder& temporaries) const;
 
   // Visits the names of this store's files that have no other name: what a put that died left, or of a copied store.
   struct Single {

@@ -18,11 +18,11 @@ namespace draftflow::store {
 class Folder {
  public:
   // Follows links: the path is the user's own.
-  static Folder open(const std::filesystem::path& path);
+  static Folder open(const std::string& path);
 
   int fd() const { return fd_.get(); }
-  const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path shown(const std::string& name) const { return path_ / name; }
+  const std::string& path() const { return path_; }
+  std::string shown(const std::string& name) const { return path_ + "/" + name; }
 
   std::optional<Folder> find(const std::string& name) const;  // nothing if absent; Corrupt if it is no folder
   bool make(const std::string& name) const;                   // 0770 less umask; true if made now
@@ -43,10 +43,10 @@ class Folder {
 
  private:
   std::optional<UniqueFd> open_below(const std::string& path, int flags, bool& unsupported) const;
-  Folder(UniqueFd fd, std::filesystem::path path) : fd_(std::move(fd)), path_(std::move(path)) {}
+  Folder(UniqueFd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
 
   UniqueFd fd_;
-  std::filesystem::path path_;
+  std::string path_;
 };
 
 // Gives the file open as `fd` its final name in one step that fails if the name exists.
@@ -61,12 +61,12 @@ bool on_network_file_system(const Folder& folder);
 std::string file_system_name(const Folder& folder);  // "ext4", "fuse.sshfs"; "" if the kernel does not say
 
 // The number of names that an open file has, fetched afresh.
-std::uint64_t link_count(int fd, const std::filesystem::path& path);
+std::uint64_t link_count(int fd, const std::string& path);
 
 // A further name in `to` for the file open as `fd`. False if the file has no name any more. EMLINK is Unavailable; EPERM is
 // PermissionDenied with what the kernel's protection of hard links asks for; `what` is said to have failed. Corrupt if another
 // file has the name.
-bool link_file(int fd, const std::filesystem::path& path, const Folder& to, const std::string& name, const char* what);
+bool link_file(int fd, const std::string& path, const Folder& to, const std::string& name, const char* what);
 
 std::uint64_t free_bytes(const Folder& folder);
 

@@ -42,12 +42,12 @@ std::uint64_t chunks_in(std::uint64_t bytes) {
   return (bytes + kChecksumChunkBytes - 1) / kChecksumChunkBytes;
 }
 
-void write_at(int fd, std::span<const std::byte> data, std::uint64_t offset, const std::filesystem::path& path) {
+void write_at(int fd, std::span<const std::byte> data, std::uint64_t offset, const std::string& path) {
   while (!data.empty()) {
     const ssize_t wrote = ::pwrite(fd, data.data(), data.size(), static_cast<off_t>(offset));
     if (wrote < 0) {
       if (errno == EINTR) continue;
-      throw_errno(errno, "writing " + path.string());
+      throw_errno(errno, "writing " + path);
     }
     offset += static_cast<std::uint64_t>(wrote);
     data = data.subspan(static_cast<std::size_t>(wrote));
@@ -154,7 +154,7 @@ std::string describe(const Identity& identity) {
                      printable(identity.store_id));
 }
 
-void write_generation(int fd, const std::filesystem::path& path, const Identity& identity, const PackedSample& sample,
+void write_generation(int fd, const std::string& path, const Identity& identity, const PackedSample& sample,
                       const Keys* keys) {
   std::optional<Sealing> sealing;
   if (keys != nullptr) {
@@ -184,7 +184,7 @@ void write_generation(int fd, const std::filesystem::path& path, const Identity&
   if (is_down) write_at(fd, std::as_bytes(std::span(header)), 0, path);
 }
 
-GenerationReader::GenerationReader(UniqueFd fd, std::filesystem::path path, Identity identity, const Keys* keys)
+GenerationReader::GenerationReader(UniqueFd fd, std::string path, Identity identity, const Keys* keys)
     : fd_(std::move(fd)), path_(std::move(path)), identity_(std::move(identity)) {
   read_header(keys);
   check_identity();
@@ -264,7 +264,7 @@ void GenerationReader::read_header(const Keys* keys) {
       fail("the header's checksum differs: the file is damaged or not draftflow's");
     }
     if (keys != nullptr) open_seal(head, *keys);
-    header_ = parse_safetensors_header(std::as_bytes(std::span(head)), size, path_.string());
+    header_ = parse_safetensors_header(std::as_bytes(std::span(head)), size, path_);
   } catch (const Corrupt& error) {
     const std::string_view text = error.what();
     if (text.starts_with(describe(identity_))) throw;
@@ -291,7 +291,7 @@ const StoredTensor& GenerationReader::find(const FeatureSpec& spec) const {
   const StoredTensor* found = find_stored(tensors_, spec.name);
   if (found == nullptr) fail(fmt::format("the file has no tensor '{}', which the ref names", printable(spec.name)));
   if (found->dtype != spec.dtype || found->shape != spec.shape) {
-    check_against_spec(spec, found->dtype, found->shape, fmt::format("{} ({})", describe(identity_), path_.string()));
+    check_against_spec(spec, found->dtype, found->shape, fmt::format("{} ({})", describe(identity_), path_));
   }
   return *found;
 }
@@ -420,7 +420,7 @@ TensorMap GenerationReader::map(const std::vector<const FeatureSpec*>& specs, bo
 }
 
 void GenerationReader::fail(const std::string& problem) const {
-  throw Corrupt(fmt::format("{} ({}): {}; drop this sample or capture it again", describe(identity_), path_.string(), problem));
+  throw Corrupt(fmt::format("{} ({}): {}; drop this sample or capture it again", describe(identity_), path_, problem));
 }
 
 std::uint64_t tensor_bytes_of_file(int fd, std::uint64_t file_bytes) {
@@ -429,7 +429,7 @@ std::uint64_t tensor_bytes_of_file(int fd, std::uint64_t file_bytes) {
   return length > file_bytes || file_bytes - length < sizeof(length) ? file_bytes : file_bytes - length - sizeof(length);
 }
 
-bool is_sealed_file(int fd, const std::filesystem::path& path) {
+bool is_sealed_file(int fd, const std::string& path) {
   try {
     return read_safetensors_header(fd, path).find_metadata(kSealKey) != nullptr;
   } catch (const Error&) {

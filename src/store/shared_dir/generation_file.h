@@ -40,14 +40,14 @@ struct Sealing {
 };
 
 // Writes header and parts from offset 0 on, hashing each chunk while it is in cache. `keys`: the store's, or nullptr.
-void write_generation(int fd, const std::filesystem::path& path, const Identity& identity, const PackedSample& sample,
+void write_generation(int fd, const std::string& path, const Identity& identity, const PackedSample& sample,
                       const Keys* keys = nullptr);
 
 class GenerationReader {
  public:
   // Checks the header down to the last bit, and that the file is the one `identity` means: else Corrupt. With `keys` also that
   // somebody who had them wrote it; without, a sealed file is Corrupt: its store's policy is gone.
-  GenerationReader(UniqueFd fd, std::filesystem::path path, Identity identity, const Keys* keys = nullptr);
+  GenerationReader(UniqueFd fd, std::string path, Identity identity, const Keys* keys = nullptr);
 
   // A copy, in memory of the pool's where no codec is to be undone. Corrupt if the file lacks it, has another dtype or shape,
   // ends early, or a checksum or tag differs: naming all of it. Tags are checked whatever `verify` says.
@@ -82,7 +82,7 @@ class GenerationReader {
   [[noreturn]] void fail(const std::string& problem) const;
 
   UniqueFd fd_;
-  std::filesystem::path path_;
+  std::string path_;
   Identity identity_;
   std::optional<Sealing> sealing_;
   std::string head_;  // the file's first bytes: a small sample is all in here
@@ -95,6 +95,6 @@ class GenerationReader {
 std::uint64_t tensor_bytes_of_file(int fd, std::uint64_t file_bytes);
 
 // Whether the file says that it is sealed: for a look at files of a store that has no policy. Never throws for what is in it.
-bool is_sealed_file(int fd, const std::filesystem::path& path);
+bool is_sealed_file(int fd, const std::string& path);
 
 }  // namespace draftflow::store

@@ -33,7 +33,7 @@ bool make_marker(const Folder& epochs, std::uint64_t epoch) {
   const UniqueFd fd(::openat(epochs.fd(), name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0660));
   if (fd) return true;
   if (errno == EEXIST) return false;
-  throw_errno(errno, "claiming the epoch " + epochs.shown(name).string());
+  throw_errno(errno, "claiming the epoch " + epochs.shown(name));
 }
 
 void prune(const Folder& epochs, const std::vector<std::uint64_t>& sorted, std::size_t kept) {
@@ -54,7 +54,7 @@ std::uint64_t Generations::next(std::uint64_t above, bool newest) {
     throw Corrupt(
         fmt::format("{}: generation {} is on disk, but this store is only at epoch {}: that file or the store's "
                     "markers are not its own",
-                    epochs_.path().string(), above, epoch_));
+                    epochs_.path(), above, epoch_));
   }
   ++counter_;
   return epoch_ << kCounterBits | counter_;
@@ -65,7 +65,7 @@ void Generations::claim() {
     const std::vector<std::uint64_t> before = markers(epochs_);
     const std::uint64_t mine = (before.empty() ? 0 : before.back()) + 1;
     if (mine > kMaxEpoch) {
-      throw Exhausted(fmt::format("{}: all {} epochs are used up: make a new store", epochs_.path().string(), kMaxEpoch));
+      throw Exhausted(fmt::format("{}: all {} epochs are used up: make a new store", epochs_.path(), kMaxEpoch));
     }
     if (!make_marker(epochs_, mine)) continue;  // another writer was first
     // A claimer that slept long between listing and creating may have made a marker that was claimed and pruned before.

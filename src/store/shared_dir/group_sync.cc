@@ -14,7 +14,7 @@ void GroupSync::sync(const std::vector<const Folder*>& folders) {
   std::vector<std::pair<std::uint64_t, std::uint64_t>> keys;
   for (const Folder* folder : folders) {
     struct stat status {};
-    if (::fstat(folder->fd(), &status) != 0) throw_errno(errno, "fstat of " + folder->path().string());
+    if (::fstat(folder->fd(), &status) != 0) throw_errno(errno, "fstat of " + folder->path());
     keys.emplace_back(status.st_dev, status.st_ino);
   }
   std::unique_lock lock(mutex_);
@@ -38,7 +38,7 @@ void GroupSync::run(Batch& batch, std::unique_lock<std::mutex>& lock) {
   for (const auto& [key, folder] : batch.folders) {
     if (::fsync(folder->fd()) == 0 || batch.error_number != 0) continue;
     batch.error_number = errno;
-    batch.error = "fsync of the folder " + folder->path().string();
+    batch.error = "fsync of the folder " + folder->path();
   }
   lock.lock();
   syncs_ += batch.folders.size();

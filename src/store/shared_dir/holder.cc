@@ -56,7 +56,7 @@ Holder::Holder(const Folder& leases, Account& account, std::int64_t beat_ms)
   constexpr int kTries = 100;  // each failure means that gc came between making and locking
   for (int i = 0; i < kTries && !links_; ++i) make(/*local=*/beat_ms == 0);
   if (!links_)
-    throw Unavailable(fmt::format("{}: {} new holders were removed at once: retry", leases_.path().string(), kTries));
+    throw Unavailable(fmt::format("{}: {} new holders were removed at once: retry", leases_.path(), kTries));
   if (beat_ms == 0) return;
   heart_ = std::make_unique<Heart>();
   heart_->thread = std::thread([this, beat_ms] { beat(beat_ms); });
@@ -69,20 +69,20 @@ void Holder::make(bool local) {
   close_in_children(lock_.get());
   try {
     if (!try_lock(lock_.get())) {
-      if (local && errno != EWOULDBLOCK) throw_errno(errno, "locking " + leases_.shown(lock).string());
+      if (local && errno != EWOULDBLOCK) throw_errno(errno, "locking " + leases_.shown(lock));
       if (errno == EWOULDBLOCK) return keep_in_children(lock_.get());  // gc has it already, and will remove it
     }
     if (const int error = ::posix_fallocate(lock_.get(), 0, kFileBytes); error != 0) {
-      throw_errno(error, "making " + leases_.shown(lock).string());
+      throw_errno(error, "making " + leases_.shown(lock));
     }
     struct stat status {};
-    if (::fstat(lock_.get(), &status) != 0) throw_errno(errno, "fstat of " + leases_.shown(lock).string());
+    if (::fstat(lock_.get(), &status) != 0) throw_errno(errno, "fstat of " + leases_.shown(lock));
     if (status.st_nlink == 0) return keep_in_children(lock_.get());
     Folder links = leases_.find_or_make(name_);
     // Mapped through another open file: a child inherits the mapping, which would keep the lock of its own.
     const UniqueFd mapped = leases_.open_file(lock, O_RDWR);
     void* memory = ::mmap(nullptr, kFileBytes, PROT_READ | PROT_WRITE, MAP_SHARED, mapped.get(), 0);
-    if (memory == MAP_FAILED) throw_errno(errno, "mapping " + leases_.shown(lock).string());
+    if (memory == MAP_FAILED) throw_errno(errno, "mapping " + leases_.shown(lock));
     counters_ = static_cast<Counters*>(memory);
     links_ = std::move(links);
   } catch (...) {

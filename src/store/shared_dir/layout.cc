@@ -24,12 +24,12 @@ void make_mark(const Folder& folder, const std::string& name, bool durable) {
 // Whether the file says that it is what its name says. What cannot be read for now throws.
 bool is_genuine(const Folder& folder, const SamplePlace& place, const NamedGeneration& generation,
                 const std::string& incarnation) {
-  const std::filesystem::path path = folder.shown(generation.name);
+  const std::string path = folder.shown(generation.name);
   try {
     const auto fd = folder.find_file(generation.name, O_RDONLY);
     struct stat status {};
     if (!fd) return false;
-    if (::fstat(fd->get(), &status) != 0) throw_errno(errno, "fstat of " + path.string());
+    if (::fstat(fd->get(), &status) != 0) throw_errno(errno, "fstat of " + path);
     if (!S_ISREG(status.st_mode)) return false;
     const Identity said = read_identity(fd->get(), path);
     return said.generation == generation.number && said.incarnation == incarnation &&
@@ -77,7 +77,7 @@ Folder required_folder(const Folder& store, const char* name) {
     throw Corrupt(
         fmt::format("{} has a {} but no folder '{}': if a copy left empty folders out, make it (mkdir) with the rights of "
                     "the folder above; else put it back from a copy",
-                    store.path().string(), kStoreFileName, name));
+                    store.path(), kStoreFileName, name));
   }
   return std::move(*found);
 }
@@ -148,7 +148,7 @@ std::uint64_t find_current(const Folder& folder, const SamplePlace& place, const
   return 0;
 }
 
-std::optional<std::string> find_name(int fd, const std::filesystem::path& path, const SamplePlace& place,
+std::optional<std::string> find_name(int fd, const std::string& path, const SamplePlace& place,
                                      std::uint64_t generation, const Books& books) {
   if (books.flat == nullptr) return generation_name(place, generation);
   const auto facts = find_torch_facts(fd, path);

@@ -61,7 +61,7 @@ std::uint64_t find_current(const Folder& folder, const SamplePlace& place, const
 
 // What the generation's file, open as `fd`, is called in its sample's folder. Where the name holds the sample's id, the file's
 // note is asked; nothing if that is damaged.
-std::optional<std::string> find_name(int fd, const std::filesystem::path& path, const SamplePlace& place,
+std::optional<std::string> find_name(int fd, const std::string& path, const SamplePlace& place,
                                      std::uint64_t generation, const Books& books);
 
 struct Retired {

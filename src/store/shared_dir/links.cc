@@ -18,7 +18,7 @@
 
 namespace draftflow::store {
 
-InodeLock::InodeLock(int fd, Mode mode, bool local, const std::filesystem::path& path) {
+InodeLock::InodeLock(int fd, Mode mode, bool local, const std::string& path) {
   if (!local) return;
   const int operation = mode == Mode::kShared ? LOCK_SH : LOCK_EX;
   close_in_children(fd);
@@ -28,8 +28,8 @@ InodeLock::InodeLock(int fd, Mode mode, bool local, const std::filesystem::path&
     if (errno == EINTR) continue;
     if (errno != EWOULDBLOCK || slept_us > 10'000'000) {
       keep_in_children(fd);
-      if (errno != EWOULDBLOCK) throw_errno(errno, "locking " + path.string());
-      throw Unavailable(path.string() + " has been locked for 10 seconds: a process that uses it may be stopped; retry");
+      if (errno != EWOULDBLOCK) throw_errno(errno, "locking " + path);
+      throw Unavailable(path + " has been locked for 10 seconds: a process that uses it may be stopped; retry");
     }
     const timespec pause{0, static_cast<long>(sleep_us * 1000)};
     ::nanosleep(&pause, nullptr);
@@ -53,9 +53,9 @@ InodeLock::~InodeLock() {
   keep_in_children(fd_);
 }
 
-Weight weigh(int fd, const std::filesystem::path& path) {
+Weight weigh(int fd, const std::string& path) {
   struct stat status {};
-  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path.string());
+  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path);
   const auto whole = static_cast<std::uint64_t>(status.st_size);
   std::uint64_t bytes = tensor_bytes_of_file(fd, whole);
   if (bytes == whole) {  // no safetensors header: torch's zip, or damaged
@@ -65,7 +65,7 @@ Weight weigh(int fd, const std::filesystem::path& path) {
 }
 
 Dropped drop_name_locked(const Folder& folder, const std::string& name, int fd, std::size_t fan_out, const Books& books) {
-  const std::filesystem::path path = folder.shown(name);
+  const std::string path = folder.shown(name);
   const Account::Change change(books.account, fan_out);
   Dropped dropped{.was_there = folder.unlink(name)};
   if (!dropped.was_there) return dropped;

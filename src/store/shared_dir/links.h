@@ -19,7 +19,7 @@ class InodeLock {
  public:
   enum class Mode { kShared, kExclusive };
   // Does nothing unless `local`. Unavailable if another process has held it for 10 seconds (it was stopped in mid-step).
-  InodeLock(int fd, Mode mode, bool local, const std::filesystem::path& path);
+  InodeLock(int fd, Mode mode, bool local, const std::string& path);
   ~InodeLock();
   InodeLock(const InodeLock&) = delete;
   InodeLock& operator=(const InodeLock&) = delete;
@@ -33,7 +33,7 @@ struct Weight {
   std::uint64_t bytes = 0;
   std::int64_t birth_seconds = 0;
 };
-Weight weigh(int fd, const std::filesystem::path& path);
+Weight weigh(int fd, const std::string& path);
 
 // What names of samples are dropped within.
 struct Books {

@@ -39,18 +39,18 @@ std::optional<Policies::Found> Policies::find() const {
     }
     if (greatest == 0) return std::nullopt;
     const auto text = folder_.find_text(name_of(greatest), kMaxPolicyFileBytes, "an access policy");
-    if (text) return Found{AccessPolicy::from_json(*text, folder_.shown(name_of(greatest)).string()), greatest};
+    if (text) return Found{AccessPolicy::from_json(*text, folder_.shown(name_of(greatest))), greatest};
   }
-  throw Unavailable(folder_.path().string() + ": the store's secret was rotated again and again while it was looked up: retry");
+  throw Unavailable(folder_.path() + ": the store's secret was rotated again and again while it was looked up: retry");
 }
 
 void Policies::publish(const Folder& temporaries, const AccessPolicy& policy, std::uint64_t number) const {
   const Published published = publish_text(temporaries, folder_, name_of(number), policy.to_json() + "\n");
   if (published == Published::kExists) {
     throw Conflict(fmt::format("{} is there already: another rotation of the secret came first; look which secret holds now",
-                               folder_.shown(name_of(number)).string()));
+                               folder_.shown(name_of(number))));
   }
-  if (published == Published::kFolderGone) throw Unavailable(folder_.path().string() + " was removed meanwhile: retry");
+  if (published == Published::kFolderGone) throw Unavailable(folder_.path() + " was removed meanwhile: retry");
 }
 
 void Policies::remove_below(std::uint64_t number) const {

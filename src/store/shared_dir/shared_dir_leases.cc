@@ -68,7 +68,7 @@ SharedDirStore::Lease SharedDirStore::take_lease(const Opened& opened) {
   throw Unavailable(
       fmt::format("leasing {}: this process was taken for dead {} times; is lease_ms ({}) too short for this file "
                   "system?",
-                  opened.path.string(), kTries, options_.lease_ms));
+                  opened.path, kTries, options_.lease_ms));
 }
 
 bool SharedDirStore::is_named(const Opened& opened) const {

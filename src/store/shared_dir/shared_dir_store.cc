@@ -29,8 +29,8 @@ std::string why_read_only(const Folder& folder) {
   if (::faccessat(folder.fd(), ".", W_OK | X_OK, AT_EACCESS) == 0) return "";
   const int error = errno;
   if (error != EACCES && error != EPERM && error != EROFS)
-    throw_errno(error, "looking at the rights of " + folder.path().string());
-  return fmt::format("{}: {}", folder.path().string(), std::generic_category().message(error));
+    throw_errno(error, "looking at the rights of " + folder.path());
+  return fmt::format("{}: {}", folder.path(), std::generic_category().message(error));
 }
 
 }  // namespace
@@ -87,12 +87,12 @@ void SharedDirStore::check_writable(const std::string& what) const {
   throw PermissionDenied(fmt::format(
       "{}: store '{}' at {} can only be read by this process ({}): ask for the right to write there, or read without "
       "a lease",
-      what, printable(id_.str()), layout_.store().path().string(), read_only_));
+      what, printable(id_.str()), layout_.store().path(), read_only_));
 }
 
 void SharedDirStore::throw_not_found(const Identity& identity) const {
   throw NotFound(fmt::format("{} is not at {}: it was freed, superseded or never written; ask the ledger for a current ref",
-                             describe(identity), layout_.store().path().string()));
+                             describe(identity), layout_.store().path()));
 }
 
 std::uint64_t SharedDirStore::greatest_in(const std::optional<Folder>& folder, const SamplePlace& place) {
@@ -120,7 +120,7 @@ void SharedDirStore::check_free_space(const SampleId& sample_id, std::uint64_t b
   throw Exhausted(
       fmt::format("put of sample '{}' asks for {} bytes, but store '{}' at {} has {} bytes free and keeps a floor of "
                   "{}: free samples or space, then retry",
-                  printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path().string(), free, floor));
+                  printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path(), free, floor));
 }
 
 void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uint64_t bytes) const {
@@ -128,13 +128,13 @@ void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uin
     throw Exhausted(
         fmt::format("put of sample '{}' of {} bytes: the disk of store '{}' at {} was too full to attach for writing: "
                     "free samples or space, then attach again",
-                    printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path().string()));
+                    printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path()));
   }
   if (holder.reserve(bytes, file_.max_resident_bytes)) return;
   throw Exhausted(
       fmt::format("put of sample '{}' asks for {} bytes, but store '{}' at {} may hold {} and has {} resident: free "
                   "samples, then retry",
-                  printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path().string(),
+                  printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path(),
                   file_.max_resident_bytes, account_.resident_bytes()));
 }
 
@@ -167,7 +167,7 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
                     options_.free_space_floor_bytes, error.what()));
   } catch (const NotFound& error) {
     throw NotFound(fmt::format("put of sample '{}': store '{}' at {} was deleted while attached; attach again ({})",
-                               printable(sample_id.str()), printable(id_.str()), layout_.store().path().string(),
+                               printable(sample_id.str()), printable(id_.str()), layout_.store().path(),
                                error.what()));
   }
   return ref;
@@ -259,7 +259,7 @@ void SharedDirStore::publish_in_sample(Temporary& temporary, const SamplePlace& 
     }
     if (published == Published::kExists) {
       throw Corrupt(fmt::format("{} is there already, but its generation was never given before: draftflow did not make it",
-                                folder->shown(name).string()));
+                                folder->shown(name)));
     }
     try {
       if (options_.durability == Durability::kFull) {
@@ -348,7 +348,7 @@ Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) try
     throw InvalidArgument(
         fmt::format("zero-copy get of sample '{}': store '{}' at {} is on {}, where another host can cut a mapped "
                     "file short: get copies",
-                    printable(ref.sample_id.str()), printable(id_.str()), layout_.store().path().string(),
+                    printable(ref.sample_id.str()), printable(id_.str()), layout_.store().path(),
                     file_system_name(layout_.store())));
   }
   check_writable(fmt::format("get of sample '{}' under a lease", printable(ref.sample_id.str())));
@@ -444,7 +444,8 @@ void SharedDirStore::count_if_failed(const Error& error) {
 StoreHealth SharedDirStore::health() {
   const auto whole = [](std::int64_t value) { return static_cast<std::uint64_t>(std::max<std::int64_t>(value, 0)); };
   const AccountTotals totals = account_.totals();
-  StoreHealth health{.store_id = id_.str(), .backend = "shared_dir", .root = layout_.store().path().parent_path().string()};
+  StoreHealth health{.store_id = id_.str(), .backend = "shared_dir"};
+  health.root = std::filesystem::path(layout_.store().path()).parent_path().string();
   health.incarnation = file_.incarnation;
   health.layout = layout_name(file_.layout);
   health.kind = file_.kind;
@@ -473,7 +474,7 @@ StoreHealth SharedDirStore::health() {
 
 void SharedDirStore::for_each(const std::function<bool(const ResidentSample&)>& visit,
                               const std::function<void(const std::filesystem::path&, const std::string&)>& damaged) {
-  walk(layout_, books_, now_seconds(), visit, [&](const std::filesystem::path& path, const std::string& what) {
+  walk(layout_, books_, now_seconds(), visit, [&](const std::string& path, const std::string& what) {
     account_.count_error();
     damaged(path, what);
   });

@@ -62,7 +62,7 @@ class SharedDirStore : public FeatureStore {
   };
   struct Opened {
     UniqueFd fd;
-    std::filesystem::path path;
+    std::string path;
     SamplePlace place;
     Identity identity;
   };

@@ -105,7 +105,7 @@ void check_only_ours(const Folder& folder) {
     if (name == kStoreFileName) return;  // someone finished making it meanwhile
     if (std::find(std::begin(kOwnNames), std::end(kOwnNames), name) == std::end(kOwnNames)) {
       throw InvalidArgument(fmt::format("{} is not a store and holds '{}': choose an empty or a new folder",
-                                        folder.path().string(), printable(name)));
+                                        folder.path(), printable(name)));
     }
   }
 }
@@ -115,7 +115,7 @@ void check_only_ours(const Folder& folder) {
 std::optional<StoreFile> find_store_file(const Folder& folder, const StoreId& id) {
   const auto text = folder.find_text(kStoreFileName, kMaxStoreFileBytes, "a store's file");
   if (!text) return std::nullopt;
-  return parse(*text, folder.shown(kStoreFileName).string(), id);
+  return parse(*text, folder.shown(kStoreFileName), id);
 }
 
 void check_same_store(const StoreFile& file, const SharedDirOptions& options, bool all, const std::string& path) {
@@ -155,7 +155,7 @@ void check_never_a_store(const Folder& folder, const StoreId& id) {
     throw Corrupt(
         fmt::format("{} was a store: its folder '{}' is not empty, but {} is gone; put that file back from a copy, or "
                     "take the folder away to begin anew",
-                    folder.path().string(), name, kStoreFileName));
+                    folder.path(), name, kStoreFileName));
   }
 }
 
@@ -194,10 +194,10 @@ StoreFile make_store_file(const Folder& folder, const StoreId& id, const SharedD
     policies->publish(temporaries, make_policy(name, *options.secret, options.encrypt), 1);
   }
   const Published published = publish_text(temporaries, folder, kStoreFileName, value.dump(2) + "\n");
-  if (published == Published::kFolderGone) throw Unavailable(folder.path().string() + " was removed while it was made: retry");
+  if (published == Published::kFolderGone) throw Unavailable(folder.path() + " was removed while it was made: retry");
   // Read back in any case: of several that raced, the file that is there is the store.
   const auto made = find_store_file(folder, id);
-  if (!made) throw Unavailable(folder.path().string() + " was removed while it was made: retry");
+  if (!made) throw Unavailable(folder.path() + " was removed while it was made: retry");
   if (policies && made->incarnation != name.incarnation) policies->remove_below(2);
   return *made;
 }

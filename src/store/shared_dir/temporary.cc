@@ -20,9 +20,9 @@ namespace {
 constexpr std::string_view kSuffix = ".tmp";
 constexpr std::size_t kNameDigits = 32;
 
-struct stat status_of(int fd, const std::filesystem::path& path) {
+struct stat status_of(int fd, const std::string& path) {
   struct stat status {};
-  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path.string());
+  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path);
   return status;
 }
 
@@ -56,7 +56,7 @@ Temporary::Temporary(const Folder& folder) : folder_(folder) {
     }
     keep_in_children(fd_.get());
   }
-  throw Unavailable(fmt::format("{}: {} new temporaries were removed at once: retry", folder_.path().string(), kTries));
+  throw Unavailable(fmt::format("{}: {} new temporaries were removed at once: retry", folder_.path(), kTries));
 }
 
 Temporary::~Temporary() {
@@ -74,17 +74,17 @@ void Temporary::check_mode() const {
   throw InvalidArgument(
       fmt::format("{} is writable to its group, but what this process writes there is not (mode {:04o}): others in the group "
                   "could not lease it; start with umask 007, or take the group's right away from the store's folders",
-                  folder_.path().string(), file & 07777));
+                  folder_.path(), file & 07777));
 }
 
 void Temporary::sync() {
-  if (::fsync(fd_.get()) != 0) throw_errno(errno, "fsync of " + path().string());
+  if (::fsync(fd_.get()) != 0) throw_errno(errno, "fsync of " + path());
 }
 
 void Temporary::check_close() {
   // Closing any descriptor of the file flushes it on NFS and reports its errors; closing ours would drop the lock.
   UniqueFd copy(::fcntl(fd_.get(), F_DUPFD_CLOEXEC, 0));
-  if (!copy) throw_errno(errno, "duplicating the descriptor of " + path().string());
+  if (!copy) throw_errno(errno, "duplicating the descriptor of " + path());
   copy.close_checked(path());
 }
 
@@ -104,10 +104,10 @@ Published publish_text(const Folder& temporaries, const Folder& to, const std::s
   return published;
 }
 
-std::int64_t modified_ms(int fd, const std::filesystem::path& path) {
+std::int64_t modified_ms(int fd, const std::string& path) {
   struct statx status {};
   if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_MTIME, &status) != 0) {
-    throw_errno(errno, "statx of " + path.string());
+    throw_errno(errno, "statx of " + path);
   }
   return status.stx_mtime.tv_sec * 1000 + status.stx_mtime.tv_nsec / 1'000'000;
 }
@@ -116,7 +116,7 @@ std::int64_t server_time_ms(const Folder& folder) {
   const Temporary probe(folder);
   const char byte = 0;  // a time of creation may be the client's
   if (::pwrite(probe.fd(), &byte, 1, 0) != 1 || ::fsync(probe.fd()) != 0)
-    throw_errno(errno, "writing " + probe.path().string());
+    throw_errno(errno, "writing " + probe.path());
   return modified_ms(probe.fd(), probe.path());
 }
 

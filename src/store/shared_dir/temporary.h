@@ -25,7 +25,8 @@ class Temporary {
   ~Temporary();
 
   int fd() const { return fd_.get(); }
-  std::filesystem::path path() const { return folder_.shown(name_); }
+  const std::string& name() const { return name_; }
+  std::string path() const { return folder_.shown(name_); }
 
   std::int64_t modified_seconds() const;
 
@@ -48,7 +49,7 @@ class Temporary {
 Published publish_text(const Folder& temporaries, const Folder& to, const std::string& name, std::string_view text);
 
 // When the file was last written, by the file system's own clock, with attributes fetched afresh.
-std::int64_t modified_ms(int fd, const std::filesystem::path& path);
+std::int64_t modified_ms(int fd, const std::string& path);
 
 // What time the file system's server thinks it is, told by a fresh file.
 std::int64_t server_time_ms(const Folder& folder);

@@ -54,11 +54,11 @@ std::optional<TorchFacts> parse_note(const std::string& note) {
 
 }  // namespace
 
-void write_torch_generation(int fd, const std::filesystem::path& path, const Identity& identity, const TensorMap& tensors) {
+void write_torch_generation(int fd, const std::string& path, const Identity& identity, const TensorMap& tensors) {
   write_torch_zip(fd, path, tensors, note_of(identity, tensors));
 }
 
-std::optional<TorchFacts> find_torch_facts(int fd, const std::filesystem::path& path) {
+std::optional<TorchFacts> find_torch_facts(int fd, const std::string& path) {
   try {
     const auto note = read_torch_note(fd, path);
     auto facts = note ? parse_note(*note) : std::nullopt;
@@ -69,23 +69,23 @@ std::optional<TorchFacts> find_torch_facts(int fd, const std::filesystem::path& 
   }
 }
 
-Identity read_identity(int fd, const std::filesystem::path& path) {
+Identity read_identity(int fd, const std::string& path) {
   if (const auto facts = find_torch_facts(fd, path)) return facts->identity;
-  if (read_torch_note(fd, path)) throw Corrupt(path.string() + ": the note in front of torch's zip is not one of draftflow's");
+  if (read_torch_note(fd, path)) throw Corrupt(path + ": the note in front of torch's zip is not one of draftflow's");
   const SafetensorsHeader header = read_safetensors_header(fd, path);
   const auto text = [&](const char* key) {
     if (const std::string* found = header.find_metadata(key)) return *found;
-    throw Corrupt(fmt::format("{}: the file's metadata has no '{}'", path.string(), key));
+    throw Corrupt(fmt::format("{}: the file's metadata has no '{}'", path, key));
   };
   const auto generation = parse_number(text(kGenerationKey));
-  if (!generation) throw Corrupt(fmt::format("{}: the file's metadata says no number as its generation", path.string()));
+  if (!generation) throw Corrupt(fmt::format("{}: the file's metadata says no number as its generation", path));
   return {text("store_id"), text("incarnation"), text("sample_id"), *generation};
 }
 
-TorchZip open_torch_file(int fd, const std::filesystem::path& path, const std::string& what, bool mapped, BufferPool& pool) {
+TorchZip open_torch_file(int fd, const std::string& path, const std::string& what, bool mapped, BufferPool& pool) {
   struct stat status {};
-  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path.string());
-  if (!S_ISREG(status.st_mode)) throw Corrupt(fmt::format("{} is not a regular file: remove it", path.string()));
+  if (::fstat(fd, &status) != 0) throw_errno(errno, "fstat of " + path);
+  if (!S_ISREG(status.st_mode)) throw Corrupt(fmt::format("{} is not a regular file: remove it", path));
   TorchZip file(fd, path, what, mapped, pool);
   if (file.values().empty()) return file;
   throw Corrupt(fmt::format("{}: '{}' is of type {}, not a tensor: a store does not write that", what,
@@ -106,9 +106,9 @@ auto as_corrupt(Do do_it) {
 
 }  // namespace
 
-TorchGeneration::TorchGeneration(int fd, const std::filesystem::path& path, const Identity& identity, bool mapped,
+TorchGeneration::TorchGeneration(int fd, const std::string& path, const Identity& identity, bool mapped,
                                  BufferPool& pool)
-    : what_(fmt::format("{} ({})", describe(identity), path.string())),
+    : what_(fmt::format("{} ({})", describe(identity), path)),
       zip_(as_corrupt([&] { return open_torch_file(fd, path, what_, mapped, pool); })) {
   const auto fail = [&](const std::string& problem) {
     throw Corrupt(fmt::format("{}: {}; drop this sample or capture it again", what_, problem));

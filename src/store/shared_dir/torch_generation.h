@@ -21,7 +21,7 @@
 namespace draftflow::store {
 
 // InvalidArgument, before the first byte, for tensors that torch cannot hold.
-void write_torch_generation(int fd, const std::filesystem::path& path, const Identity& identity, const TensorMap& tensors);
+void write_torch_generation(int fd, const std::string& path, const Identity& identity, const TensorMap& tensors);
 
 // What the note says.
 struct TorchFacts {
@@ -30,20 +30,20 @@ struct TorchFacts {
 };
 
 // By the file's first bytes alone; nothing if it is no such zip, or damaged there. Reads a few KiB.
-std::optional<TorchFacts> find_torch_facts(int fd, const std::filesystem::path& path);
+std::optional<TorchFacts> find_torch_facts(int fd, const std::string& path);
 
 // What a generation's file, this kind or safetensors, says of itself, by its first bytes alone and not held against its
 // checksums. Corrupt or InvalidArgument if it says nothing of the sort.
-Identity read_identity(int fd, const std::filesystem::path& path);
+Identity read_identity(int fd, const std::string& path);
 
 // A file of torch.save that holds nothing but tensors, to be read in part. Corrupt, naming it, for anything else.
-TorchZip open_torch_file(int fd, const std::filesystem::path& path, const std::string& what, bool mapped, BufferPool& pool);
+TorchZip open_torch_file(int fd, const std::string& path, const std::string& what, bool mapped, BufferPool& pool);
 
 // The file of one generation. Corrupt for damage, and for a file that is not the one `identity` means. `fd` and `pool` outlive
 // it.
 class TorchGeneration {
  public:
-  TorchGeneration(int fd, const std::filesystem::path& path, const Identity& identity, bool mapped, BufferPool& pool);
+  TorchGeneration(int fd, const std::string& path, const Identity& identity, bool mapped, BufferPool& pool);
 
   Tensor read(const FeatureSpec& spec);
   std::vector<StoredTensor> tensors() const;
