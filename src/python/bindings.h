@@ -31,6 +31,13 @@ void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
 void bind_bench(py::module_& module);
 
+// Makes what is being handled (`catch (...)`) Python's error, as pybind11 does around what it binds.
+void raise_handled();
+
+// The UTF-8 of a str. TypeError for anything else, such as bytes, which pybind11 takes for a std::string, and for text with a
+// lone surrogate.
+std::string text_from(py::handle text);
+
 // Raises what a signal handler of Python's raises (KeyboardInterrupt), in the main thread; called without Python's lock.
 void check_signals();
 
@@ -67,6 +74,9 @@ class PacedCheck {
   std::chrono::steady_clock::time_point next_{};
 };
 
+// How often this process, or one that it descends from, was forked off: cheaper to ask than getpid, which asks the kernel.
+unsigned long times_forked();
+
 // A URL, or a path as os.PathLike (pathlib). TypeError for anything else.
 std::string place_from(const py::object& place);
 
@@ -100,14 +110,14 @@ class PerProcess {
 
  private:
   void leave_inherited() {
-    if (owner_ == ::getpid()) return;
-    owner_ = ::getpid();
+    if (owner_ == times_forked()) return;
+    owner_ = times_forked();
     if (opened_) new std::shared_ptr<T>(std::move(opened_));
   }
 
   std::string what_;
   Open open_;
-  pid_t owner_ = ::getpid();
+  unsigned long owner_ = times_forked();
   std::shared_ptr<T> opened_;
   bool closed_ = false;
 };
