@@ -91,10 +91,16 @@ PyMethodDef* method_definition() {
 }
 
 void add_method(const py::object& type, PyMethodDef* method);
+void add_function(py::module_& module, PyMethodDef* function);
 
 template <class Method>
 void add_method(const py::object& type) {
   add_method(type, method_definition<Method>());
+}
+
+template <class Function>
+void add_function(py::module_& module) {
+  add_function(module, method_definition<Function>());
 }
 
 }  // namespace draftflow::python

@@ -30,6 +30,7 @@ void bind_flow(py::module_& module);
 void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
 void bind_bench(py::module_& module);
+void bind_compat(py::module_& module);
 
 // Makes what is being handled (`catch (...)`) Python's error, as pybind11 does around what it binds.
 void raise_handled();

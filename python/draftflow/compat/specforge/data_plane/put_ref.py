@@ -9,6 +9,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable
 
+from draftflow._core import _describe_tensors
 from draftflow.compat.specforge.contracts import SCHEMA_VERSION, FeatureSpec, SampleRef, assert_no_tensors
 
 if TYPE_CHECKING:
@@ -34,18 +35,8 @@ def make_ref(sample_id: str, uri: str, tensors: dict[str, torch.Tensor], metadat
             fields[key] = convert(value)
         if key != "num_tokens":
             others[key] = value if type(value) in _PLAIN and type(key) is str else _own(value, key, sample_id)
-    specs = {}
-    keys = {}
-    nbytes = 0
     try:
-        for name, tensor in tensors.items():
-            try:
-                plain_name, spec, size = _known_specs[name, tensor.shape, tensor.dtype]
-            except KeyError:
-                plain_name, spec, size = _describe(name, tensor.shape, tensor.dtype)
-            specs[plain_name] = spec
-            keys[plain_name] = f"{sample_id}/{plain_name}"
-            nbytes += size
+        specs, keys, nbytes = _describe_tensors(tensors, sample_id, _known_specs, _describe)
     except (AttributeError, TypeError):
         _check_tensors(tensors, sample_id)
         raise
