@@ -79,10 +79,4 @@ void add_method(const py::object& type, PyMethodDef* method) {
   type.attr(method->ml_name) = made;
 }
 
-void add_function(py::module_& module, PyMethodDef* function) {
-  const auto made = py::reinterpret_steal<py::object>(PyCFunction_NewEx(function, nullptr, module.attr("__name__").ptr()));
-  if (!made) throw py::error_already_set();
-  module.add_object(function->ml_name, made);
-}
-
 }  // namespace draftflow::python

@@ -83,24 +83,13 @@ PyObject* call_method(PyObject* self, PyObject* const* given, Py_ssize_t count, 
   }
 }
 
-template <class Method>
-PyMethodDef* method_definition() {
-  static PyMethodDef made{Method::kName, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_method<Method>)),
-                          METH_FASTCALL | METH_KEYWORDS, Method::kDoc};
-  return &made;
-}
-
 void add_method(const py::object& type, PyMethodDef* method);
-void add_function(py::module_& module, PyMethodDef* function);
 
 template <class Method>
 void add_method(const py::object& type) {
-  add_method(type, method_definition<Method>());
-}
-
-template <class Function>
-void add_function(py::module_& module) {
-  add_function(module, method_definition<Function>());
+  static PyMethodDef method{Method::kName, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_method<Method>)),
+                            METH_FASTCALL | METH_KEYWORDS, Method::kDoc};
+  add_method(type, &method);
 }
 
 }  // namespace draftflow::python

@@ -3,6 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <map>
+#include <tuple>
+
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
 #include "python/arguments.h"
@@ -18,7 +21,7 @@ struct Names {
   py::str sample_id = name("sample_id"), run_id = name("run_id"), feature_store_uri = name("feature_store_uri"),
           feature_keys = name("feature_keys"), feature_specs = name("feature_specs"), metadata = name("metadata"),
           generation = name("generation"), incarnation = name("incarnation"), shape = name("shape"), dtype = name("dtype"),
-          codecs = name("codecs"), lease_token = name("lease_token");
+          codecs = name("codecs"), lease_token = name("lease_token"), estimated_bytes = name("estimated_bytes");
 
   static py::str name(const char* text) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text)); }
 };
@@ -93,25 +96,63 @@ SampleRef locator_from(py::handle ref) {
 
 namespace {
 
-struct PutSaying {
-  static constexpr const char* kName = "_put_saying";
+// What refs say of a tensor, shared by all that have one of its name, type and shape. Kept for the process's life.
+struct Described {
+  py::object name, spec;
+};
+using DescribedTensors = std::map<std::tuple<std::string, DType, std::vector<std::int64_t>>, Described, std::less<>>;
+constexpr std::size_t kMaxDescribed = 8192;
+
+const Described& described(const std::string& name, const Tensor& tensor, py::handle describe) {
+  static auto* const known = new DescribedTensors;  // guarded by Python's lock
+  const auto found = known->find(std::tie(name, tensor.dtype, tensor.shape));
+  if (found != known->end()) return found->second;
+  const py::str own_name(name);
+  const py::object spec = describe(own_name, py::tuple(py::cast(tensor.shape)), py::str(std::string(dtype_name(tensor.dtype))));
+  if (known->size() >= kMaxDescribed) known->clear();
+  return known->insert_or_assign({name, tensor.dtype, tensor.shape}, Described{own_name, spec}).first->second;
+}
+
+// Into `fields`, what a ref says of its tensors.
+void describe_tensors(const TensorMap& tensors, const py::str& sample_id, const py::dict& fields, py::handle describe) {
+  const Names& known = names();
+  const py::object prefix = checked(PyUnicode_FromFormat("%U/", sample_id.ptr()));
+  py::dict specs, keys;
+  std::uint64_t bytes = 0;
+  for (const auto& [name, tensor] : tensors) {
+    const Described& each = described(name, tensor, describe);
+    set_item(specs, each.name, each.spec);
+    set_item(keys, each.name, checked(PyUnicode_Concat(prefix.ptr(), each.name.ptr())));
+    bytes += tensor.bytes.size();
+  }
+  set_item(fields, known.feature_specs, specs);
+  set_item(fields, known.feature_keys, keys);
+  set_item(fields, known.estimated_bytes, checked(PyLong_FromUnsignedLongLong(bytes)));
+}
+
+struct PutDescribed {
+  static constexpr const char* kName = "_put_described";
   static constexpr const char* kDoc =
-      "_put_saying(self: Store, tensors: dict, sample_id: str, said: dict) -> None\n\n"
-      "put, which says in the dict `said` which bytes it made: the generation, the incarnation, the codecs if there are some.";
+      "_put_described(self: Store, tensors: dict, sample_id: str, fields: dict, describe: Callable) -> None\n\n"
+      "put of torch tensors, which adds to `fields` what a ref says of them (feature_specs, of describe(name, shape, dtype), "
+      "feature_keys, estimated_bytes) and to its metadata which bytes it made: the generation, the incarnation, the codecs if "
+      "there are some.";
+  enum { kTensors, kSampleId, kFields, kDescribe };
   static const Signature& signature() {
-    static const Signature made(kName, {"tensors", "sample_id", "said"}, 3, 3);
+    static const Signature made(kName, {"tensors", "sample_id", "fields", "describe"}, 4, 4);
     return made;
   }
   static py::object call(PyObject* self, const Arguments& given) {
-    const SampleId id(given.text(1));
-    const TensorMap tensors = tensors_from(given.dict(0));
-    const py::dict said = given.dict(2);
+    const Names& known = names();
+    const SampleId id(given.text(kSampleId));
+    const TensorMap tensors = tensors_from(given.dict(kTensors), Taken::kTorch);
+    const py::dict fields = given.dict(kFields), said = fields[known.metadata];
+    describe_tensors(tensors, py::reinterpret_borrow<py::str>(given[kSampleId]), fields, given[kDescribe]);
     const std::shared_ptr<FeatureStore> store = py::handle(self).cast<StoreHandle&>().opened.get();
     const SampleRef ref = [&] {
       const Unlocked unlocked;
       return store->put(tensors, id, {.run_id = RunId("run")});
     }();
-    const Names& known = names();
     if (item(said, known.codecs)) said.attr("pop")(known.codecs);  // the caller's, who does not know
     for (const auto& [name, text] : ref.metadata) set_item(said, py::str(name), from_json(text));
     set_item(said, known.generation, checked(PyLong_FromUnsignedLongLong(ref.generation)));
@@ -153,46 +194,12 @@ struct GetLocated {
   }
 };
 
-struct DescribeTensors {
-  static constexpr const char* kName = "_describe_tensors";
-  static constexpr const char* kDoc =
-      "_describe_tensors(tensors: dict, sample_id: str, known: dict, describe: Callable) -> Tuple[dict, dict, int]\n\n"
-      "The specs, the keys and the bytes of tensors: known has (name, spec, bytes) by (name, shape, dtype), and "
-      "describe(name, shape, dtype) gives what it has not yet.";
-  enum { kTensors, kSampleId, kKnown, kDescribe };
-  static const Signature& signature() {
-    static const Signature made(kName, {"tensors", "sample_id", "known", "describe"}, 4, 4);
-    return made;
-  }
-  static py::object call(PyObject* /*module*/, const Arguments& given) {
-    const py::dict known = given.dict(kKnown);
-    const auto tensors = py::reinterpret_steal<py::dict>(checked(PyDict_Copy(given.dict(kTensors).ptr())).release());
-    const py::object prefix = checked(PyUnicode_FromFormat("%U/", given[kSampleId].ptr()));
-    py::dict specs, keys;
-    std::uint64_t bytes = 0;
-    for (const auto& [name, tensor] : tensors) {
-      const py::object shape = attribute(tensor, names().shape), dtype = attribute(tensor, names().dtype);
-      const py::object asked = checked(PyTuple_Pack(3, name.ptr(), shape.ptr(), dtype.ptr()));
-      py::object described = py::reinterpret_borrow<py::object>(item(known, asked));
-      if (!described) described = given[kDescribe](name, shape, dtype);
-      PyObject *const plain = PyTuple_GetItem(described.ptr(), 0), *const spec = PyTuple_GetItem(described.ptr(), 1),
-                      *const size = PyTuple_GetItem(described.ptr(), 2);
-      if (size == nullptr) throw py::error_already_set();
-      set_item(specs, plain, spec);
-      set_item(keys, plain, checked(PyUnicode_Concat(prefix.ptr(), plain)));
-      bytes += PyLong_AsUnsignedLongLong(size);
-    }
-    return py::make_tuple(specs, keys, bytes);
-  }
-};
-
 }  // namespace
 
 void bind_compat(py::module_& module) {
   const py::object store = module.attr("Store");
-  add_method<PutSaying>(store);
+  add_method<PutDescribed>(store);
   add_method<GetLocated>(store);
-  add_function<DescribeTensors>(module);
 }
 
 }  // namespace draftflow::python

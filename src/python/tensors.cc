@@ -396,7 +396,7 @@ Tensor tensor_from(py::handle object, std::string_view name) {
                                    printable(std::string(name), 80), type_name(object)));
 }
 
-TensorMap tensors_from(const py::dict& tensors) {
+TensorMap tensors_from(const py::dict& tensors, Taken taken) {
   TensorMap map;
   map.reserve(tensors.size());
   // A copy: a tensor's own code is called below, which may change the caller's.
@@ -408,6 +408,9 @@ TensorMap tensors_from(const py::dict& tensors) {
     auto copied = copy_of_small(value.ptr());
     if (!copied) {
       PyErr_Clear();
+      if (taken == Taken::kTorch && !is_torch_tensor(value)) {
+        throw py::type_error(fmt::format("'{}' is a {}: a torch tensor is taken", printable(name, 80), type_name(value)));
+      }
       copied = tensor_from(value, name);
     }
     map.emplace_back(std::move(name), std::move(*copied));

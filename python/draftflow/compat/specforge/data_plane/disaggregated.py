@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 import draftflow
 from draftflow.compat.specforge.contracts import FeatureHandle, SampleRef
 from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, check_names, check_sample_id
-from draftflow.compat.specforge.data_plane.put_ref import make_ref, record
+from draftflow.compat.specforge.data_plane.put_ref import begin_ref, check_tensors, describe, end_ref, record
 from draftflow.compat.specforge.limits import check_clock, check_flag, check_limit, check_time
 
 if TYPE_CHECKING:
@@ -117,14 +117,15 @@ class SharedDirFeatureStore(FeatureStore):
         self.auth.check(self._credential)
         if sample_id.__class__ is not str:  # C++ would take bytes for one
             sample_id = check_sample_id(sample_id)
-        ref = make_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", tensors, metadata)
+        fields, target = begin_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", metadata)
         at = self._clock() if self._remembers else 0.0  # a clock that fails must not fail what is stored
-        # What is not the store's business is in `ref` already.
         try:
-            self._store._put_saying(tensors, sample_id, ref.metadata)
-        except TypeError:
+            self._store._put_described(tensors, sample_id, fields, describe)
+        except (TypeError, ValueError):
             check_sample_id(sample_id)  # a surrogate
+            check_tensors(tensors, sample_id)
             raise
+        ref = end_ref(fields, target)
         if self._remembers:
             stored = draftflow.SampleRef.locator(ref)
             with self._lock:
