@@ -4,6 +4,8 @@
 import pytest
 import torch
 
+import draftflow
+
 SMALL = {"x": torch.ones(2)}
 
 
@@ -45,3 +47,31 @@ def test_names_need_not_be_interned(store):
 def test_another_object_than_a_store_has_no_put(store):
     with pytest.raises(TypeError):
         type(store).put(object(), SMALL, "s")
+
+
+def test_an_id_is_a_str(store, ledger):
+    ref = store.put(SMALL, "s")
+    handle = store.get(ref).handle
+    calls = [
+        lambda: store.put(SMALL, b"s"),
+        lambda: store.put(SMALL, "s", run_id=b"run"),
+        lambda: store.get(ref, [b"x"]),
+        lambda: store.read(ref, [b"x"]),
+        lambda: store.find(b"s"),
+        lambda: store.abort(b"s"),
+        lambda: draftflow.SampleRef(b"s", run_id="run", feature_store_uri="", feature_specs=[]),
+        lambda: draftflow.FeatureHandle(b"s", handle.generation, handle.lease_token),
+        lambda: draftflow.PromptTask(b"p", run_id="run", payload={}),
+        lambda: draftflow.dp_partition(b"s", 2),
+        lambda: ledger.is_committed(b"s"),
+        lambda: ledger.get_committed(b"s"),
+        lambda: ledger.freed([b"s"]),
+        lambda: ledger.declare_group(b"g", window=1),
+        lambda: ledger.lease_prompts(b"me"),
+    ]
+    for number, call in enumerate(calls):
+        with pytest.raises(TypeError):
+            call()
+            pytest.fail(f"call {number} took bytes")
+    assert store.find("s").generation == ref.generation
+    store.release(handle)

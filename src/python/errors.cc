@@ -46,13 +46,11 @@ void raise_handled() {
 }
 
 std::string text_from(py::handle text) {
-  Py_ssize_t size = 0;
-  const char* bytes = PyUnicode_Check(text.ptr()) != 0 ? PyUnicode_AsUTF8AndSize(text.ptr(), &size) : nullptr;
-  if (bytes == nullptr) {
-    PyErr_Clear();
+  py::detail::make_caster<std::string> caster;
+  if (!caster.load(text, false)) {
     throw py::type_error(fmt::format("{}: a str of valid UTF-8 is taken", printable(py::repr(text).cast<std::string>(), 80)));
   }
-  return {bytes, static_cast<std::size_t>(size)};
+  return std::move(caster.operator std::string&());
 }
 
 unsigned long times_forked() {

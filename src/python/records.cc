@@ -222,8 +222,9 @@ void bind_records(py::module_& module) {
       .def_readonly("generation", &FeatureHandle::generation)
       .def_readonly("lease_token", &FeatureHandle::lease_token);
   module.attr("SCHEMA_VERSION") = kSchemaVersion;
-  module.def("dp_partition", &dp_partition, py::arg("sample_id"), py::arg("n"),
-             "Which of n consumers a sample belongs to: the SHA-1 of the id as a number, modulo n; 0 for n <= 1.");
+  module.def(
+      "dp_partition", [](const std::string& id, std::int64_t n) { return dp_partition(id, n); }, py::arg("sample_id"),
+      py::arg("n"), "Which of n consumers a sample belongs to: the SHA-1 of the id as a number, modulo n; 0 for n <= 1.");
   module.def(
       "read_ref_manifest",
       [](const std::filesystem::path& path) {
