@@ -203,7 +203,7 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
     def _check_store(self) -> None:
         """Until the ledger can tell: before anything is written down that another store's lack of the samples would lead to."""
         if not self._store_known:
-            self._store_known = _core.check_store(self._ledger, self._store)
+            self._store_known = _core.check_reader(self._ledger, self._store)
 
     def _open_offline(self) -> None:
         for name, allowed in (("passes", 1), ("max_window_tokens", 0)):

@@ -403,3 +403,16 @@ def test_files_in_place_are_not_looked_for_in_a_store(store, ledger, tmp_path):
         draftflow.Stream(store, ledger, window=2).open()
     (batch,) = draftflow.Stream(draftflow.Store.open("file://"), ledger, window=2)
     assert not batch.failed
+
+
+def test_files_in_place_are_not_read_through_a_folder(folder_store, ledger, tmp_path):
+    file = tmp_path / "a.safetensors"
+    draftflow.save_feature_file(file, {"x": torch.ones(3)})
+    ledger.commit_samples([draftflow.make_file_ref(file, "a")])
+    ledger.close_prompts()
+    with pytest.raises(draftflow.Conflict, match=f"samples in files where they lie .file://{file} is one.*is store store/"):
+        list(draftflow.Stream(folder_store, ledger, window=1, check="finite"))
+    assert ledger.status()["groups"] == {}
+    with draftflow.Store.open("file://") as files:
+        stream = draftflow.Stream(files, ledger, window=1, check="finite")
+        assert [batch["x"].tolist() for batch in stream] == [[[1.0, 1.0, 1.0]]]

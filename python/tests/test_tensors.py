@@ -74,6 +74,16 @@ def test_every_type_of_torch_comes_back_bit_for_bit(store, dtype, zero_copy):
         assert_same(through(store, tensor, zero_copy=zero_copy), tensor)
 
 
+@pytest.mark.parametrize("elements", [1 << 9, 1 << 14], ids=["copied at once", "by its own memory"])
+@pytest.mark.parametrize("dtype", TORCH_TYPES, ids=str)
+def test_large_and_small_ones_come_back_alike(store, dtype, elements):
+    whole = noise(dtype, 2, elements)
+    for tensor in (whole, whole.T, whole[1], torch.nn.Parameter(whole, requires_grad=False)):
+        assert_same(through(store, tensor), tensor.data)
+    if dtype.is_floating_point:
+        assert_same(through(store, torch._neg_view(whole)), -whole)
+
+
 @pytest.mark.parametrize("kind", NUMPY_TYPES)
 def test_every_type_of_numpy_comes_back_bit_for_bit(store, kind):
     whole = numpy.random.default_rng(3).integers(0, 2, (3, 4, 5)).astype(kind)

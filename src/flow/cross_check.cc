@@ -27,6 +27,14 @@ std::string fact_of(const SampleRef& ref) {
   return std::string(uri.substr(0, end)) + "/" + ref.incarnation;
 }
 
+// The place of files in place, if the first sample is one.
+std::optional<std::string> files_in_place(Ledger& ledger) {
+  const std::vector<std::string> ids = ledger.all_committed_ids();
+  const auto first = ids.empty() ? std::nullopt : ledger.get_committed(SampleId(ids.front()));
+  if (!first || !in_place(*first)) return std::nullopt;
+  return fmt::format("files where they lie ({} is one), which the store file:// reads", printable(first->feature_store_uri));
+}
+
 // Where the ledger's samples are, if that is not this store. What a producer has declared counts; without it the first sample
 // whose bytes are not freed.
 std::optional<std::string> other_place(Ledger& ledger, const StoreHealth& health, bool& known) {
@@ -40,16 +48,21 @@ std::optional<std::string> other_place(Ledger& ledger, const StoreHealth& health
   if (there) return *there == here ? std::nullopt : std::optional("store " + printable(*there));
   // An offline set's ids are read at once in any case; a stream's are not.
   if (health.backend == "files" || ledger.declared("kind") != "offline") return std::nullopt;
-  const std::vector<std::string> ids = ledger.all_committed_ids();
-  const auto first = ids.empty() ? std::nullopt : ledger.get_committed(SampleId(ids.front()));
-  known = first && in_place(*first);
-  if (!known) return std::nullopt;
-  return fmt::format("files where they lie ({} is one), which the store file:// reads", printable(first->feature_store_uri));
+  const auto files = files_in_place(ledger);
+  known = files.has_value();
+  return files;
 }
 
 std::string shown(const StoreHealth& health) {
   if (health.backend == "files") return "this is file://, which reads files where they lie";
   return fmt::format("{} is store {}", health.root.empty() ? "this" : printable(health.root), printable(store_fact(health)));
+}
+
+[[noreturn]] void throw_elsewhere(Ledger& ledger, const std::string& place, const StoreHealth& health) {
+  throw Conflict(
+      fmt::format("ledger {} has its samples in {}, and {}: name the store that belongs to the ledger, or begin another run "
+                  "with a ledger of its own",
+                  ledger.id(), place, shown(health)));
 }
 
 }  // namespace
@@ -61,13 +74,17 @@ std::string store_fact(const StoreHealth& health) {
 bool check_store(Ledger& ledger, FeatureStore& store) {
   const StoreHealth health = store.health();
   bool known = false;
-  if (const auto other = other_place(ledger, health, known)) {
-    throw Conflict(
-        fmt::format("ledger {} has its samples in {}, and {}: name the store that belongs to the ledger, or begin another run "
-                    "with a ledger of its own",
-                    ledger.id(), *other, shown(health)));
-  }
+  if (const auto other = other_place(ledger, health, known)) throw_elsewhere(ledger, *other, health);
   return known;
+}
+
+bool check_reader(Ledger& ledger, FeatureStore& store) {
+  if (check_store(ledger, store)) return true;
+  const StoreHealth health = store.health();
+  const LedgerStatus status = ledger.status();
+  if (health.backend == "files" || status.committed == status.freed) return false;
+  if (const auto files = files_in_place(ledger)) throw_elsewhere(ledger, *files, health);
+  return false;
 }
 
 void declare_store(Ledger& ledger, FeatureStore& store) {

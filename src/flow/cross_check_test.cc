@@ -175,6 +175,10 @@ TEST_F(CrossCheckTest, FilesInPlaceAreOfNoStore) {
   ledger_->commit_samples({ref}, {});
   EXPECT_FALSE(check_store(*ledger_, *files));
   EXPECT_FALSE(check_store(*ledger_, *store_)) << "those of a stream may be beside others that are in a store";
+  EXPECT_FALSE(check_reader(*ledger_, *files));
+  EXPECT_THAT(
+      conflict_of([&] { check_reader(*ledger_, *store_); }),
+      AllOf(HasSubstr("has its samples in files where they lie (file:///"), HasSubstr("which the store file:// reads")));
   ledger_->declare("kind", "offline");
   EXPECT_FALSE(check_store(*ledger_, *files));
   EXPECT_THAT(

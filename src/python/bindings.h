@@ -17,6 +17,28 @@
 
 #include "draftflow/base/interrupt.h"
 
+// A str alone: pybind11's own takes bytes, too, and an id of bytes would name another sample than the str that it shows.
+template <>
+struct pybind11::detail::type_caster<std::string> {
+  PYBIND11_TYPE_CASTER(std::string, const_name("str"));
+
+  bool load(handle source, bool /*convert*/) {
+    Py_ssize_t size = 0;
+    const char* text = PyUnicode_Check(source.ptr()) != 0 ? PyUnicode_AsUTF8AndSize(source.ptr(), &size) : nullptr;
+    if (text == nullptr) {
+      PyErr_Clear();  // a lone surrogate
+      return false;
+    }
+    value.assign(text, static_cast<std::size_t>(size));
+    return true;
+  }
+  static handle cast(const std::string& text, return_value_policy /*policy*/, handle /*parent*/) {
+    PyObject* made = PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), nullptr);
+    if (made == nullptr) throw error_already_set();
+    return made;
+  }
+};
+
 namespace draftflow::python {
 
 namespace py = pybind11;
@@ -30,6 +52,13 @@ void bind_flow(py::module_& module);
 void bind_loader(py::module_& module);
 void bind_formats(py::module_& module);
 void bind_bench(py::module_& module);
+void bind_compat(py::module_& module);
+
+// Makes what is being handled (`catch (...)`) Python's error, as pybind11 does around what it binds.
+void raise_handled();
+
+// The UTF-8 of a str. TypeError for anything else, and for text with a lone surrogate.
+std::string text_from(py::handle text);
 
 // Raises what a signal handler of Python's raises (KeyboardInterrupt), in the main thread; called without Python's lock.
 void check_signals();
@@ -67,6 +96,9 @@ class PacedCheck {
   std::chrono::steady_clock::time_point next_{};
 };
 
+// How often this process, or one that it descends from, was forked off: cheaper to ask than getpid, which asks the kernel.
+unsigned long times_forked();
+
 // A URL, or a path as os.PathLike (pathlib). TypeError for anything else.
 std::string place_from(const py::object& place);
 
@@ -100,14 +132,14 @@ class PerProcess {
 
  private:
   void leave_inherited() {
-    if (owner_ == ::getpid()) return;
-    owner_ = ::getpid();
+    if (owner_ == times_forked()) return;
+    owner_ = times_forked();
     if (opened_) new std::shared_ptr<T>(std::move(opened_));
   }
 
   std::string what_;
   Open open_;
-  pid_t owner_ = ::getpid();
+  unsigned long owner_ = times_forked();
   std::shared_ptr<T> opened_;
   bool closed_ = false;
 };

@@ -13,5 +13,6 @@ PYBIND11_MODULE(_core, module) {
   bind_loader(module);
   bind_formats(module);
   bind_bench(module);
+  bind_compat(module);
   module.attr("__version__") = DRAFTFLOW_VERSION;
 }

@@ -12,6 +12,7 @@
 #include "draftflow/records/prompt_task.h"
 #include "draftflow/records/sample_ref.h"
 #include "python/bindings.h"
+#include "python/compat.h"
 #include "python/json.h"
 
 namespace draftflow::python {
@@ -79,30 +80,6 @@ SampleRef make_ref(const std::string& sample_id, const std::string& run_id, std:
   return ref;
 }
 
-// Attribute by attribute: a get of small tensors takes tens of microseconds, and this is part of each.
-SampleRef locator_of(const py::handle& ref) {
-  const auto text = [](const py::handle& object, const char* name) { return object.attr(name).cast<std::string>(); };
-  SampleRef made{.sample_id = SampleId(text(ref, "sample_id")),
-                 .run_id = RunId(text(ref, "run_id")),
-                 .feature_store_uri = text(ref, "feature_store_uri")};
-  const py::dict specs = ref.attr("feature_specs");
-  for (const auto& [name, key] : py::dict(ref.attr("feature_keys"))) {
-    made.feature_keys.emplace_back(name.cast<std::string>(), key.cast<std::string>());
-    if (!specs.contains(name)) {
-      throw NotFound(fmt::format("the ref of sample '{}' has a key, but no spec, of '{}'", printable(made.sample_id.str()),
-                                 printable(made.feature_keys.back().first)));
-    }
-    const py::object spec = specs[name];
-    made.feature_specs.push_back({.name = made.feature_keys.back().first,
-                                  .shape = spec.attr("shape").cast<std::vector<std::int64_t>>(),
-                                  .dtype = dtype_from_name(text(spec, "dtype"))});
-  }
-  const py::dict metadata = ref.attr("metadata");
-  made.generation = metadata["generation"].cast<std::uint64_t>();
-  if (metadata.contains("incarnation")) made.incarnation = metadata["incarnation"].cast<std::string>();
-  return made;
-}
-
 void bind_spec(py::module_& module) {
   py::class_<FeatureSpec>(module, "FeatureSpec", "What one named tensor of a sample looks like.")
       .def(py::init(&make_spec), py::arg("name"), py::arg("shape"), py::arg("dtype"), py::kw_only(), py::arg("required") = true,
@@ -163,7 +140,7 @@ void bind_ref(py::module_& module) {
       .def("to_json", &sample_ref_to_json)
       .def_static("from_json", &sample_ref_from_json, py::arg("text"), "Corrupt, naming the field, for what is no ref.")
       .def_static(
-          "locator", &locator_of, py::arg("ref"),
+          "locator", &locator_from, py::arg("ref"),
           "What Store.get needs of a ref that is another class's, with the same attributes (draftflow.compat): the features "
           "that its feature_keys names; the rest is left out.")
       .def("__eq__",
@@ -245,8 +222,9 @@ void bind_records(py::module_& module) {
       .def_readonly("generation", &FeatureHandle::generation)
       .def_readonly("lease_token", &FeatureHandle::lease_token);
   module.attr("SCHEMA_VERSION") = kSchemaVersion;
-  module.def("dp_partition", &dp_partition, py::arg("sample_id"), py::arg("n"),
-             "Which of n consumers a sample belongs to: the SHA-1 of the id as a number, modulo n; 0 for n <= 1.");
+  module.def(
+      "dp_partition", [](const std::string& id, std::int64_t n) { return dp_partition(id, n); }, py::arg("sample_id"),
+      py::arg("n"), "Which of n consumers a sample belongs to: the SHA-1 of the id as a number, modulo n; 0 for n <= 1.");
   module.def(
       "read_ref_manifest",
       [](const std::filesystem::path& path) {

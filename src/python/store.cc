@@ -6,6 +6,7 @@
 #include "draftflow/base/text.h"
 #include "draftflow/formats/feature_file.h"
 #include "draftflow/store/feature_store.h"
+#include "python/arguments.h"
 #include "python/handles.h"
 #include "python/json.h"
 #include "python/tensors.h"
@@ -134,19 +135,9 @@ std::int64_t tokens_of(const TensorMap& tensors) {
   return ids == nullptr || ids->shape.empty() ? 0 : ids->shape.back();
 }
 
-SampleRef put(StoreHandle& self, const py::dict& tensors, const std::string& sample_id, const std::string& run_id,
-              std::string strategy, std::optional<std::int64_t> num_tokens, const std::optional<py::dict>& metadata,
-              std::optional<std::string> source_task_id, std::string target_model_version, std::string tokenizer_version,
-              std::optional<std::string> draft_weight_version, const std::shared_ptr<PyFence>& fence) {
-  const TensorMap map = tensors_from(tensors);
-  PutMetadata facts{.run_id = RunId(run_id),
-                    .source_task_id = std::move(source_task_id),
-                    .strategy = std::move(strategy),
-                    .target_model_version = std::move(target_model_version),
-                    .tokenizer_version = std::move(tokenizer_version),
-                    .draft_weight_version = std::move(draft_weight_version),
-                    .num_tokens = num_tokens ? *num_tokens : tokens_of(map)};
-  if (metadata) facts.metadata = members_from(*metadata, "metadata");
+// Under the fence, if there is one, without Python's lock.
+SampleRef put_facts(StoreHandle& self, const TensorMap& tensors, const SampleId& id, const PutMetadata& facts,
+                    const std::shared_ptr<PyFence>& fence) {
   const std::shared_ptr<FeatureStore> store = self.opened.get();
   PutFence asked;
   std::shared_ptr<OpenLedger> ledger = fence ? fence->ledger->opened.get() : nullptr;
@@ -157,10 +148,44 @@ SampleRef put(StoreHandle& self, const py::dict& tensors, const std::string& sam
       return ledger->ledger->extend_lease(fence->lease, fence->lease_ms);
     };
   }
-  const SampleId id(sample_id);
   const Unlocked unlocked;
-  return store->put(map, id, facts, asked);
+  return store->put(tensors, id, facts, asked);
 }
+
+struct Put {
+  static constexpr const char* kName = "put";
+  static constexpr const char* kDoc =
+      "put(self: Store, tensors: dict, sample_id: str, *, run_id: str = 'run', strategy: str = 'eagle3', "
+      "num_tokens: Optional[int] = None, metadata: Optional[dict] = None, source_task_id: Optional[str] = None, "
+      "target_model_version: str = 'unknown', tokenizer_version: str = 'unknown', "
+      "draft_weight_version: Optional[str] = None, fence: Optional[Fence] = None) -> SampleRef\n\n"
+      "Stores {name: tensor} as a new generation of the sample, whole or not at all; earlier ones are not gettable when it "
+      "returns. num_tokens: by default the length of input_ids. fence: Ledger.fence(lease), for who works under a lease. "
+      "Exhausted: the budget or the disk; nothing was written.";
+  enum { kTensors, kSampleId, kRunId, kStrategy, kNumTokens, kMetadata, kSourceTaskId, kTarget, kTokenizer, kDraft, kFence };
+  static const Signature& signature() {
+    static const Signature made(kName,
+                                {"tensors", "sample_id", "run_id", "strategy", "num_tokens", "metadata", "source_task_id",
+                                 "target_model_version", "tokenizer_version", "draft_weight_version", "fence"},
+                                2, 2);
+    return made;
+  }
+  static py::object call(PyObject* self, const Arguments& given) {
+    const SampleId id(given.text(kSampleId));
+    const TensorMap tensors = tensors_from(given.dict(kTensors));
+    PutMetadata facts{
+        .run_id = RunId(given.text(kRunId, "run")),
+        .source_task_id = given.optional_text(kSourceTaskId),
+        .strategy = given.text(kStrategy, "eagle3"),
+        .target_model_version = given.text(kTarget, "unknown"),
+        .tokenizer_version = given.text(kTokenizer, "unknown"),
+        .draft_weight_version = given.optional_text(kDraft),
+        .num_tokens = given[kNumTokens].is_none() ? tokens_of(tensors) : given.as<std::int64_t>(kNumTokens, "an int")};
+    if (!given[kMetadata].is_none()) facts.metadata = members_from(given.dict(kMetadata), "metadata");
+    const auto fence = given.as<std::shared_ptr<PyFence>>(kFence, "what Ledger.fence returns");
+    return py::cast(put_facts(py::handle(self).cast<StoreHandle&>(), tensors, id, facts, fence));
+  }
+};
 
 // A fetched sample. The lease ends with release(); the memory of its tensors with the last of them.
 struct PySample {
@@ -172,18 +197,37 @@ struct PySample {
   bool released = false;
 };
 
-PySample get(const std::shared_ptr<StoreHandle>& self, const SampleRef& ref, std::optional<std::vector<std::string>> names,
-             bool zero_copy, bool verify, const std::string& framework, py::object device) {
-  const GetOptions options{
-      .names = names ? std::move(*names) : std::vector<std::string>{}, .zero_copy = zero_copy, .verify = verify};
-  const Framework wanted = framework_from(framework);
-  const std::shared_ptr<FeatureStore> store = self->opened.get();
-  Fetched fetched = [&] {
-    const Unlocked unlocked;
-    return store->get(ref, options);
-  }();
-  return {.store = self, .fetched = std::move(fetched), .shared = zero_copy, .framework = wanted, .device = std::move(device)};
+Fetched get_unlocked(StoreHandle& self, const SampleRef& ref, const GetOptions& options) {
+  const std::shared_ptr<FeatureStore> store = self.opened.get();
+  const Unlocked unlocked;
+  return store->get(ref, options);
 }
+
+struct Get {
+  static constexpr const char* kName = "get";
+  static constexpr const char* kDoc =
+      "get(self: Store, ref: SampleRef, names: Optional[List[str]] = None, *, zero_copy: bool = False, verify: bool = True, "
+      "framework: str = 'torch', device: object = None) -> Sample\n\n"
+      "Exactly the ref's bytes, leased. zero_copy: views of the stored bytes, which nobody may write to; they stay readable "
+      "while a tensor over them lives. framework: 'torch', 'numpy' or 'draftflow'. NotFound, Corrupt.";
+  enum { kRef, kNames, kZeroCopy, kVerify, kFramework, kDevice };
+  static const Signature& signature() {
+    static const Signature made(kName, {"ref", "names", "zero_copy", "verify", "framework", "device"}, 2, 1);
+    return made;
+  }
+  static py::object call(PyObject* self, const Arguments& given) {
+    GetOptions options{.zero_copy = given.flag(kZeroCopy, false), .verify = given.flag(kVerify, true)};
+    if (!given[kNames].is_none()) options.names = given.as<std::vector<std::string>>(kNames, "a list of names");
+    const Framework wanted = framework_from(given.text(kFramework, "torch"));
+    const auto store = py::handle(self).cast<std::shared_ptr<StoreHandle>>();
+    Fetched fetched = get_unlocked(*store, given.as<const SampleRef&>(kRef, "a SampleRef"), options);
+    return py::cast(PySample{.store = store,
+                             .fetched = std::move(fetched),
+                             .shared = options.zero_copy,
+                             .framework = wanted,
+                             .device = py::reinterpret_borrow<py::object>(given[kDevice])});
+  }
+};
 
 void release(StoreHandle& self, const FeatureHandle& handle) {
   const std::shared_ptr<FeatureStore> store = self.opened.get();
@@ -386,20 +430,9 @@ void bind_opening(StoreClass& bound) {
 }
 
 void bind_verbs(StoreClass& bound) {
+  add_method<Put>(bound);
+  add_method<Get>(bound);
   bound
-      .def(
-          "put", &put, py::arg("tensors"), py::arg("sample_id"), py::kw_only(), py::arg("run_id") = "run",
-          py::arg("strategy") = "eagle3", py::arg("num_tokens") = py::none(), py::arg("metadata") = py::none(),
-          py::arg("source_task_id") = py::none(), py::arg("target_model_version") = "unknown",
-          py::arg("tokenizer_version") = "unknown", py::arg("draft_weight_version") = py::none(), py::arg("fence") = py::none(),
-          "Stores {name: tensor} as a new generation of the sample, whole or not at all; earlier ones are not gettable when it "
-          "returns. num_tokens: by default the length of input_ids. fence: Ledger.fence(lease), for who works under a lease. "
-          "Exhausted: the budget or the disk; nothing was written.")
-      .def("get", &get, py::arg("ref"), py::arg("names") = py::none(), py::kw_only(), py::arg("zero_copy") = false,
-           py::arg("verify") = true, py::arg("framework") = "torch", py::arg("device") = py::none(),
-           "Exactly the ref's bytes, leased. zero_copy: views of the stored bytes, which nobody may write to; they stay "
-           "readable "
-           "while a tensor over them lives. framework: 'torch', 'numpy' or 'draftflow'. NotFound, Corrupt.")
       .def("read", &read, py::arg("ref"), py::arg("names") = py::none(), py::kw_only(), py::arg("framework") = "torch",
            py::arg("device") = py::none(),
            "{name: tensor} without a lease: copies the bytes and leaves no trace; never consumes.")

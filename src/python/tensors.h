@@ -23,7 +23,9 @@ struct PyTensor {
 // whatever has the buffer protocol (numpy) and whatever has __dlpack__. TypeError naming the tensor for anything else, and for
 // element types that draftflow has not. To be let go with Python's lock held.
 Tensor tensor_from(py::handle object, std::string_view name);
-TensorMap tensors_from(const py::dict& tensors);
+// The same of each, but small torch tensors are copied. kTorch: TypeError for what is none of torch's.
+enum class Taken { kAll, kTorch };
+TensorMap tensors_from(const py::dict& tensors, Taken taken = Taken::kAll);
 
 // In what the tensors of a fetch are handed out.
 enum class Framework { kTorch, kNumpy, kDraftflow };

@@ -24,6 +24,9 @@ void declare_store(Ledger& ledger, FeatureStore& store);
 // freed tells; of an offline set also the first file in place. True: the ledger knows its store, and it is this one; false: it
 // has no such sample yet, so ask again once there is one.
 bool check_store(Ledger& ledger, FeatureStore& store);
+// For who reads all of the ledger's samples from this store: check_store, and Conflict also for a stream of which only files in
+// place are there yet, which no other store than file:// reads.
+bool check_reader(Ledger& ledger, FeatureStore& store);
 
 struct CrossCheck {
   std::int64_t matching = 0;  // on the books and there, the same generation

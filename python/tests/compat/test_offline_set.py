@@ -214,3 +214,12 @@ def test_real_files_of_torch_become_refs(tmp_path):
         expected = torch.load(source / name, weights_only=True)
         assert_same(store.get(ref)[0], expected)
         assert ref.num_tokens == expected["input_ids"].numel()
+
+
+def test_a_path_where_nothing_is_is_no_empty_set(tmp_path):
+    absent = tmp_path / "featurse"
+    with pytest.raises(FileNotFoundError) as found:
+        OfflineManifestReader(str(absent)).read()
+    assert found.value.filename == str(absent) and "no folder of feature files" in str(found.value)
+    absent.mkdir()
+    assert OfflineManifestReader(str(absent)).read() == []

@@ -367,3 +367,16 @@ def test_a_mistake_that_each_put_makes_again_is_raised() -> None:
     assert plant.prompts() == {"pending": 2, "leased": 0, "failed": 0} and plant.committed() == []
     assert sorted(plant.store.aborted) == ["run:t0", "run:t1"] and plant.store.held == {}
     assert plant.worker.health()["state"] == "unhealthy"
+
+
+def test_what_the_store_refuses_is_failed_at_once_and_the_rest_goes_on() -> None:
+    def refuse(sample_id: str) -> None:
+        if sample_id == "run:t0":
+            raise ValueError("an id with a slash")
+
+    plant = Plant(Source())
+    plant.store.before_put = refuse
+    assert ids(plant.worker.run_once(2)) == ["run:t1"]
+    assert plant.prompts() == {"pending": 0, "leased": 0, "failed": 1} and plant.committed() == ["run:t1"]
+    assert plant.store.aborted == ["run:t0"]
+    assert plant.worker.health()["recent_failures"] == ["put: an id with a slash"]

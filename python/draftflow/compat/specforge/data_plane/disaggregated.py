@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 import draftflow
 from draftflow.compat.specforge.contracts import FeatureHandle, SampleRef
 from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, check_names, check_sample_id
-from draftflow.compat.specforge.data_plane.put_ref import make_ref, record
+from draftflow.compat.specforge.data_plane.put_ref import begin_ref, check_tensors, describe, end_ref, record
 from draftflow.compat.specforge.limits import check_clock, check_flag, check_limit, check_time
 
 if TYPE_CHECKING:
@@ -117,19 +117,17 @@ class SharedDirFeatureStore(FeatureStore):
         self.auth.check(self._credential)
         if sample_id.__class__ is not str:  # C++ would take bytes for one
             sample_id = check_sample_id(sample_id)
-        ref = make_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", tensors, metadata)
+        fields, target = begin_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", metadata)
         at = self._clock() if self._remembers else 0.0  # a clock that fails must not fail what is stored
-        # What is not the store's business is in `ref` already.
         try:
-            stored = self._store.put(tensors, sample_id, num_tokens=0)
-        except TypeError:
+            self._store._put_described(tensors, sample_id, fields, describe)
+        except (TypeError, ValueError):
             check_sample_id(sample_id)  # a surrogate
+            check_tensors(tensors, sample_id)
             raise
-        said = ref.metadata
-        if "codecs" in said:  # by the caller, who does not know
-            del said["codecs"]
-        said.update(stored.metadata)  # the generation, the incarnation, and the codecs if there are some
+        ref = end_ref(fields, target)
         if self._remembers:
+            stored = draftflow.SampleRef.locator(ref)
             with self._lock:
                 self._puts[sample_id] = _Put(stored, at)
         return ref
@@ -143,19 +141,22 @@ class SharedDirFeatureStore(FeatureStore):
             _check_device(device)  # before there is a lease, whose end would consume the sample
         if names is not None:
             names = check_names(names, ref)
-        sample = self._store.get(self._stored_ref(ref), names)
-        lease = sample.handle
         try:
-            tensors = sample.tensors()
-            if names:
-                tensors = {name: tensors[name] for name in names}
-            if elsewhere:
-                tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        except BaseException:
-            self._store.release(lease)
-            raise
-        fields = {"sample_id": ref.sample_id, "generation": lease.generation, "lease_token": lease.lease_token}
-        return tensors, record(FeatureHandle, fields)
+            tensors, lease = self._store._get_located(self._located(ref), names)
+        except TypeError as error:
+            _check_generation(ref.metadata.get("generation"), ref.sample_id)
+            raise TypeError(f"the ref of sample {ref.sample_id!r} has a field of a wrong type: {error}") from None
+        handle = record(FeatureHandle, lease)
+        if names or elsewhere:
+            try:
+                if names:
+                    tensors = {name: tensors[name] for name in names}
+                if elsewhere:
+                    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+            except BaseException:
+                self._store.release(draftflow.FeatureHandle(**lease))
+                raise
+        return tensors, handle
 
     get.returns_copies = True  # type: ignore[attr-defined]
 
@@ -209,15 +210,12 @@ class SharedDirFeatureStore(FeatureStore):
             "force_freed_total": force_freed,
         }
 
-    def _stored_ref(self, ref: SampleRef) -> draftflow.SampleRef:
+    def _located(self, ref: SampleRef) -> SampleRef | draftflow.SampleRef:
+        """What names the bytes: the ref itself, or what the stored bytes know where it does not say."""
         generation = ref.metadata.get("generation")
-        try:
-            if generation is None or not ref.feature_specs:
-                return self._found(ref, generation)
-            return draftflow.SampleRef.locator(ref)
-        except TypeError as error:
-            _check_generation(generation, ref.sample_id)
-            raise TypeError(f"the ref of sample {ref.sample_id!r} has a field of a wrong type: {error}") from None
+        if generation is None or not ref.feature_specs:
+            return self._found(ref, generation)
+        return ref
 
     def _found(self, ref: SampleRef, generation: Optional[int]) -> draftflow.SampleRef:
         """What the stored bytes know that `ref` does not say; KeyError for a ref of another store, which C++ does not see."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from itertools import islice
 from typing import Any, Iterator, Optional, Sequence
@@ -30,7 +31,7 @@ class OfflineManifestReader:
 
     With `validate_files` each file is read once: its specs, `num_tokens` and `estimated_bytes` are filled in; KeyError names a
     file that lacks one of `feature_keys`, TypeError one with a value that is no tensor. Without it a ref costs no reading and
-    those fields stay empty.
+    those fields stay empty. FileNotFoundError for a path where nothing is, when it is read.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class OfflineManifestReader:
         self.validate_files = validate_files
 
     def __iter__(self) -> Iterator[SampleRef]:
+        if not os.path.exists(self.path):  # a misspelled name is no set without samples
+            raise FileNotFoundError(errno.ENOENT, "no folder of feature files is here", os.path.abspath(self.path))
         for index, path in enumerate(list_feature_files(self.path)):
             yield self._make_ref(index, path)
 

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from draftflow.compat.specforge.contracts import SCHEMA_VERSION, FeatureSpec, SampleRef, assert_no_tensors
 
@@ -22,6 +22,23 @@ def make_ref(sample_id: str, uri: str, tensors: dict[str, torch.Tensor], metadat
 
     ValueError without tensors; TypeError for a value that is none, and for a tensor in `metadata`, naming the path to it.
     """
+    fields, target = begin_ref(sample_id, uri, metadata)
+    check_tensors(tensors, sample_id)
+    specs = fields["feature_specs"] = {}
+    keys = fields["feature_keys"] = {}
+    fields["estimated_bytes"] = 0
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{name!r} is a {type(name).__name__}: the names of features are strings")
+        plain = str(name)
+        specs[plain] = describe(plain, tuple(tensor.shape), str(tensor.dtype).replace("torch.", ""))
+        keys[plain] = f"{sample_id}/{plain}"
+        fields["estimated_bytes"] += tensor.numel() * tensor.element_size()
+    return end_ref(fields, target)
+
+
+def begin_ref(sample_id: str, uri: str, metadata: dict[str, Any]) -> tuple[dict[str, Any], Optional[_Target]]:
+    """The fields of a put's ref that its tensors do not say, and what they say of the target. TypeError as make_ref."""
     # In one function, with as few calls as can be: between two puts the processor forgets most of this code, and fetching it
     # again costs more than running it.
     fields = _BLANK.copy()
@@ -34,31 +51,19 @@ def make_ref(sample_id: str, uri: str, tensors: dict[str, torch.Tensor], metadat
             fields[key] = convert(value)
         if key != "num_tokens":
             others[key] = value if type(value) in _PLAIN and type(key) is str else _own(value, key, sample_id)
-    specs = {}
-    keys = {}
-    nbytes = 0
-    try:
-        for name, tensor in tensors.items():
-            try:
-                plain_name, spec, size = _known_specs[name, tensor.shape, tensor.dtype]
-            except KeyError:
-                plain_name, spec, size = _describe(name, tensor.shape, tensor.dtype)
-            specs[plain_name] = spec
-            keys[plain_name] = f"{sample_id}/{plain_name}"
-            nbytes += size
-    except (AttributeError, TypeError):
-        _check_tensors(tensors, sample_id)
-        raise
-    if not specs:
-        raise ValueError(f"put of sample {sample_id!r}: no tensors were given: at least one is needed")
-    if "target_repr" in others:
-        _say_target(specs, others)
     fields["sample_id"] = sample_id
     fields["feature_store_uri"] = uri
-    fields["feature_keys"] = keys
-    fields["feature_specs"] = specs
-    fields["estimated_bytes"] = nbytes
     fields["metadata"] = others
+    return fields, _target_of(others) if "target_repr" in others else None
+
+
+def end_ref(fields: dict[str, Any], target: Optional[_Target]) -> SampleRef:
+    """The ref of fields that are complete. It fails for none: the bytes are stored."""
+    if target is not None:
+        specs = fields["feature_specs"]
+        spec = specs.get(target.name)
+        if spec is not None:
+            specs[target.name] = target.make(spec.name, spec.shape, spec.dtype, target.target_repr, target.version)
     made: SampleRef = record(SampleRef, fields)
     return made
 
@@ -105,16 +110,23 @@ def _own(value: Any, key: Any, sample_id: str) -> Any:
         return value
 
 
-def _say_target(specs: dict[str, FeatureSpec], metadata: dict[str, Any]) -> None:
-    """The target feature's spec says what the target is, as far as `metadata` knows."""
-    target = metadata.get("target_feature_name", "target")
+class _Target(NamedTuple):
+    """What a put's metadata says of the feature `name`."""
+
+    name: Any
+    target_repr: Any
+    version: Any
+    make: Callable[..., FeatureSpec]
+
+
+def _target_of(metadata: dict[str, Any]) -> Optional[_Target]:
     target_repr = metadata["target_repr"]
-    if target_repr and target in specs:
-        spec, version = specs[target], metadata.get("vocab_map_version")
-        make: Callable[..., FeatureSpec] = _target_spec
-        if type(target_repr) is str and type(version) in _PLAIN:
-            make = _known_target_spec
-        specs[target] = make(spec.name, spec.shape, spec.dtype, target_repr, version)
+    if not target_repr:
+        return None
+    name, version = metadata.get("target_feature_name", "target"), metadata.get("vocab_map_version") or None
+    hash(name)  # what can be no name of a feature fails before anything is stored
+    plain = type(target_repr) is str and type(version) in _PLAIN
+    return _Target(name, target_repr, version, _known_target_spec if plain else _target_spec)
 
 
 def _target_spec(name: str, shape: tuple[int, ...], dtype: str, target_repr: Any, version: Any) -> FeatureSpec:
@@ -125,7 +137,8 @@ def _target_spec(name: str, shape: tuple[int, ...], dtype: str, target_repr: Any
 _known_target_spec = functools.lru_cache(maxsize=4096, typed=True)(_target_spec)
 
 
-def _check_tensors(tensors: dict[str, torch.Tensor], sample_id: str) -> None:
+def check_tensors(tensors: dict[str, torch.Tensor], sample_id: str) -> None:
+    """ValueError for no tensors; TypeError, naming it, for a value that is none."""
     import torch
 
     if not isinstance(tensors, Mapping):
@@ -135,6 +148,8 @@ def _check_tensors(tensors: dict[str, torch.Tensor], sample_id: str) -> None:
             raise TypeError(
                 f"put of sample {sample_id!r}: {name!r} is a {type(tensor).__name__}: every feature must be a torch.Tensor"
             )
+    if not tensors:
+        raise ValueError(f"put of sample {sample_id!r}: no tensors were given: at least one is needed")
 
 
 def record(kind: type, fields: dict[str, Any]) -> Any:
@@ -167,28 +182,10 @@ class _ReadOnlyDict(dict):  # type: ignore[type-arg]
     __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse  # type: ignore[assignment]
 
 
-# By name, shape and dtype: the name as a str of no subclass, the spec, which refs share, and the tensor's bytes.
-_known_specs: dict[tuple[str, torch.Size, torch.dtype], tuple[str, FeatureSpec, int]] = {}
-_MAX_KNOWN_SPECS = 8192
+@functools.lru_cache(maxsize=8192)
+def describe(name: str, shape: tuple[int, ...], dtype: str) -> FeatureSpec:
+    """The spec that all refs to such a tensor share."""
+    return FeatureSpec(name=name, shape=shape, dtype=dtype, target_meta=_ReadOnlyDict.of({}))
 
 
-def _describe(name: str, shape: torch.Size, dtype: torch.dtype) -> tuple[str, FeatureSpec, int]:
-    if not isinstance(name, str):
-        raise TypeError(f"{name!r} is a {type(name).__name__}: the names of features are strings")
-    dtype_name, element_bytes = _describe_dtype(dtype)
-    plain = str(name)
-    spec = FeatureSpec(name=plain, shape=tuple(shape), dtype=dtype_name, target_meta=_ReadOnlyDict.of({}))
-    if len(_known_specs) >= _MAX_KNOWN_SPECS:
-        _known_specs.clear()
-    known = _known_specs[plain, shape, dtype] = (plain, spec, shape.numel() * element_bytes)
-    return known
-
-
-@functools.lru_cache(maxsize=64)
-def _describe_dtype(dtype: torch.dtype) -> tuple[str, int]:
-    import torch
-
-    return str(dtype).replace("torch.", ""), torch.empty(0, dtype=dtype).element_size()
-
-
-__all__ = ["make_ref", "record"]
+__all__ = ["begin_ref", "check_tensors", "describe", "end_ref", "make_ref", "record"]

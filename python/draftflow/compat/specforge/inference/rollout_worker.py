@@ -84,8 +84,9 @@ class RolloutWorker:
 
         Raises what the source raised (the prompts are pending again), ValueError if it did not return one dict a prompt (they
         are failed), the first CaptureMismatchError when the others of its batch are done (its prompt is failed), and what the
-        commit raised (the prompts are pending again). A sample that cannot be stored makes its prompt pending again; a
-        TypeError of the store, such as for an array that is no tensor, is raised.
+        commit raised (the prompts are pending again). A sample that cannot be stored makes its prompt pending again; one that
+        the store refuses (ValueError: its id, say) fails it. A TypeError of the store, such as for an array that is no tensor,
+        is raised.
         """
         with self._lock:
             if self._state in _CLOSING:
@@ -164,7 +165,8 @@ class RolloutWorker:
                 raise
             except Exception as error:
                 self._abort(sample_id, f"put_failed: {error}")
-                self._fail(batch, [task.task_id], f"put: {error}", retryable=True)
+                # What the store does not take, such as the id, it will not take from the next try either.
+                self._fail(batch, [task.task_id], f"put: {error}", retryable=not isinstance(error, ValueError))
                 continue
             batch.refs.append(ref)
             batch.uncommitted.append(ref)

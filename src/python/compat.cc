@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "python/compat.h"
+
+#include <fmt/format.h>
+
+#include <map>
+#include <tuple>
+
+#include "draftflow/base/error.h"
+#include "draftflow/base/text.h"
+#include "python/arguments.h"
+#include "python/handles.h"
+#include "python/json.h"
+#include "python/tensors.h"
+
+namespace draftflow::python {
+namespace {
+
+// Python's names of what is asked of each ref and tensor, made once.
+struct Names {
+  py::str sample_id = name("sample_id"), run_id = name("run_id"), feature_store_uri = name("feature_store_uri"),
+          feature_keys = name("feature_keys"), feature_specs = name("feature_specs"), metadata = name("metadata"),
+          generation = name("generation"), incarnation = name("incarnation"), shape = name("shape"), dtype = name("dtype"),
+          codecs = name("codecs"), lease_token = name("lease_token"), estimated_bytes = name("estimated_bytes");
+
+  static py::str name(const char* text) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text)); }
+};
+
+const Names& names() {
+  static const auto* const made = new Names;  // kept for the process's life, as all Python objects here
+  return *made;
+}
+
+py::object attribute(py::handle object, const py::str& name) {
+  auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name.ptr()));
+  if (!found) throw py::error_already_set();
+  return found;
+}
+
+// Null where there is none.
+py::handle item(const py::dict& from, py::handle key) {
+  PyObject* found = PyDict_GetItemWithError(from.ptr(), key.ptr());
+  if (found == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return found;
+}
+
+void set_item(const py::dict& into, py::handle key, py::handle value) {
+  if (PyDict_SetItem(into.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
+}
+
+py::object checked(PyObject* made) {
+  if (made == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(made);
+}
+
+std::vector<std::int64_t> shape_from(const py::object& given) {
+  if (PyTuple_CheckExact(given.ptr()) == 0) return given.cast<std::vector<std::int64_t>>();
+  std::vector<std::int64_t> shape(static_cast<std::size_t>(PyTuple_GET_SIZE(given.ptr())));
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    PyObject* extent = PyTuple_GET_ITEM(given.ptr(), i);
+    shape[i] = PyLong_CheckExact(extent) != 0 ? PyLong_AsLongLong(extent) : py::handle(extent).cast<std::int64_t>();
+  }
+  if (PyErr_Occurred() != nullptr) {  // one that no tensor has
+    PyErr_Clear();
+    return given.cast<std::vector<std::int64_t>>();
+  }
+  return shape;
+}
+
+}  // namespace
+
+SampleRef locator_from(py::handle ref) {
+  const Names& known = names();
+  SampleRef made{.sample_id = SampleId(text_from(attribute(ref, known.sample_id))),
+                 .run_id = RunId(text_from(attribute(ref, known.run_id))),
+                 .feature_store_uri = text_from(attribute(ref, known.feature_store_uri))};
+  const py::dict keys = attribute(ref, known.feature_keys), specs = attribute(ref, known.feature_specs);
+  made.feature_keys.reserve(keys.size());
+  made.feature_specs.reserve(keys.size());
+  for (const auto& [name, key] : keys) {
+    made.feature_keys.emplace_back(text_from(name), text_from(key));
+    const auto spec = item(specs, name);
+    if (!spec) {
+      throw NotFound(fmt::format("the ref of sample '{}' has a key, but no spec, of '{}'", printable(made.sample_id.str()),
+                                 printable(made.feature_keys.back().first)));
+    }
+    made.feature_specs.push_back({.name = made.feature_keys.back().first,
+                                  .shape = shape_from(attribute(spec, known.shape)),
+                                  .dtype = dtype_from_name(text_from(attribute(spec, known.dtype)))});
+  }
+  const py::dict metadata = attribute(ref, known.metadata);
+  made.generation = py::object(metadata[known.generation]).cast<std::uint64_t>();
+  if (const auto incarnation = item(metadata, known.incarnation)) made.incarnation = text_from(incarnation);
+  return made;
+}
+
+namespace {
+
+// What refs say of a tensor, shared by all that have one of its name, type and shape. Kept for the process's life.
+struct Described {
+  py::object name, spec;
+};
+using DescribedTensors = std::map<std::tuple<std::string, DType, std::vector<std::int64_t>>, Described, std::less<>>;
+constexpr std::size_t kMaxDescribed = 8192;
+
+const Described& described(const std::string& name, const Tensor& tensor, py::handle describe) {
+  static auto* const known = new DescribedTensors;  // guarded by Python's lock
+  const auto found = known->find(std::tie(name, tensor.dtype, tensor.shape));
+  if (found != known->end()) return found->second;
+  const py::str own_name(name);
+  const py::object spec = describe(own_name, py::tuple(py::cast(tensor.shape)), py::str(std::string(dtype_name(tensor.dtype))));
+  if (known->size() >= kMaxDescribed) known->clear();
+  return known->insert_or_assign({name, tensor.dtype, tensor.shape}, Described{own_name, spec}).first->second;
+}
+
+// Into `fields`, what a ref says of its tensors.
+void describe_tensors(const TensorMap& tensors, const py::str& sample_id, const py::dict& fields, py::handle describe) {
+  const Names& known = names();
+  const py::object prefix = checked(PyUnicode_FromFormat("%U/", sample_id.ptr()));
+  py::dict specs, keys;
+  std::uint64_t bytes = 0;
+  for (const auto& [name, tensor] : tensors) {
+    const Described& each = described(name, tensor, describe);
+    set_item(specs, each.name, each.spec);
+    set_item(keys, each.name, checked(PyUnicode_Concat(prefix.ptr(), each.name.ptr())));
+    bytes += tensor.bytes.size();
+  }
+  set_item(fields, known.feature_specs, specs);
+  set_item(fields, known.feature_keys, keys);
+  set_item(fields, known.estimated_bytes, checked(PyLong_FromUnsignedLongLong(bytes)));
+}
+
+struct PutDescribed {
+  static constexpr const char* kName = "_put_described";
+  static constexpr const char* kDoc =
+      "_put_described(self: Store, tensors: dict, sample_id: str, fields: dict, describe: Callable) -> None\n\n"
+      "put of torch tensors, which adds to `fields` what a ref says of them (feature_specs, of describe(name, shape, dtype), "
+      "feature_keys, estimated_bytes) and to its metadata which bytes it made: the generation, the incarnation, the codecs if "
+      "there are some.";
+  enum { kTensors, kSampleId, kFields, kDescribe };
+  static const Signature& signature() {
+    static const Signature made(kName, {"tensors", "sample_id", "fields", "describe"}, 4, 4);
+    return made;
+  }
+  static py::object call(PyObject* self, const Arguments& given) {
+    const Names& known = names();
+    const SampleId id(given.text(kSampleId));
+    const TensorMap tensors = tensors_from(given.dict(kTensors), Taken::kTorch);
+    const py::dict fields = given.dict(kFields), said = fields[known.metadata];
+    describe_tensors(tensors, py::reinterpret_borrow<py::str>(given[kSampleId]), fields, given[kDescribe]);
+    const std::shared_ptr<FeatureStore> store = py::handle(self).cast<StoreHandle&>().opened.get();
+    const SampleRef ref = [&] {
+      const Unlocked unlocked;
+      return store->put(tensors, id, {.run_id = RunId("run")});
+    }();
+    if (item(said, known.codecs)) said.attr("pop")(known.codecs);  // the caller's, who does not know
+    for (const auto& [name, text] : ref.metadata) set_item(said, py::str(name), from_json(text));
+    set_item(said, known.generation, checked(PyLong_FromUnsignedLongLong(ref.generation)));
+    if (!ref.incarnation.empty()) set_item(said, known.incarnation, py::str(ref.incarnation));
+    return py::none();
+  }
+};
+
+struct GetLocated {
+  static constexpr const char* kName = "_get_located";
+  static constexpr const char* kDoc =
+      "_get_located(self: Store, ref: object, names: Optional[List[str]]) -> Tuple[dict, dict]\n\n"
+      "get by a ref of any class (SampleRef.locator): {name: torch tensor} and the attributes of the handle.";
+  static const Signature& signature() {
+    static const Signature made(kName, {"ref", "names"}, 2, 2);
+    return made;
+  }
+  static py::object call(PyObject* self, const Arguments& given) {
+    const Names& known = names();
+    const SampleRef ref = locator_from(given[0]);
+    GetOptions options;
+    if (!given[1].is_none()) options.names = given.as<std::vector<std::string>>(1, "a list of names");
+    const std::shared_ptr<FeatureStore> store = py::handle(self).cast<StoreHandle&>().opened.get();
+    const Fetched fetched = [&] {
+      const Unlocked unlocked;
+      return store->get(ref, options);
+    }();
+    try {
+      py::dict handle;
+      set_item(handle, known.sample_id, attribute(given[0], known.sample_id));
+      set_item(handle, known.generation, checked(PyLong_FromUnsignedLongLong(fetched.handle.generation)));
+      set_item(handle, known.lease_token, py::str(fetched.handle.lease_token));
+      return py::make_tuple(tensors_to(fetched.tensors, false, Framework::kTorch, py::none()), handle);
+    } catch (...) {
+      const Unlocked unlocked;
+      store->release(fetched.handle);
+      throw;
+    }
+  }
+};
+
+}  // namespace
+
+void bind_compat(py::module_& module) {
+  const py::object store = module.attr("Store");
+  add_method<PutDescribed>(store);
+  add_method<GetLocated>(store);
+}
+
+}  // namespace draftflow::python
