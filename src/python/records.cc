@@ -85,18 +85,21 @@ SampleRef locator_of(const py::handle& ref) {
   SampleRef made{.sample_id = SampleId(text(ref, "sample_id")),
                  .run_id = RunId(text(ref, "run_id")),
                  .feature_store_uri = text(ref, "feature_store_uri")};
-  const py::dict specs = ref.attr("feature_specs");
+  const py::dict known = ref.attr("feature_specs");
+  std::vector<FeatureSpec> specs;
   for (const auto& [name, key] : py::dict(ref.attr("feature_keys"))) {
-    made.feature_keys.emplace_back(name.cast<std::string>(), key.cast<std::string>());
-    if (!specs.contains(name)) {
+    auto feature = name.cast<std::string>();
+    made.feature_keys.emplace_back(feature, key.cast<std::string>());
+    if (!known.contains(name)) {
       throw NotFound(fmt::format("the ref of sample '{}' has a key, but no spec, of '{}'", printable(made.sample_id.str()),
-                                 printable(made.feature_keys.back().first)));
+                                 printable(feature)));
     }
-    const py::object spec = specs[name];
-    made.feature_specs.push_back({.name = made.feature_keys.back().first,
-                                  .shape = spec.attr("shape").cast<std::vector<std::int64_t>>(),
-                                  .dtype = dtype_from_name(text(spec, "dtype"))});
+    const py::object spec = known[name];
+    specs.push_back({.name = std::move(feature),
+                     .shape = spec.attr("shape").cast<std::vector<std::int64_t>>(),
+                     .dtype = dtype_from_name(text(spec, "dtype"))});
   }
+  made.feature_specs = std::move(specs);
   const py::dict metadata = ref.attr("metadata");
   made.generation = metadata["generation"].cast<std::uint64_t>();
   if (metadata.contains("incarnation")) made.incarnation = metadata["incarnation"].cast<std::string>();
@@ -141,7 +144,7 @@ void bind_ref(py::module_& module) {
       .def_property_readonly("feature_keys",
                              [](const SampleRef& ref) {
                                py::dict made;
-                               for (const auto& [name, key] : ref.feature_keys) made[py::str(name)] = key;
+                               for (const auto& [name, key] : ref.feature_keys) made[py::str(name)] = py::str(key);
                                return made;
                              })
       .def_property_readonly("feature_specs",
