@@ -42,4 +42,17 @@ void sleep_interruptibly(std::chrono::milliseconds duration) {
   }
 }
 
+bool complete_unless(const std::atomic<bool>& stop, const std::function<void()>& call) {
+  struct Stopped {};
+  const InterruptScope scope([&stop] {
+    if (stop.load()) throw Stopped();
+  });
+  try {
+    call();
+    return true;
+  } catch (const Stopped&) {
+    return false;
+  }
+}
+
 }  // namespace draftflow

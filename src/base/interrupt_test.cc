@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -64,6 +66,22 @@ TEST(Interrupt, ASleepMakesTheCheckAgainAndAgain) {
     if (++made == 3) throw CalledAway();
   });
   EXPECT_THROW(sleep_interruptibly(std::chrono::hours(1)), CalledAway);  // else the test hangs for an hour
+}
+
+TEST(Interrupt, ACallIsCompletedUnlessItWaitsWhenAskedToStop) {
+  std::atomic<bool> stop{false};
+  int made = 0;
+  EXPECT_TRUE(complete_unless(stop, [&] { sleep_interruptibly(std::chrono::milliseconds(1)); }));
+  EXPECT_FALSE(complete_unless(stop, [&] {
+    ++made;
+    stop = true;
+    sleep_interruptibly(std::chrono::hours(1));  // else the test hangs for an hour
+    ++made;
+  }));
+  EXPECT_EQ(made, 1);
+  EXPECT_TRUE(complete_unless(stop, [] {})) << "it did not wait";
+  EXPECT_THROW(complete_unless(stop, [] { throw CalledAway(); }), CalledAway);
+  EXPECT_FALSE(may_be_interrupted());
 }
 
 TEST(Interrupt, AScopeWithoutACheckIsRefused) {

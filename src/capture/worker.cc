@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "draftflow/base/error.h"
+#include "draftflow/base/interrupt.h"
 #include "draftflow/base/random.h"
 #include "draftflow/base/text.h"
 #include "draftflow/flow/backpressure.h"
@@ -364,7 +365,9 @@ CaptureProgress run_capture(const CaptureOptions& options, const CaptureCallback
     throw InvalidArgument("lease_tasks, lease_ms, threads and max_attempts must be 1 or more");
   }
   set_up_compute(options.threads);
-  return Worker(options, on_progress, stop).run();
+  std::optional<Worker> worker;
+  if (!complete_unless(stop, [&] { worker.emplace(options, on_progress, stop); })) return {};
+  return worker->run();
 }
 
 }  // namespace draftflow

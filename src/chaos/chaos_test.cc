@@ -7,8 +7,10 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <exception>
+#include <iterator>
 #include <map>
 
 #include "chaos/roles.h"
@@ -78,7 +80,9 @@ TEST(Chaos, EveryPassTrainsEverySampleOnPostgres) {
 ChaosOptions planted(Bug bug) {
   ChaosOptions options{.scenario = Scenario::kWindows, .seconds = kPlantedSeconds, .bug = bug};
   if (bug == Bug::kFreeAfterPass || bug == Bug::kOnePass) options.scenario = Scenario::kPasses;
-  if (bug != Bug::kAckBeforeReading && bug != Bug::kLostAckIsDone && bug != Bug::kFreeAtLease) return options;
+  constexpr Bug kOfQueues[] = {Bug::kAckBeforeReading, Bug::kLostAckIsDone, Bug::kFreeAtLease, Bug::kClosedAckIsDone,
+                               Bug::kNoteBeforeJoining};
+  if (std::find(std::begin(kOfQueues), std::end(kOfQueues), bug) == std::end(kOfQueues)) return options;
   options.scenario = Scenario::kQueue;
   options.seconds /= 2;
   return options;

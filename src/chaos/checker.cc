@@ -184,30 +184,10 @@ class Checker {
     if (!failed && kind == Kind::kNotFinite) wrong("group {}: sample {} was trained on, and holds a NaN", group.name, id);
   }
 
-  std::set<std::string> members(const GroupPlan& group, std::set<std::string>& perhaps) const {
-    std::set<std::string> all;
-    if (!group.late) {
-      for (const SampleRow& sample : samples_) all.insert(sample.id);
-      return all;
-    }
-    const Joined joined = load_joined(plan_, group);
-    const std::set<std::string> in = set_of(joined.members), out = set_of(joined.strangers);
-    bool later = true;  // than the joining: from the end on
-    for (auto sample = samples_.rbegin(); sample != samples_.rend(); ++sample) {
-      later = later && !in.contains(sample->id) && !out.contains(sample->id);
-      if (later || in.contains(sample->id)) {
-        all.insert(sample->id);
-      } else if (!out.contains(sample->id)) {
-        perhaps.insert(sample->id);  // freed while the group joined
-      }
-    }
-    return all;
-  }
-
   void check_complete(const GroupPlan& group, const History& history, const std::map<std::string, int>& seen,
                       std::size_t dropped) {
     std::set<std::string> perhaps, missing;
-    const std::set<std::string> all = members(group, perhaps);
+    const std::set<std::string> all = members_of(plan_, group, samples_, perhaps);
     for (const std::string& id : all) {
       if (!seen.contains(id)) missing.insert(id);
     }

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "chaos/history.h"
+#include "chaos/roles.h"
 
 namespace draftflow::chaos {
 namespace {
@@ -23,7 +24,8 @@ struct Said {
 
 class QueueChecker {
  public:
-  QueueChecker(const Plan& plan, const GroupPlan& queue, Tables& tables) : plan_(plan), queue_(queue), tables_(tables) {
+  QueueChecker(const Plan& plan, const GroupPlan& queue, Tables& tables)
+      : plan_(plan), queue_(queue), tables_(tables), dropped_(tables.dropped(queue.name)) {
     for (const Taken& taken : load_taken(plan.taken(queue))) {
       Said& said = said_[taken.id];
       if (taken.what == "trained") said.trained.insert(taken.token);
@@ -36,6 +38,7 @@ class QueueChecker {
   std::vector<std::string> run() {
     const std::vector<QueueRow> rows = tables_.queue(queue_.name);
     for (const QueueRow& row : rows) check_row(row);
+    check_dropped();
     check_members(rows);
     check_answers(rows);
     return wrong_;
@@ -83,13 +86,35 @@ class QueueChecker {
     if (!may_fail && row.attempts != attempts) wrong("sample {} has {} attempts, not {}", row.id, row.attempts, attempts);
   }
 
-  void check_members(const std::vector<QueueRow>& rows) {
-    std::set<std::string> members;
-    for (const QueueRow& row : rows) members.insert(row.id);
-    for (const SampleRow& sample : tables_.samples()) {
-      if (!members.contains(sample.id)) wrong("sample {} was never in it", sample.id);
+  // Only by its closing, and never after an ack that a consumer has heard.
+  void check_dropped() {
+    for (const auto& [id, reason] : dropped_) {
+      if (!queue_.closed || reason != "the group was closed") wrong("sample {} is dropped because of '{}'", id, reason);
+      if (!said_[id].acked.empty()) wrong("sample {} was acked, and is dropped because of '{}'", id, reason);
     }
-    for (const auto& [id, reason] : tables_.dropped(queue_.name)) wrong("sample {} is dropped because of '{}'", id, reason);
+  }
+
+  // What was committed before it was closed, and was there or came when it had joined.
+  void check_members(const std::vector<QueueRow>& rows) {
+    std::set<std::string> members, perhaps;
+    for (const QueueRow& row : rows) members.insert(row.id);
+    for (const auto& [id, reason] : dropped_) {
+      if (!members.insert(id).second) wrong("sample {} is dropped, and in it", id);
+    }
+    const std::vector<SampleRow> samples = tables_.samples();
+    const std::set<std::string> all = members_of(plan_, queue_, samples, perhaps);
+    std::size_t before_the_end = 0;
+    for (std::size_t i = 0; i < samples.size(); ++i) {
+      const std::string& id = samples[i].id;
+      if (!members.contains(id)) continue;
+      before_the_end = i + 1;
+      if (!all.contains(id) && !perhaps.contains(id)) wrong("sample {} was freed before it joined", id);
+    }
+    if (!queue_.closed) before_the_end = samples.size();
+    for (std::size_t i = 0; i < before_the_end; ++i) {
+      const std::string& id = samples[i].id;
+      if (all.contains(id) && !members.contains(id)) wrong("sample {} was never in it", id);
+    }
   }
 
   // What the ledger's functions say of it.
@@ -106,17 +131,20 @@ class QueueChecker {
     }
     if (told != failed) wrong("failed_refs() are not the {} that have failed", failed.size());
     const GroupStatus status = tables_.ledger().status().of(group);
-    const bool right = status.available == 0 && status.leased == 0 && status.dropped == 0 &&
-                       status.durable == static_cast<std::int64_t>(acked.size()) &&
+    const auto dropped = static_cast<std::int64_t>(dropped_.size());
+    const bool right = status.available == 0 && status.leased == 0 && status.dropped == dropped &&
+                       status.open != queue_.closed && status.durable == static_cast<std::int64_t>(acked.size()) &&
                        status.failed == static_cast<std::int64_t>(failed.size());
     if (right) return;
-    wrong("status() says {} available, {} leased, {} durable, {} failed, {} dropped; found 0, 0, {}, {}, 0", status.available,
-          status.leased, status.durable, status.failed, status.dropped, acked.size(), failed.size());
+    wrong("status() says {} available, {} leased, {} durable, {} failed, {} dropped, {}; found 0, 0, {}, {}, {}",
+          status.available, status.leased, status.durable, status.failed, status.dropped, status.open ? "open" : "closed",
+          acked.size(), failed.size(), dropped);
   }
 
   const Plan& plan_;
   const GroupPlan& queue_;
   Tables& tables_;
+  const std::map<std::string, std::string> dropped_;  // id, reason
   std::map<std::string, Said> said_;
   std::vector<std::string> wrong_;
 };

@@ -29,6 +29,12 @@ std::vector<std::string> ids_of(const std::vector<SampleRow>& samples, bool gone
   return ids;
 }
 
+// What a late group has joined at: the samples that were surely claimed by it ("member"), and those that surely were not
+// ("stranger").
+std::filesystem::path joined_file(const Plan& plan, const GroupPlan& group) {
+  return plan.folder / (group.name + ".joined");
+}
+
 void sweep(Stage& stage, Ledger& ledger, FeatureStore& store, double age_s) {
   stage.board.add(Count::kOrphans, sweep_orphans(ledger, store, age_s).removed);
 }
@@ -65,9 +71,18 @@ int run_joiner(Stage& stage, std::size_t index) {
   const GroupPlan& group = stage.plan.groups.at(index);
   ChaosLedger ledger(stage);
   std::vector<SampleRow> before, after;
-  with_patience(stage, [&] { before = Tables(stage.plan.ledger).samples(); });
+  const auto look = [&](std::vector<SampleRow>& samples) {
+    with_patience(stage, [&] { samples = Tables(stage.plan.ledger).samples(); });
+  };
+  look(before);
+  if (stage.plan.bug == Bug::kNoteBeforeJoining) {
+    look(after);
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  }
+  stage.point(Point::kNone);
   ledger.declare_group(config_of(stage.plan, group));
-  with_patience(stage, [&] { after = Tables(stage.plan.ledger).samples(); });
+  stage.point(Point::kNone);
+  if (stage.plan.bug != Bug::kNoteBeforeJoining) look(after);
   std::string text;
   for (const std::string& id : ids_of(before, true)) text += fmt::format("stranger {}\n", id);
   for (const std::string& id : ids_of(after, false)) text += fmt::format("member {}\n", id);
@@ -76,7 +91,10 @@ int run_joiner(Stage& stage, std::size_t index) {
 }
 
 int run_closer(Stage& stage, std::size_t index) {
-  ChaosLedger(stage).close_group(GroupId(stage.plan.groups.at(index).name));
+  ChaosLedger ledger(stage);
+  stage.point(Point::kNone);
+  ledger.close_group(GroupId(stage.plan.groups.at(index).name));
+  stage.point(Point::kNone);
   return kFinished;
 }
 
@@ -135,19 +153,27 @@ TensorMap read_bytes(Stage& stage, FeatureStore& store, const SampleRef& ref) {
   return tensors;
 }
 
-std::filesystem::path joined_file(const Plan& plan, const GroupPlan& group) {
-  return plan.folder / (group.name + ".joined");
-}
-
-Joined load_joined(const Plan& plan, const GroupPlan& group) {
-  Joined joined;
-  for (const std::string& line : read_lines(joined_file(plan, group))) {
-    std::istringstream words(line);
-    std::string what, id;
-    words >> what >> id;
-    (what == "member" ? joined.members : joined.strangers).push_back(id);
+std::set<std::string> members_of(const Plan& plan, const GroupPlan& group, const std::vector<SampleRow>& samples,
+                                 std::set<std::string>& perhaps) {
+  std::set<std::string> all, claimed, strangers;
+  if (group.late) {
+    for (const std::string& line : read_lines(joined_file(plan, group))) {
+      std::istringstream words(line);
+      std::string what, id;
+      words >> what >> id;
+      (what == "member" ? claimed : strangers).insert(id);
+    }
   }
-  return joined;
+  bool later = true;  // than the joining: from the end on
+  for (auto sample = samples.rbegin(); sample != samples.rend(); ++sample) {
+    later = later && !claimed.contains(sample->id) && !strangers.contains(sample->id);
+    if (later || claimed.contains(sample->id)) {
+      all.insert(sample->id);
+    } else if (!strangers.contains(sample->id)) {
+      perhaps.insert(sample->id);
+    }
+  }
+  return all;
 }
 
 }  // namespace draftflow::chaos

@@ -4,9 +4,12 @@
 // returns the process's exit code.
 #pragma once
 
+#include <set>
 #include <string>
+#include <vector>
 
 #include "chaos/stage.h"
+#include "chaos/tables.h"
 
 namespace draftflow::chaos {
 
@@ -46,11 +49,9 @@ void free_bytes(Stage& stage, Ledger& ledger, FeatureStore& store, std::optional
 // By a lease or without one. NotFound or Corrupt if the bytes are not there or not whole.
 TensorMap read_bytes(Stage& stage, FeatureStore& store, const SampleRef& ref);
 
-// Late groups: the samples that were surely claimed by joining, and those that surely were not.
-struct Joined {
-  std::vector<std::string> members, strangers;
-};
-std::filesystem::path joined_file(const Plan& plan, const GroupPlan& group);
-Joined load_joined(const Plan& plan, const GroupPlan& group);
+// Of all samples those that are the group's: of a late one those that were there or came later, and `perhaps` what was freed
+// while it joined.
+std::set<std::string> members_of(const Plan& plan, const GroupPlan& group, const std::vector<SampleRow>& samples,
+                                 std::set<std::string>& perhaps);
 
 }  // namespace draftflow::chaos

@@ -52,6 +52,8 @@ const char* bug_name(Bug bug) {
     case Bug::kAckBeforeReading: return "AckBeforeReading";
     case Bug::kLostAckIsDone: return "LostAckIsDone";
     case Bug::kFreeAtLease: return "FreeAtLease";
+    case Bug::kClosedAckIsDone: return "ClosedAckIsDone";
+    case Bug::kNoteBeforeJoining: return "NoteBeforeJoining";
     case Bug::kFreeAfterPass: return "FreeAfterPass";
     case Bug::kOnePass: return "OnePass";
     default: return "None";

@@ -44,6 +44,8 @@ enum class Bug {
   kAckBeforeReading,    // a queue's consumer acks what it has not read yet
   kLostAckIsDone,       // a queue's consumer takes an ack for good that was refused because its lease was lost
   kFreeAtLease,         // a queue's consumer removes the bytes when it has read them, before its ack
+  kClosedAckIsDone,     // a queue's consumer takes an ack for good that was refused because the queue was closed
+  kNoteBeforeJoining,   // a late group is believed to have joined before it has
   kFreeAfterPass,       // a group of several passes removes what its checkpoint holds, although a later pass needs it
   kOnePass,             // a group of several passes is declared as one of a single pass
   kEnd
@@ -55,8 +57,8 @@ struct GroupPlan {
   int window = 0, resumable = 1, max_width = 4;
   TailPolicy tail = TailPolicy::kDrop;
   bool late = false;    // joins when samples have been freed already
-  bool closed = false;  // is closed in the midst of its work, when the chaos ends
-  bool queue = false;   // of the above it has the name only
+  bool closed = false;  // is closed in the midst of its work: a queue at some time of the chaos, the others at its end
+  bool queue = false;   // has no window and what follows from it
   int passes = 1;
 };
 constexpr int kQueueAttempts = 4;  // of a ref in a queue, until it has failed for good

@@ -45,8 +45,10 @@ struct Worker {
 
 // Queues come last: the others are numbered as their runners are.
 std::vector<GroupPlan> groups_of(Scenario scenario) {
-  const GroupPlan queue{.name = "queue", .queue = true};
-  if (scenario == Scenario::kQueue) return {queue};
+  const std::vector<GroupPlan> queues = {{.name = "queue", .queue = true},
+                                         {.name = "latecomer", .late = true, .queue = true},
+                                         {.name = "shop", .closed = true, .queue = true}};
+  if (scenario == Scenario::kQueue) return queues;
   if (scenario == Scenario::kPasses) {
     return {{.name = "twice", .window = 4, .resumable = 2, .passes = 2},
             {.name = "thrice", .window = 6, .max_width = 3, .tail = TailPolicy::kCarry, .passes = 3}};
@@ -55,7 +57,7 @@ std::vector<GroupPlan> groups_of(Scenario scenario) {
                                    {.name = "carry", .window = 4, .tail = TailPolicy::kCarry},
                                    {.name = "late", .window = 6, .max_width = 3, .late = true},
                                    {.name = "brief", .window = 2, .max_width = 2, .closed = true}};
-  if (scenario == Scenario::kStream) groups.push_back(queue);
+  if (scenario == Scenario::kStream) groups.insert(groups.end(), queues.begin(), queues.end());
   return groups;
 }
 
@@ -108,11 +110,17 @@ class Supervisor {
     for (std::size_t i = 0; i < stage_->plan.groups.size(); ++i) {
       if (!stage_->plan.groups[i].queue) {
         runners_.push_back(std::make_unique<GroupRunner>(*stage_, i, [this](const std::string& event) { note(event); }));
-        continue;
+      } else if (!stage_->plan.groups[i].late) {
+        hire_takers(i);
       }
-      for (std::size_t taker = 0; taker < kTakers; ++taker) {
-        workers_.push_back({fmt::format("taker{}", taker), {"--role=taker", fmt::format("--group={}", i)}, {}});
-      }
+    }
+  }
+
+  void hire_takers(std::size_t queue) {
+    for (std::size_t taker = 0; taker < kTakers; ++taker) {
+      workers_.push_back({fmt::format("{}-taker{}", stage_->plan.groups[queue].name, taker),
+                          {"--role=taker", fmt::format("--group={}", queue)},
+                          {}});
     }
   }
 
@@ -176,15 +184,20 @@ class Supervisor {
 
   void chaos() {
     const double joins_at = options_.seconds * (0.2 + 0.3 * choices_.uniform());
+    const double closes_at = options_.seconds * (0.3 + 0.5 * choices_.uniform());
     auto next = Clock::now() + milliseconds(300);
-    bool joined = false;
+    bool joined = false, closed = false;
     const bool ends_early = options_.scenario == Scenario::kPasses;
-    while (go_on() && (seconds_since(start_) < options_.seconds || !joined) && !(ends_early && all_done())) {
+    while (go_on() && (seconds_since(start_) < options_.seconds || !joined || !closed) && !(ends_early && all_done())) {
       tick();
       if (ends_early && seconds_since(start_) > options_.seconds * kStreamPart) stage_->board.stop_ingest() = 1;
       if (!joined && seconds_since(start_) > joins_at && !anything_stopped()) {
         joined = true;
         join_late_groups();
+      }
+      if (!closed && seconds_since(start_) > closes_at && !anything_stopped()) {
+        closed = true;
+        close_groups(/*queues=*/true);
       }
       if (Clock::now() < next || anything_stopped()) continue;
       act();
@@ -193,11 +206,27 @@ class Supervisor {
   }
 
   void join_late_groups() {
-    for (std::size_t i = 0; i < runners_.size(); ++i) {
-      if (!stage_->plan.groups[i].late) continue;
-      note("a group joins late");
+    for (std::size_t i = 0; i < stage_->plan.groups.size(); ++i) {
+      const GroupPlan& group = stage_->plan.groups[i];
+      if (!group.late) continue;
+      note(group.name + " joins late");
       run_to_end("joiner", {fmt::format("--group={}", i)});
-      runners_[i]->join();
+      if (group.queue) {
+        hire_takers(i);
+      } else {
+        runners_[i]->join();
+      }
+    }
+  }
+
+  // Whose ranks or consumers are at work.
+  void close_groups(bool queues) {
+    for (std::size_t i = 0; i < stage_->plan.groups.size(); ++i) {
+      const GroupPlan& group = stage_->plan.groups[i];
+      if (!group.closed || group.queue != queues) continue;
+      note(group.name + " is closed");
+      if (!queues) runners_[i]->leave();
+      run_to_end("closer", {fmt::format("--group={}", i)});
     }
   }
 
@@ -278,12 +307,8 @@ class Supervisor {
     folder_.relax();
     squeezed_until_.reset();
     stopped_until_ = Clock::now();
-    for (std::size_t i = 0; i < runners_.size(); ++i) {
-      runners_[i]->finish();
-      if (!stage_->plan.groups[i].closed) continue;
-      runners_[i]->leave();  // whose ranks are at work
-      run_to_end("closer", {fmt::format("--group={}", i)});
-    }
+    for (const auto& runner : runners_) runner->finish();
+    close_groups(/*queues=*/false);
     stage_->board.stop_ingest() = 1;
     const auto start = Clock::now();
     while (go_on() && !all_done()) {

@@ -15,10 +15,10 @@
 namespace draftflow::chaos {
 
 enum class Scenario {
-  kStream,   // four groups of one pass and a queue
-  kWindows,  // the same without the queue, so that more happens to the others
+  kStream,   // four groups of one pass and three queues, of which one joins late and one is closed
+  kWindows,  // the same without the queues, so that more happens to the others
   kPasses,   // two groups of several passes, whose stream ends early: until then nothing may go
-  kQueue     // a queue alone
+  kQueue     // the queues alone
 };
 
 struct ChaosOptions {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A queue's consumer: lease, read and look at the bytes, write down what it has trained on, ack. It fails what it cannot read,
-// is slower than its lease now and then, and gives refs back.
+// is slower than its lease now and then, and gives refs back. It ends with the stream, or when its queue is closed.
 #include <fmt/format.h>
 
 #include <chrono>
@@ -29,6 +29,16 @@ class Taker {
   }
 
   int run() {
+    try {
+      return work();
+    } catch (const Conflict& error) {
+      if (!is_closed(error)) throw;
+      return kFinished;
+    }
+  }
+
+ private:
+  int work() {
     for (;;) {
       const QueueAnswer answer = ledger_.lease_refs(request());
       if (answer.state == QueueState::kEndOfStream) return kFinished;
@@ -46,7 +56,11 @@ class Taker {
     }
   }
 
- private:
+  // By whoever may close it.
+  bool is_closed(const Conflict& error) const {
+    return plan_.closed && std::string_view(error.what()).find("the group was closed") != std::string_view::npos;
+  }
+
   bool one_in(std::uint64_t draws) { return stage_.random.below(draws) == 0; }
   void log(const char* what, const RefLease& lease) { log_taken(file_, {what, lease.ref.sample_id.str(), lease.token}); }
 
@@ -116,7 +130,8 @@ class Taker {
     stage_.point(Point::kNone);
     try {
       ledger_.fail_refs(group_, {lease}, reason, again);
-    } catch (const Conflict&) {
+    } catch (const Conflict& error) {
+      if (is_closed(error)) throw;
       lose(lease);
     }
   }
@@ -125,8 +140,10 @@ class Taker {
   void ack(const std::vector<RefLease>& leases) {
     try {
       ledger_.ack_refs(group_, leases);
-    } catch (const Conflict&) {
-      if (stage_.plan.bug != Bug::kLostAckIsDone) {
+    } catch (const Conflict& error) {
+      if (is_closed(error)) {
+        if (stage_.plan.bug != Bug::kClosedAckIsDone) throw;
+      } else if (stage_.plan.bug != Bug::kLostAckIsDone) {
         for (const RefLease& lease : leases) leases.size() == 1 ? lose(lease) : ack({lease});
         return;
       }

@@ -51,14 +51,15 @@ std::vector<std::string> row_names() {
 
 std::vector<SampleRef> LedgerBench::refs(std::int64_t count, bool random) {
   std::vector<SampleRef> made;
+  constexpr const char* kNames[] = {"input_ids", "loss_mask", "hidden_state", "aux_hidden_state"};
+  std::vector<FeatureSpec> specs;
+  for (const char* const name : kNames) specs.push_back({.name = name, .shape = {1, 192, 4096}, .dtype = DType::kBFloat16});
   for (std::int64_t i = 0; i < count; ++i) {
     const std::string id = random ? random_hex128() : fmt::format("run:{:08}", next_++);
     SampleRef ref{.sample_id = SampleId(id), .run_id = RunId("run")};
     ref.feature_store_uri = "disagg://store/" + id;
-    for (const char* const name : {"input_ids", "loss_mask", "hidden_state", "aux_hidden_state"}) {
-      ref.feature_specs.push_back({.name = name, .shape = {1, 192, 4096}, .dtype = DType::kBFloat16});
-      ref.feature_keys.emplace_back(name, id + "/" + name);
-    }
+    ref.feature_specs = specs;
+    for (const char* const name : kNames) ref.feature_keys.emplace_back(name, id + "/" + name);
     ref.source_task_id = id;
     ref.set_metadata("source", fmt::format("\"train.jsonl:{}\"", i));
     ref.generation = 1;

@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,7 +15,6 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
-#include "draftflow/base/random.h"
 #include "draftflow/base/text.h"
 
 namespace draftflow {
@@ -61,6 +62,26 @@ void check_replaceable(const std::filesystem::path& file) {
                                     regular ? "a SQLite database, perhaps the ledger itself" : "no regular file"));
 }
 
+// Where an export is written, beside its target. The name is always the same: what a killed export left is overwritten by the
+// next one. Its writer has it locked.
+UniqueFd open_unfinished(const std::filesystem::path& file) {
+  for (;;) {
+    UniqueFd fd = open_file(file, O_WRONLY | O_CREAT | O_NOFOLLOW);
+    if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno != EWOULDBLOCK) throw_errno(errno, "locking " + file.string());
+      throw Conflict(fmt::format("{} is written by another export: wait for its end, or name another file",
+                                 printable(file.string(), 4096)));
+    }
+    struct stat ours {
+    }, there{};
+    if (::fstat(fd.get(), &ours) != 0) throw_errno(errno, "opening " + file.string());
+    const bool renamed = ::lstat(file.c_str(), &there) != 0 || ours.st_ino != there.st_ino || ours.st_dev != there.st_dev;
+    if (renamed) continue;  // the other one has ended meanwhile: this is its export
+    if (::ftruncate(fd.get(), 0) != 0) throw_errno(errno, "emptying " + file.string());
+    return fd;
+  }
+}
+
 void write_lines(Ledger& ledger, const UniqueFd& fd, const std::filesystem::path& file, const EachLine& each_line) {
   constexpr std::size_t kBlock = 1 << 20;
   std::string block;
@@ -82,14 +103,15 @@ void write_lines(Ledger& ledger, const UniqueFd& fd, const std::filesystem::path
 
 void export_ledger(Ledger& ledger, const std::filesystem::path& file, const EachLine& each_line) {
   check_replaceable(file);
-  std::filesystem::path temporary = file;
-  temporary += "." + random_hex128().substr(0, 12) + ".tmp";
+  std::filesystem::path unfinished = file;
+  unfinished += ".unfinished";
+  const UniqueFd fd = open_unfinished(unfinished);
   try {
-    write_lines(ledger, open_file(temporary, O_WRONLY | O_CREAT | O_EXCL), temporary, each_line);
-    if (::rename(temporary.c_str(), file.c_str()) != 0) throw_errno(errno, "renaming onto " + file.string());
+    write_lines(ledger, fd, unfinished, each_line);
+    if (::rename(unfinished.c_str(), file.c_str()) != 0) throw_errno(errno, "renaming onto " + file.string());
   } catch (...) {
     std::error_code ignored;
-    std::filesystem::remove(temporary, ignored);
+    std::filesystem::remove(unfinished, ignored);
     throw;
   }
   sync_folder(file.has_parent_path() ? file.parent_path() : ".");

@@ -3,10 +3,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <iterator>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
@@ -89,6 +93,50 @@ TEST_F(LedgerFileTest, AnExportReplacesOnlyAnEarlierOne) {
   EXPECT_THROW(LedgerFile{folder}, InvalidArgument);
   export_ledger(*ledger_, file_);
   export_ledger(*ledger_, file_);
+}
+
+TEST_F(LedgerFileTest, WhatAKilledExportLeavesIsTakenByTheNext) {
+  const auto unfinished = folder_.path() / "e.jsonl.unfinished";
+  const auto other = open("other.sqlite3");
+  other->declare("long", std::string(3 << 20, 'x'));  // some of it is written before the last line
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(30);
+    int lines = 0;
+    export_ledger(*open_ledger_read_only((other_.path() / "other.sqlite3").string()), file_, [&] {
+      if (++lines == 3) ::kill(::getpid(), SIGKILL);
+    });
+    ::_exit(1);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFSIGNALED(status));
+  EXPECT_GT(std::filesystem::file_size(unfinished), 1u << 20);
+  export_ledger(*ledger_, file_);
+  EXPECT_EQ(files(), 1);
+  const auto copy = open("copy.sqlite3");
+  LedgerFile(file_).import_into(*copy);
+  EXPECT_EQ(copy->id(), ledger_->id());
+}
+
+TEST_F(LedgerFileTest, OneExportAtATimeIsWrittenToAFile) {
+  bool refused = false;
+  export_ledger(*ledger_, file_, [&] {
+    if (std::exchange(refused, true)) return;
+    try {
+      export_ledger(*open("l.sqlite3"), file_);
+      ADD_FAILURE() << "two at once";
+    } catch (const Conflict& error) {
+      EXPECT_THAT(error.what(), HasSubstr("e.jsonl.unfinished is written by another export: wait for its end"));
+    }
+  });
+  EXPECT_TRUE(refused);
+  EXPECT_EQ(files(), 1);
+  LedgerFile(file_).import_into(*open("copy.sqlite3"));
+  replace_file(folder_.path() / "mine", "mine");
+  std::filesystem::create_symlink("mine", folder_.path() / "e.jsonl.unfinished");
+  EXPECT_THROW(export_ledger(*ledger_, file_), Error);
+  EXPECT_EQ(read_text_file(folder_.path() / "mine"), "mine");
 }
 
 TEST_F(LedgerFileTest, LinesEndWhereTheyEnd) {

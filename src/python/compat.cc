@@ -75,19 +75,21 @@ SampleRef locator_from(py::handle ref) {
                  .run_id = RunId(text_from(attribute(ref, known.run_id))),
                  .feature_store_uri = text_from(attribute(ref, known.feature_store_uri))};
   const py::dict keys = attribute(ref, known.feature_keys), specs = attribute(ref, known.feature_specs);
-  made.feature_keys.reserve(keys.size());
-  made.feature_specs.reserve(keys.size());
+  std::vector<FeatureSpec> described;
+  described.reserve(keys.size());
   for (const auto& [name, key] : keys) {
-    made.feature_keys.emplace_back(text_from(name), text_from(key));
+    std::string feature = text_from(name);
+    made.feature_keys.emplace_back(feature, text_from(key));
     const auto spec = item(specs, name);
     if (!spec) {
       throw NotFound(fmt::format("the ref of sample '{}' has a key, but no spec, of '{}'", printable(made.sample_id.str()),
-                                 printable(made.feature_keys.back().first)));
+                                 printable(feature)));
     }
-    made.feature_specs.push_back({.name = made.feature_keys.back().first,
-                                  .shape = shape_from(attribute(spec, known.shape)),
-                                  .dtype = dtype_from_name(text_from(attribute(spec, known.dtype)))});
+    described.push_back({.name = std::move(feature),
+                         .shape = shape_from(attribute(spec, known.shape)),
+                         .dtype = dtype_from_name(text_from(attribute(spec, known.dtype)))});
   }
+  made.feature_specs = std::move(described);
   const py::dict metadata = attribute(ref, known.metadata);
   made.generation = py::object(metadata[known.generation]).cast<std::uint64_t>();
   if (const auto incarnation = item(metadata, known.incarnation)) made.incarnation = text_from(incarnation);

@@ -118,7 +118,7 @@ void bind_ref(py::module_& module) {
       .def_property_readonly("feature_keys",
                              [](const SampleRef& ref) {
                                py::dict made;
-                               for (const auto& [name, key] : ref.feature_keys) made[py::str(name)] = key;
+                               for (const auto& [name, key] : ref.feature_keys) made[py::str(name)] = py::str(key);
                                return made;
                              })
       .def_property_readonly("feature_specs",

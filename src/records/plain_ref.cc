@@ -172,14 +172,18 @@ bool read_metadata(Reader& in, SampleRef& ref) {
 bool read_fields(Reader& in, SampleRef& ref) {
   std::int64_t bytes = 0;
   const auto key = [&](std::string_view name) {
-    if (!is_new(name, ref.feature_keys)) return false;
-    return in.string(ref.feature_keys.emplace_back(name, std::string()).second);
+    std::string_view text;
+    if (!is_new(name, ref.feature_keys) || !in.string(text)) return false;
+    if (ref.feature_keys.empty()) ref.feature_keys.reserve(4, 4 * (2 * name.size() + text.size()));
+    ref.feature_keys.emplace_back(name, text);
+    return true;
   };
   std::vector<std::pair<std::string_view, bool>> names;
+  std::vector<FeatureSpec> specs;
   const auto spec = [&](std::string_view name) {
     if (!is_new(name, names)) return false;
     names.emplace_back(name, true);
-    return read_spec(in, ref.feature_specs.emplace_back());
+    return read_spec(in, specs.emplace_back());
   };
   if (!in.literal(",\"source_task_id\":") || !in.string_or_null(ref.source_task_id) || !in.literal(",\"feature_store_uri\":") ||
       !in.string(ref.feature_store_uri) || !in.literal(",\"feature_keys\":") || !in.members(key) ||
@@ -191,6 +195,7 @@ bool read_fields(Reader& in, SampleRef& ref) {
       !in.literal(",\"metadata\":") || !read_metadata(in, ref)) {
     return false;
   }
+  ref.feature_specs = std::move(specs);
   ref.estimated_bytes = static_cast<std::uint64_t>(bytes);
   const auto other = [&](std::string_view name) { return !is_one_of(name, kRefFields) && read_other(in, name, ref.other); };
   return (in.literal("}") || (in.literal(",") && in.more_members(other) && in.literal("}"))) && in.end();
@@ -295,14 +300,13 @@ void write_metadata(Writer& out, const SampleRef& ref) {
 
 std::optional<std::string> write_plain_ref(const SampleRef& ref) {
   Writer out;
-  out.require(are_unlike(ref.feature_keys, first_of) &&
+  out.require(are_unlike(ref.feature_keys, [](const FeatureKeys::value_type& key) { return key.first; }) &&
               are_unlike(ref.feature_specs, [](const FeatureSpec& spec) { return std::string_view(spec.name); }));
   (out << "{\"sample_id\":").string(ref.sample_id.str()).name("run_id").string(ref.run_id.str());
   out.name("source_task_id").string_or_null(ref.source_task_id).name("feature_store_uri").string(ref.feature_store_uri);
   out.name("feature_keys") << "{";
-  for (std::size_t i = 0; i < ref.feature_keys.size(); ++i) {
-    out.name(ref.feature_keys[i].first, i == 0).string(ref.feature_keys[i].second);
-  }
+  bool first = true;
+  for (const auto& [name, key] : ref.feature_keys) out.name(name, std::exchange(first, false)).string(key);
   (out << "}").name("feature_specs") << "{";
   for (std::size_t i = 0; i < ref.feature_specs.size(); ++i) {
     write_spec(out.name(ref.feature_specs[i].name, i == 0), ref.feature_specs[i]);

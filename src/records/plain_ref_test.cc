@@ -18,9 +18,12 @@ SampleRef make_ref() {
   ref.feature_store_uri = "disagg://features/run:00000007";
   ref.feature_keys = {{"input_ids", "run:00000007/input_ids"}, {"hidden_state", "x/y"}};
   ref.feature_specs.push_back({.name = "input_ids", .shape = {192}, .dtype = DType::kInt64});
-  ref.feature_specs.push_back({.name = "hidden_state", .shape = {1, 192, 64}, .dtype = DType::kBFloat16, .required = false});
-  ref.feature_specs.back().target_repr = "hidden_state";
-  ref.feature_specs.back().other = {{"device_hint", "\"cpu\""}, {"target_meta", "{}"}, {"later", "[1,-2,\"a\",null]"}};
+  ref.feature_specs.push_back({.name = "hidden_state",
+                               .shape = {1, 192, 64},
+                               .dtype = DType::kBFloat16,
+                               .required = false,
+                               .target_repr = "hidden_state",
+                               .other = {{"device_hint", "\"cpu\""}, {"target_meta", "{}"}, {"later", "[1,-2,\"a\",null]"}}});
   ref.num_tokens = 192;
   ref.estimated_bytes = 26112;
   ref.generation = 16777217;
@@ -78,11 +81,11 @@ TEST(PlainRef, WhatIsNotPlainIsLeftToTheLibrary) {
   left([](SampleRef& ref) { ref.feature_store_uri = "a\\b"; });
   left([](SampleRef& ref) { ref.strategy = "\x7F"; });
   left([](SampleRef& ref) { ref.tokenizer_version = "\xFF"; });
-  left([](SampleRef& ref) { ref.feature_keys[1].first = "input_ids"; });
-  left([](SampleRef& ref) { ref.feature_specs[1].name = "input_ids"; });
-  left([](SampleRef& ref) { ref.feature_specs[1].other.emplace_back("later", "2"); });
-  left([](SampleRef& ref) { ref.feature_specs[1].other.emplace_back("shape", "2"); });
-  left([](SampleRef& ref) { ref.feature_specs[1].other.emplace_back("device_hint", "2"); });
+  left([](SampleRef& ref) { ref.feature_keys.emplace_back("input_ids", "twice"); });
+  left([](SampleRef& ref) { ref.feature_specs.edit([](auto& specs) { specs[1].name = "input_ids"; }); });
+  left([](SampleRef& ref) { ref.feature_specs.edit([](auto& specs) { specs[1].other.emplace_back("later", "2"); }); });
+  left([](SampleRef& ref) { ref.feature_specs.edit([](auto& specs) { specs[1].other.emplace_back("shape", "2"); }); });
+  left([](SampleRef& ref) { ref.feature_specs.edit([](auto& specs) { specs[1].other.emplace_back("device_hint", "2"); }); });
   left([](SampleRef& ref) { ref.metadata.emplace_back("generation", "2"); });
   left([](SampleRef& ref) { ref.metadata.emplace_back("incarnation", "2"); });
   left([](SampleRef& ref) { ref.metadata.emplace_back("format", "2"); });

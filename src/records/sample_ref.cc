@@ -98,7 +98,7 @@ std::string records::write_any_ref(const SampleRef& ref) {
   object["source_task_id"] = records::optional_string(ref.source_task_id);
   object["feature_store_uri"] = ref.feature_store_uri;
   object["feature_keys"] = Json::object();
-  for (const auto& [name, key] : ref.feature_keys) object["feature_keys"][name] = key;
+  for (const auto& [name, key] : ref.feature_keys) object["feature_keys"][std::string(name)] = key;
   object["feature_specs"] = Json::object();
   for (const FeatureSpec& spec : ref.feature_specs) object["feature_specs"][spec.name] = spec_to_json(spec);
   object["strategy"] = ref.strategy;
@@ -137,7 +137,9 @@ SampleRef records::read_any_ref(std::string_view text) {
     ref.feature_keys.emplace_back(name, key.get<std::string>());
   }
   const Json specs = records::take(object, kWhat, "feature_specs");
-  for (const auto& [name, spec] : specs.items()) ref.feature_specs.push_back(spec_from_json(spec));
+  std::vector<FeatureSpec> read;
+  for (const auto& [name, spec] : specs.items()) read.push_back(spec_from_json(spec));
+  ref.feature_specs = std::move(read);
   ref.strategy = records::take_as<std::string>(object, kWhat, "strategy");
   ref.target_model_version = records::take_as<std::string>(object, kWhat, "target_model_version");
   ref.draft_weight_version = records::take_optional_string(object, kWhat, "draft_weight_version");

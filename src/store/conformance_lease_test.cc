@@ -225,7 +225,7 @@ TEST_P(Leases, AFailedGetLeavesNoLease) {
   const auto store = consume_once();
   const SampleRef ref = put(*store);
   SampleRef lying = ref;
-  lying.feature_specs[1].shape = {8, 16};
+  lying.feature_specs.edit([](auto& specs) { specs[1].shape = {8, 16}; });
   EXPECT_THROW(store->get(lying), Corrupt);
   if (GetParam().views) {
     EXPECT_THROW(store->get(lying, {.zero_copy = true}), Corrupt);

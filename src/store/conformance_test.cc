@@ -261,7 +261,7 @@ TEST_P(Conformance, BadArgumentsAreRefusedBeforeAnythingIsWritten) {
 TEST_P(Conformance, ARefThatPromisesAnotherShapeIsCorrupt) {
   const auto store = attach();
   SampleRef ref = store->put(small_tensors(), SampleId("a"), run_metadata());
-  ref.feature_specs[1].shape = {8, 16};
+  ref.feature_specs.edit([](auto& specs) { specs[1].shape = {8, 16}; });
   EXPECT_THAT(message_of<Corrupt>([&] { store->read(ref); }),
               HasSubstr("tensor 'hidden_state' is bfloat16 [16, 8], but the ref says bfloat16 [8, 16]"));
   expect_same(store->read(ref, {"input_ids"}), {small_tensors()[0]});

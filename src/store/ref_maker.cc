@@ -81,15 +81,11 @@ std::uint64_t bytes_of(const TensorMap& tensors) {
   return bytes;
 }
 
-void add_tensor(SampleRef& ref, const std::string& name, DType dtype, const std::vector<std::int64_t>& shape,
-                const std::string& key_prefix) {
-  FeatureSpec spec;
-  spec.name = name;
-  spec.shape = shape;
-  spec.dtype = dtype;
-  ref.feature_specs.push_back(std::move(spec));
-  ref.feature_keys.emplace_back(name, key_prefix + name);
-  ref.estimated_bytes += tensor_bytes(dtype, shape);
+void set_tensors(SampleRef& ref, std::vector<FeatureSpec> specs, const std::string& key_prefix) {
+  ref.estimated_bytes = estimate_bytes(specs);
+  ref.feature_keys.clear();
+  for (const FeatureSpec& spec : specs) ref.feature_keys.emplace_back(spec.name, key_prefix + spec.name);
+  ref.feature_specs = std::move(specs);
 }
 
 SampleRef make_ref(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata, std::string uri,
@@ -97,7 +93,9 @@ SampleRef make_ref(const TensorMap& tensors, const SampleId& sample_id, const Pu
   SampleRef ref{.sample_id = sample_id, .run_id = metadata.run_id};
   ref.source_task_id = metadata.source_task_id;
   ref.feature_store_uri = std::move(uri);
-  for (const auto& [name, tensor] : tensors) add_tensor(ref, name, tensor.dtype, tensor.shape, key_prefix);
+  std::vector<FeatureSpec> specs;
+  for (const auto& [name, tensor] : tensors) specs.push_back(spec_from_tensor(name, tensor));
+  set_tensors(ref, std::move(specs), key_prefix);
   ref.strategy = metadata.strategy;
   ref.target_model_version = metadata.target_model_version;
   ref.draft_weight_version = metadata.draft_weight_version;

@@ -30,9 +30,8 @@ std::uint64_t bytes_of(const TensorMap& tensors);
 SampleRef make_ref(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata, std::string uri,
                    const std::string& key_prefix);
 
-// Enters one tensor: its spec, its key, its bytes.
-void add_tensor(SampleRef& ref, const std::string& name, DType dtype, const std::vector<std::int64_t>& shape,
-                const std::string& key_prefix);
+// Enters the tensors: their specs, keys and bytes.
+void set_tensors(SampleRef& ref, std::vector<FeatureSpec> specs, const std::string& key_prefix);
 
 // The ref's specs to read, in the ref's order; all for no names. NotFound for a name that the ref lacks, listing its own.
 std::vector<const FeatureSpec*> specs_to_read(const SampleRef& ref, const std::vector<std::string>& names);

@@ -7,6 +7,7 @@
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <netdb.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 
@@ -14,6 +15,8 @@
 #include <charconv>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
+#include <filesystem>
 #include <memory>
 #include <system_error>
 #include <torch/csrc/distributed/c10d/FileStore.hpp>
@@ -23,12 +26,16 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
+#include "draftflow/base/interrupt.h"
 #include "draftflow/base/text.h"
 
 namespace draftflow {
 namespace {
 
+using Time = std::chrono::steady_clock::time_point;
+
 constexpr std::string_view kFile = "file://", kTcp = "tcp://";
+constexpr std::chrono::milliseconds kLook{20};  // how often a rank looks whether the others have come
 
 struct Address {
   std::string host;
@@ -103,6 +110,114 @@ std::shared_ptr<gloo::transport::Device> device_towards(const Address& first) {
   return c10d::ProcessGroupGloo::createDeviceForHostname(address);
 }
 
+// A port in the range that clients get theirs from may be given to the very socket that asks for it.
+bool is_its_own_peer(int socket) {
+  sockaddr_storage mine{}, other{};
+  socklen_t my_size = sizeof mine, other_size = sizeof other;
+  if (::getsockname(socket, reinterpret_cast<sockaddr*>(&mine), &my_size) != 0) return false;
+  if (::getpeername(socket, reinterpret_cast<sockaddr*>(&other), &other_size) != 0) return false;
+  return my_size == other_size && std::memcmp(&mine, &other, my_size) == 0;
+}
+
+bool is_answered(const addrinfo& at, Time end) {
+  const UniqueFd socket(::socket(at.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (socket.get() < 0) return false;
+  if (::connect(socket.get(), at.ai_addr, at.ai_addrlen) != 0) {
+    if (errno != EINPROGRESS) return false;
+    pollfd wait{.fd = socket.get(), .events = POLLOUT, .revents = 0};
+    while (::poll(&wait, 1, static_cast<int>(until_next_check(end).count())) <= 0) {
+      check_interrupt();
+      if (std::chrono::steady_clock::now() >= end) return false;
+    }
+    int error = 0;
+    socklen_t size = sizeof error;
+    if (::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &size) != 0 || error != 0) return false;
+  }
+  return !is_its_own_peer(socket.get());
+}
+
+// Until rank 0 listens: TCPStore would wait for it, too, but cannot be interrupted.
+void await_listener(const Address& address, Time end) {
+  const std::string port = std::to_string(address.port);
+  for (;; sleep_interruptibly(5 * kLook)) {
+    addrinfo hints{}, *found = nullptr;
+    hints.ai_socktype = SOCK_STREAM;
+    const int error = ::getaddrinfo(address.host.c_str(), port.c_str(), &hints, &found);
+    const std::unique_ptr<addrinfo, void (*)(addrinfo*)> frees(error == 0 ? found : nullptr, ::freeaddrinfo);
+    for (const addrinfo* at = frees.get(); at != nullptr; at = at->ai_next) {
+      if (is_answered(*at, end)) return;
+    }
+    if (std::chrono::steady_clock::now() < end) continue;
+    throw Unavailable(error == 0 ? std::string("rank 0 does not listen there") : std::string(::gai_strerror(error)));
+  }
+}
+
+// What libtorch throws is that the others were not found; an interrupt's exception stays what it is.
+template <class Call>
+auto looking(Call&& call) {
+  try {
+    return call();
+  } catch (const std::exception& error) {
+    check_interrupt();  // the signal that it comes with may have ended a system call
+    throw Unavailable(printable(error.what(), 300));
+  }
+}
+
+// In the store, for as long as this rank waits: it has come.
+class Presence {
+ public:
+  Presence(c10d::Store& store, int rank) : store_(store), key_(key_of(rank)) {
+    looking([&] { store_.set(key_, {1}); });
+  }
+  Presence(const Presence&) = delete;
+  Presence& operator=(const Presence&) = delete;
+  ~Presence() {
+    try {
+      if (!stays_) store_.deleteKey(key_);
+    } catch (const std::exception&) {  // then the store is gone, and the others see that
+    }
+  }
+
+  // Until all have come: gloo would wait for them, too, but cannot be interrupted.
+  void await_all(int width, Time end) {
+    for (int other = 0; other < width;) {
+      if (looking([&] { return store_.check({key_of(other)}); })) {
+        ++other;
+        continue;
+      }
+      if (std::chrono::steady_clock::now() >= end) throw Unavailable(fmt::format("rank {} has not come", other));
+      sleep_interruptibly(kLook);
+    }
+    stays_ = true;
+  }
+
+ private:
+  static std::string key_of(int rank) { return fmt::format("draftflow/rank/{}", rank); }
+
+  c10d::Store& store_;
+  const std::string key_;
+  bool stays_ = false;
+};
+
+c10::intrusive_ptr<c10d::Store> file_store(const std::filesystem::path& path, int width) {
+  // FileStore would wait for it.
+  if (!std::filesystem::is_directory(std::filesystem::absolute(path).parent_path())) {
+    throw NotFound(fmt::format("rendezvous file://{}: its folder is not there; make it first", printable(path.string())));
+  }
+  return looking([&] { return c10::make_intrusive<c10d::FileStore>(path.string(), width); });
+}
+
+c10::intrusive_ptr<c10d::Store> tcp_store(const Address& address, const RanksOptions& options, Time end) {
+  if (options.rank != 0) await_listener(address, end);
+  c10d::TCPStoreOptions where;
+  where.port = address.port;
+  where.isServer = options.rank == 0;
+  where.numWorkers = options.width;
+  where.waitWorkers = false;
+  where.timeout = std::chrono::milliseconds(options.timeout_ms);
+  return looking([&] { return c10::make_intrusive<c10d::TCPStore>(address.host, where); });
+}
+
 }  // namespace
 
 struct Ranks::Group {
@@ -124,32 +239,31 @@ Ranks::Ranks(const RanksOptions& options) : rank_(options.rank), width_(options.
     throw InvalidArgument(fmt::format("rendezvous is '{}': {} ranks need a place to meet, file:///path or tcp://host:port",
                                       printable(options.rendezvous), width_));
   }
+  try {
+    meet(options);
+  } catch (const Unavailable& error) {
+    throw Unavailable(fmt::format("rank {} did not find the other {} ranks at {}: {}; see the log of the rank that is missing",
+                                  rank_, width_ - 1, printable(options.rendezvous), error.what()));
+  }
+}
+
+void Ranks::meet(const RanksOptions& options) {
   const std::chrono::milliseconds timeout(options.timeout_ms);
+  const Time end = std::chrono::steady_clock::now() + timeout;
   group_ = std::make_unique<Group>();
   auto gloo = c10d::ProcessGroupGloo::Options::create(timeout);
   gloo->threads = 1;
-  try {
-    if (file) {
-      group_->store = c10::make_intrusive<c10d::FileStore>(options.rendezvous.substr(kFile.size()), width_);
-      gloo->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1"));
-    } else {
-      const Address address = parse_address(options.rendezvous);
-      c10d::TCPStoreOptions where;
-      where.port = address.port;
-      where.isServer = rank_ == 0;
-      where.numWorkers = width_;
-      where.timeout = timeout;
-      group_->store = c10::make_intrusive<c10d::TCPStore>(address.host, where);
-      gloo->devices.push_back(device_towards(address));
-    }
-    group_->store->setTimeout(timeout);
-    group_->gloo = std::make_unique<c10d::ProcessGroupGloo>(group_->store, rank_, width_, gloo);
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    throw Unavailable(fmt::format("rank {} did not find the other {} ranks at {}: {}; see the log of the rank that is missing",
-                                  rank_, width_ - 1, printable(options.rendezvous), printable(error.what(), 300)));
+  if (options.rendezvous.starts_with(kFile)) {
+    group_->store = file_store(options.rendezvous.substr(kFile.size()), width_);
+    gloo->devices.push_back(looking([] { return c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1"); }));
+  } else {
+    const Address address = parse_address(options.rendezvous);
+    group_->store = tcp_store(address, options, end);
+    gloo->devices.push_back(looking([&] { return device_towards(address); }));
   }
+  group_->store->setTimeout(timeout);
+  Presence(*group_->store, rank_).await_all(width_, end);
+  looking([&] { group_->gloo = std::make_unique<c10d::ProcessGroupGloo>(group_->store, rank_, width_, gloo); });
 }
 
 Ranks::~Ranks() = default;

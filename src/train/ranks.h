@@ -30,6 +30,7 @@ struct RanksOptions {
 class Ranks {
  public:
   Ranks();  // one process alone
+  // Waits for the others. That wait can be interrupted (base/interrupt.h); the calls below cannot.
   explicit Ranks(const RanksOptions& options);
   ~Ranks();
   Ranks(const Ranks&) = delete;
@@ -47,6 +48,8 @@ class Ranks {
 
  private:
   struct Group;
+  void meet(const RanksOptions& options);
+
   int rank_ = 0, width_ = 1;
   std::unique_ptr<Group> group_;
 };

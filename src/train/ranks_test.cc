@@ -5,12 +5,15 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -19,6 +22,7 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
+#include "draftflow/base/interrupt.h"
 #include "testing/temp_folder.h"
 
 namespace draftflow {
@@ -145,6 +149,76 @@ TEST_F(RanksTest, RanksOfTwoHostsMeetOverTcp) {
     ::waitpid(child, &status, 0);
     EXPECT_EQ(status, 0);
   }
+}
+
+std::atomic<bool> g_stop{false};
+
+// A port that nobody listens on: it was given to a socket that is gone.
+int free_port() {
+  const UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  EXPECT_EQ(::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+  EXPECT_EQ(::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+  return ntohs(address.sin_port);
+}
+
+// A real process and a real SIGTERM; SIGALRM ends it if it is deaf.
+int status_of_a_rank_told_to_stop(const RanksOptions& options) {
+  std::array<int, 2> ready{};
+  EXPECT_EQ(::pipe(ready.data()), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(20);
+    ::signal(SIGTERM, [](int) { g_stop = true; });
+    const bool told = ::write(ready[1], "", 1) == 1;
+    try {
+      const bool met = complete_unless(g_stop, [&] { const Ranks ranks(options); });
+      ::_exit(told && !met ? 0 : 1);
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+      ::_exit(2);
+    }
+  }
+  char byte = 0;
+  EXPECT_EQ(::read(ready[0], &byte, 1), 1);
+  ::usleep(300'000);  // so that it waits
+  ::kill(child, SIGTERM);
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  for (const int end : ready) ::close(end);
+  return status;
+}
+
+TEST_F(RanksTest, ARankThatWaitsForTheOthersHearsASignal) {
+  const std::string tcp = fmt::format("tcp://127.0.0.1:{}", free_port());
+  for (const int rank : {0, 1}) {
+    for (const std::string& place : {options(0, 2).rendezvous + std::to_string(rank), tcp}) {
+      EXPECT_EQ(status_of_a_rank_told_to_stop({.rank = rank, .width = 2, .rendezvous = place}), 0) << place << " " << rank;
+    }
+  }
+}
+
+TEST_F(RanksTest, ARankThatDoesNotComeIsNamed) {
+  const std::string tcp = fmt::format("tcp://127.0.0.1:{}", free_port());
+  const auto refusal = [](const RanksOptions& options) {
+    try {
+      const Ranks ranks(options);
+      return std::string("met");
+    } catch (const Unavailable& error) {
+      return std::string(error.what());
+    }
+  };
+  const std::string see = "; see the log of the rank that is missing", file = options(0, 2).rendezvous;
+  EXPECT_EQ(refusal({.rank = 0, .width = 3, .rendezvous = file, .timeout_ms = 100}),
+            "rank 0 did not find the other 2 ranks at " + file + ": rank 1 has not come" + see);
+  EXPECT_EQ(refusal({.rank = 0, .width = 2, .rendezvous = tcp, .timeout_ms = 2000}),
+            "rank 0 did not find the other 1 ranks at " + tcp + ": rank 1 has not come" + see);
+  EXPECT_EQ(refusal({.rank = 1, .width = 2, .rendezvous = tcp, .timeout_ms = 100}),
+            "rank 1 did not find the other 1 ranks at " + tcp + ": rank 0 does not listen there" + see);
+  EXPECT_THROW(Ranks({.rank = 0, .width = 2, .rendezvous = file + "/absent/meet"}), NotFound);
 }
 
 // A real process and a real SIGKILL; threads of one process would share its sockets' fate.

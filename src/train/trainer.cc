@@ -14,6 +14,7 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
+#include "draftflow/base/interrupt.h"
 #include "draftflow/flow/cross_check.h"
 #include "draftflow/loader/prefetcher.h"
 #include "draftflow/model/compute.h"
@@ -473,7 +474,10 @@ TrainProgress run_train(const TrainOptions& options, const TrainCallback& on_ste
   loss_kind_from_name(options.loss);
   loss_normalization_from_name(options.loss_normalization);
   set_up_compute(options.threads);
-  return TrainRun(options, on_step, stop).run();
+  // The ranks meet, and ledgers are opened: nothing was begun that must be ended in order.
+  std::optional<TrainRun> run;
+  if (!complete_unless(stop, [&] { run.emplace(options, on_step, stop); })) return {};
+  return run->run();
 }
 
 }  // namespace draftflow

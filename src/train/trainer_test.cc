@@ -269,6 +269,22 @@ TEST(Trainer, RanksTrainToTheNumbersOfOneProcess) {
   }
 }
 
+TEST(Trainer, ARankWhoseOthersDoNotComeStopsWhenAsked) {
+  TestRun run;
+  TrainOptions options = run.options();
+  options.ranks = 2;
+  options.launch = "alone";
+  options.rendezvous = "file://" + (run.path() / "meet").string();
+  std::atomic<bool> stop = false;
+  std::thread asks([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    stop = true;
+  });
+  EXPECT_EQ(run_train(options, {}, stop).step, 0);
+  asks.join();
+  EXPECT_FALSE(std::filesystem::exists(options.out)) << "nothing was begun";
+}
+
 // Windows of one or two samples: of four ranks two have none ever, and take every step all the same.
 TEST(Trainer, WindowsWithACapAreTrainedAlikeByAnyNumberOfRanks) {
   TestRun alone, changing;

@@ -10,6 +10,7 @@
 //   ledger->lease_refs(request);                                             // KeyboardInterrupt comes out of it
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 
@@ -41,5 +42,8 @@ bool may_be_interrupted();  // whether this thread has a check
 std::chrono::milliseconds until_next_check(std::chrono::steady_clock::time_point end);
 
 void sleep_interruptibly(std::chrono::milliseconds duration);
+
+// Makes the call, whose waits end when `stop` is set; false if one did.
+bool complete_unless(const std::atomic<bool>& stop, const std::function<void()>& call);
 
 }  // namespace draftflow

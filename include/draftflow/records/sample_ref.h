@@ -18,6 +18,8 @@
 
 #include "draftflow/base/ids.h"
 #include "draftflow/records/dtype.h"
+#include "draftflow/records/feature_keys.h"
+#include "draftflow/records/shared_list.h"
 
 namespace draftflow {
 
@@ -42,9 +44,9 @@ struct SampleRef {
   SampleId sample_id;
   RunId run_id;
   std::optional<std::string> source_task_id;
-  std::string feature_store_uri;  // disagg://{store}/{sample}, mem://..., file://{absolute path}
-  std::vector<std::pair<std::string, std::string>> feature_keys;  // name -> raw key, in order
-  std::vector<FeatureSpec> feature_specs;                         // in order, one per name
+  std::string feature_store_uri;          // disagg://{store}/{sample}, mem://..., file://{absolute path}
+  FeatureKeys feature_keys;               // name -> raw key, in order
+  SharedList<FeatureSpec> feature_specs;  // in order, one per name
   std::string strategy = "eagle3";
   int schema_version = kSchemaVersion;
   std::string target_model_version = "unknown";

@@ -21,10 +21,10 @@ std::int64_t take_number(const char*& at) {
   }
 }
 
-RefPattern::Around split(const std::string& text, const std::string& id) {
+RefPattern::Around split(std::string_view text, const std::string& id) {
   const std::size_t at = text.find(id);
-  if (at == std::string::npos) return {.before = text};
-  return {.before = text.substr(0, at), .after = text.substr(at + id.size()), .has_id = true};
+  if (at == std::string::npos) return {.before = std::string(text)};
+  return {.before = std::string(text.substr(0, at)), .after = std::string(text.substr(at + id.size())), .has_id = true};
 }
 
 std::string join(const RefPattern::Around& around, const std::string& id, std::string_view end = "") {
@@ -67,34 +67,51 @@ PackedRef RefPatterns::pack(const SampleRef& ref) {
   common.sample_id = SampleId("-");
   common.generation = common.estimated_bytes = 0;
   common.num_tokens = 0;
-  for (FeatureSpec& spec : common.feature_specs) {
-    for (std::int64_t& extent : spec.shape) put_number(packed.rest, std::exchange(extent, 0));
-  }
+  std::string extents, texts;
+  common.feature_specs.edit([&](std::vector<FeatureSpec>& specs) {
+    for (FeatureSpec& spec : specs) {
+      for (std::int64_t& extent : spec.shape) put_number(extents, std::exchange(extent, 0));
+    }
+  });
   if (common.source_task_id) pattern.task = split(*std::exchange(common.source_task_id, std::nullopt), id);
   for (std::size_t i = 0; i < common.metadata.size(); ++i) {
     std::string& text = common.metadata[i].second;
     if (!text.starts_with('"') || text.find_first_of("0123456789") == std::string::npos) continue;
     pattern.apart.push_back(i);
-    put_number(packed.rest, static_cast<std::int64_t>(text.size()));
-    packed.rest += std::exchange(text, "\"\"");
+    put_number(texts, static_cast<std::int64_t>(text.size()));
+    texts += std::exchange(text, "\"\"");
   }
   for (const auto& [name, key] : std::exchange(common.feature_keys, {})) {
     pattern.keys.push_back(split(key, id));
     pattern.keys.back().name = name;
+    pattern.keys_bytes += name.size() + key.size();
   }
   pattern.uri = split(std::exchange(common.feature_store_uri, {}), id);
   if (!pattern.uri.has_id) {
-    packed.rest += std::exchange(pattern.uri.before, {});
+    texts += std::exchange(pattern.uri.before, {});
   } else if (const std::string end = std::to_string(ref.generation); pattern.uri.after.ends_with(end)) {
     pattern.uri.after.resize(pattern.uri.after.size() - end.size());
     pattern.uri_ends_in_generation = true;
   }
   std::string text = text_of(pattern);
   const auto known = shared_.find(text);
-  packed.pattern = known != shared_.end() ? known->second : &patterns_.emplace_back(std::move(pattern));
-  if (known == shared_.end() && shared_.size() < kMostShared) shared_.emplace(std::move(text), packed.pattern);
+  RefPattern& found = known != shared_.end() ? *known->second : patterns_.emplace_back(std::move(pattern));
+  if (known == shared_.end() && shared_.size() < kMostShared) shared_.emplace(std::move(text), &found);
+  packed.pattern = &found;
+  const std::size_t place = place_of_specs(found, extents, ref);
+  put_number(packed.rest, static_cast<std::int64_t>(place));
+  packed.rest.append(place == 0 ? extents : std::string()).append(texts);
   packed.rest.shrink_to_fit();
   return packed;
+}
+
+// Samples of one length have the same shapes, and there are only so many lengths.
+std::size_t RefPatterns::place_of_specs(RefPattern& pattern, const std::string& extents, const SampleRef& ref) {
+  if (const auto known = pattern.specs_of.find(extents); known != pattern.specs_of.end()) return known->second;
+  if (specs_ == kMostShared) return 0;
+  pattern.specs.push_back(ref.feature_specs);
+  ++specs_;
+  return pattern.specs_of[extents] = pattern.specs.size();
 }
 
 SampleRef PackedRef::unpack() const {
@@ -105,8 +122,14 @@ SampleRef PackedRef::unpack() const {
   ref.estimated_bytes = bytes;
   ref.num_tokens = tokens;
   const char* at = rest.data();
-  for (FeatureSpec& spec : ref.feature_specs) {
-    for (std::int64_t& extent : spec.shape) extent = take_number(at);
+  if (const auto place = static_cast<std::size_t>(take_number(at)); place > 0) {
+    ref.feature_specs = pattern->specs[place - 1];
+  } else {
+    ref.feature_specs.edit([&](std::vector<FeatureSpec>& specs) {
+      for (FeatureSpec& spec : specs) {
+        for (std::int64_t& extent : spec.shape) extent = take_number(at);
+      }
+    });
   }
   if (pattern->task) ref.source_task_id = join(*pattern->task, id);
   for (const std::size_t member : pattern->apart) {
@@ -114,8 +137,10 @@ SampleRef PackedRef::unpack() const {
     ref.metadata[member].second.assign(at, size);
     at += size;
   }
-  ref.feature_keys.reserve(pattern->keys.size());
-  for (const RefPattern::Around& key : pattern->keys) ref.feature_keys.emplace_back(key.name, join(key, id));
+  ref.feature_keys.reserve(pattern->keys.size(), pattern->keys_bytes + pattern->keys.size() * id.size());
+  for (const RefPattern::Around& key : pattern->keys) {
+    ref.feature_keys.append(key.name, {key.before, key.has_id ? std::string_view(id) : "", key.after});
+  }
   if (!pattern->uri.has_id) {
     ref.feature_store_uri.assign(at, rest.data() + rest.size());
   } else {

@@ -32,7 +32,10 @@ struct RefPattern {
   Around uri;  // without the id: the PackedRef has the URI
   bool uri_ends_in_generation = false;
   std::vector<Around> keys;
+  std::size_t keys_bytes = 0;      // of all names and keys of the first ref, which are as many as any's but for its id
   std::vector<std::size_t> apart;  // members of the metadata whose texts the PackedRef has
+  std::vector<SharedList<FeatureSpec>> specs;             // with their extents, as far as they are kept
+  std::unordered_map<std::string, std::size_t> specs_of;  // places in `specs`, by the extents
 };
 
 struct PackedRef {
@@ -40,7 +43,9 @@ struct PackedRef {
   const RefPattern* pattern = nullptr;
   std::uint64_t generation = 0, bytes = 0;
   std::int64_t tokens = 0;
-  std::string rest;  // the extents of all shapes, the texts apart, then the URI where the pattern has none
+  // The place, from 1, of the specs in the pattern, or 0 and the extents of all shapes; the texts apart; then the URI where
+  // the pattern has none.
+  std::string rest;
 
   const std::string& incarnation() const { return pattern->ref.incarnation; }
   SampleRef unpack() const;
@@ -54,8 +59,11 @@ class RefPatterns {
  private:
   static constexpr std::size_t kMostShared = 4096;  // refs without anything in common are not searched for it
 
+  std::size_t place_of_specs(RefPattern& pattern, const std::string& extents, const SampleRef& ref);
+
   std::deque<RefPattern> patterns_;
-  std::unordered_map<std::string, const RefPattern*> shared_;  // by all that is in it, as text
+  std::unordered_map<std::string, RefPattern*> shared_;  // by all that is in it, as text
+  std::size_t specs_ = 0;                                // lists in all patterns
 };
 
 }  // namespace draftflow::memory

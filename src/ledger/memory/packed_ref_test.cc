@@ -39,7 +39,7 @@ TEST(PackedRef, RefsOfARunHaveOnePattern) {
   for (int i = 100; i < 900; ++i) {
     SampleRef ref =
         ref_of(fmt::format("s{}", i), fmt::format("mem://st/s{}?generation={}", i, 3 * i), static_cast<std::uint64_t>(3 * i));
-    ref.feature_specs[0].shape = {1, i, 4096};
+    ref.feature_specs.edit([&](auto& specs) { specs[0].shape = {1, i, 4096}; });
     ref.num_tokens = i;
     ref.source_task_id = i % 2 == 0 ? fmt::format("s{}", i) : fmt::format("s{}/again", i);
     ref.set_metadata("source", fmt::format("\"train.jsonl:{}\"", i));
@@ -52,13 +52,30 @@ TEST(PackedRef, TextsAndShapesOfAnotherFormHaveAnother) {
   RefPatterns patterns;
   SampleRef ref = ref_of("s1", "disagg://store/s1");
   patterns.pack(ref);
-  ref.feature_specs[0].shape = {192, 4096};
+  ref.feature_specs.edit([](auto& specs) { specs[0].shape = {192, 4096}; });
   EXPECT_EQ(sample_ref_to_json(patterns.pack(ref).unpack()), sample_ref_to_json(ref));
-  ref.feature_keys[1].second = "s1";
+  ref.feature_keys = {{"hidden", "s1/hidden"}, {"ids", "s1"}};
   EXPECT_EQ(sample_ref_to_json(patterns.pack(ref).unpack()), sample_ref_to_json(ref));
   ref.set_metadata("layers", "[1,3]");
   EXPECT_EQ(sample_ref_to_json(patterns.pack(ref).unpack()), sample_ref_to_json(ref));
   EXPECT_EQ(patterns.size(), 4U);
+}
+
+TEST(PackedRef, RefsOfTheSameShapesShareTheirSpecsAsFarAsTheyAreKept) {
+  RefPatterns patterns;
+  std::size_t shared = 0;
+  for (int i = 0; i < 5000; ++i) {
+    SampleRef ref = ref_of("s1", "disagg://store/s1"), other = ref_of("s2", "disagg://store/s2");
+    for (SampleRef* const one : {&ref, &other}) {
+      one->feature_specs.edit([&](auto& specs) { specs[0].shape = {1, i, 4096}; });
+    }
+    const SampleRef first = patterns.pack(ref).unpack(), second = patterns.pack(other).unpack();
+    EXPECT_EQ(sample_ref_to_json(first), sample_ref_to_json(ref));
+    EXPECT_EQ(sample_ref_to_json(second), sample_ref_to_json(other));
+    if (&first.feature_specs[0] == &second.feature_specs[0]) ++shared;
+  }
+  EXPECT_EQ(patterns.size(), 1U);
+  EXPECT_EQ(shared, 4096U) << "memory is bounded";
 }
 
 TEST(PackedRef, RefsWithoutAnythingInCommonAreKeptAllTheSame) {

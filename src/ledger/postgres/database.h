@@ -4,9 +4,9 @@
 // the connection's search_path that exists, and the session sees no other: what a write turn covers is all that a transaction
 // can reach. Writers of all processes take turns by one advisory lock for each schema, taken alone or shared, which the server
 // hands on in the order of asking. One connection, opened by the constructor and again by the first call outside a transaction
-// that finds it gone. It needs a session of its own: directly, or through a pooler in session mode. A wait for a reply can be
-// interrupted (base/interrupt.h), which costs the connection; the making of a connection cannot: some 10 s to a host that does
-// not answer. Private to this room.
+// that finds it gone. It needs a session of its own: directly, or through a pooler in session mode. A wait for the server can
+// be interrupted (base/interrupt.h), which costs the connection; only the look-up of a host's name cannot. Private to this
+// room.
 //
 // Wake-ups are LISTEN and NOTIFY, but a commit with a NOTIFY waits for all others of the database, so that it is sent only if
 // somebody waits: a waiter has a shared advisory lock, from before its look at the ledger until it writes itself, and a commit
@@ -70,7 +70,11 @@ class Database final : public sql::Database {
   void begin_read() override;
   void roll_back() noexcept override;
 
+  using Options = std::map<std::string, std::string>;
   void connect();
+  void begin_to_connect(const Options& hosts);
+  bool await_connection();
+  Options hosts_after_this_one() const;
   void set_up_session();
   Result reply(int sent);
   Result execute(const std::string& sql) { return reply(PQsendQuery(connection_.get(), sql.c_str())); }

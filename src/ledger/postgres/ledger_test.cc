@@ -4,7 +4,11 @@
 // another program's tables. The stories of every backend run over it too.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <cstdio>
 #include <future>
 #include <set>
 #include <thread>
@@ -150,6 +154,43 @@ TEST(PostgresLedger, ALeaseOfRefsWhoseReplyIsLostIsGivenAgain) {
   }
   ledger.ack_refs(queue, first);  // what it did know of is left alone
   EXPECT_EQ(proxy.lost(), 2);
+  testing_support::expect_books_balance(*testing_support::as_sql(open_plain(url)));
+}
+
+// The first commit makes the template of its refs. A client is killed when it has been inserted, before its commit.
+TEST(PostgresLedger, ATemplateWhoseMakerIsKilledBeforeItsCommitNeverWas) {
+  DRAFTFLOW_REQUIRE_POSTGRES(server);
+  const std::string url = server.fresh_schema();
+  const auto ledger = open_plain(url);
+  Database gate(url);
+  gate.script(
+      "CREATE FUNCTION wait_at_the_gate() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM "
+      "pg_advisory_xact_lock_shared(4711);"
+      " RETURN NEW; END'; CREATE TRIGGER gate BEFORE INSERT ON sample_ref FOR EACH ROW EXECUTE FUNCTION wait_at_the_gate()");
+  gate.script("SELECT pg_advisory_lock(4711)");
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(30);
+    try {
+      open_plain(url)->commit_samples({make_ref("lost")}, {});
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "child: %s\n", error.what());
+    }
+    ::_exit(1);
+  }
+  const std::string at_the_gate = "SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted";
+  while (server.ask(at_the_gate) == "0" && ::waitpid(child, nullptr, WNOHANG) == 0) ::usleep(1000);
+  ASSERT_EQ(server.ask(at_the_gate), "1") << "the child has ended before";
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  gate.script("SELECT pg_advisory_unlock(4711)");
+  ledger->commit_samples({make_ref("s1"), make_ref("s2")}, {});
+  EXPECT_EQ(ledger->all_committed_ids(), (std::vector<std::string>{"s1", "s2"}));
+  const auto reader = open_plain(url);
+  EXPECT_EQ(sample_ref_to_json(reader->get_committed(SampleId("s2")).value()), sample_ref_to_json(make_ref("s2")));
+  reader->commit_samples({make_ref("lost")}, {});
+  EXPECT_EQ(gate.find("SELECT COUNT(*) FROM ref_template"), 1);
+  EXPECT_EQ(gate.find("SELECT COUNT(*) FROM sample_ref WHERE template = 1"), 3);
   testing_support::expect_books_balance(*testing_support::as_sql(open_plain(url)));
 }
 

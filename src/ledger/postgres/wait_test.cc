@@ -3,16 +3,25 @@
 // How waiters on a server sleep, what is sent to wake them and what is not, and how a wait for the server is interrupted. The
 // stories of ledger_wait_test.cc run over it too.
 #include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <libpq-fe.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <memory>
 #include <string>
 #include <thread>
 
+#include "draftflow/base/error.h"
+#include "draftflow/base/file.h"
 #include "draftflow/base/interrupt.h"
 #include "ledger/ledger_story.h"
 #include "ledger/patient_ledger.h"
@@ -56,6 +65,26 @@ class Eavesdropper {
 
  private:
   std::unique_ptr<PGconn, decltype(&PQfinish)> connection_;
+};
+
+// A host that takes connections and never says a word.
+class SilentHost {
+ public:
+  SilentHost() : socket_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    EXPECT_EQ(::bind(socket_.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(::listen(socket_.get(), 8), 0);
+    EXPECT_EQ(::getsockname(socket_.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+    port_ = ntohs(address.sin_port);
+  }
+  int port() const { return port_; }
+
+ private:
+  const UniqueFd socket_;
+  int port_ = 0;
 };
 
 class PostgresWait : public ::testing::Test {
@@ -290,6 +319,55 @@ TEST_F(PostgresWait, AnInterruptEndsAStatementAndItsTransaction) {
   EXPECT_EQ(db_->find("SELECT COUNT(*) FROM t"), 0);
   commit();
   EXPECT_EQ(db_->find("SELECT COUNT(*) FROM t"), 1);
+}
+
+// In a process of its own, for a signal is all of a process's.
+TEST_F(PostgresWait, ASignalEndsTheMakingOfAConnectionThatIsNotAnswered) {
+  const SilentHost silent;
+  const std::string url = fmt::format("postgresql://postgres@127.0.0.1:{}/postgres?connect_timeout=0", silent.port());
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    ::alarm(20);
+    static volatile std::sig_atomic_t told = 0;
+    ::signal(SIGTERM, [](int) { told = 1; });
+    int checks = 0;
+    const InterruptScope scope([&checks] {
+      if (++checks == 2) ::kill(::getpid(), SIGTERM);  // it waits
+      if (told != 0) throw CalledAway();
+    });
+    try {
+      const Database db(url);
+    } catch (const CalledAway&) {
+      ::_exit(0);
+    } catch (const std::exception&) {
+    }
+    ::_exit(1);
+  }
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0) << "SIGALRM: it heard nothing";
+}
+
+TEST_F(PostgresWait, AHostThatDoesNotAnswerInTimeIsGivenUpForTheNextOne) {
+  const SilentHost silent;
+  const auto url = [&](const std::string& hosts, const std::string& ports) {
+    return fmt::format("postgresql:///postgres?host={}&port={}&user=postgres&connect_timeout=2", hosts, ports);
+  };
+  const std::string port = std::to_string(silent.port());
+  try {
+    const Database db(url("127.0.0.1", port));
+    ADD_FAILURE() << "connected";
+  } catch (const Unavailable& error) {
+    EXPECT_EQ(
+        std::string(error.what()),
+        fmt::format("ledger postgresql://127.0.0.1:{}/postgres: no answer within 2 s: start the server or correct host and "
+                    "port, then call again",
+                    port));
+  }
+  const std::string folder = server().url().substr(server().url().find("host=") + 5);
+  const Database db(url("127.0.0.1,127.0.0.1," + folder.substr(0, folder.find('&')), "1," + port + ",5432"));
+  EXPECT_THAT(db.name(), ::testing::HasSubstr(":///postgres?host=/"));
 }
 
 TEST_F(PostgresWait, AnInterruptEndsThePatienceForAServerThatIsAway) {

@@ -220,10 +220,11 @@ std::string RefTemplate::unpack(std::string_view packed, const RefColumns& colum
   return json + after_;
 }
 
-std::optional<RefTemplates::Packed> RefTemplates::pack(const std::string& json, const RefColumns& columns) {
-  const std::size_t count = json.size() > kLargest ? 0 : known_.size() + made_.size();
-  for (std::size_t tried = 0; tried < count; ++tried) {
-    const std::size_t at = (last_ + tried) % count;
+std::optional<RefTemplates::Packed> RefTemplates::pack(const std::string& json, const RefColumns& columns, std::size_t tried) {
+  const std::size_t count = known_.size() + made_.size();
+  if (json.size() > kLargest) return std::nullopt;
+  for (std::size_t i = 0; tried + i < count; ++i) {
+    const std::size_t at = last_ < tried ? tried + i : tried + (last_ - tried + i) % (count - tried);
     const RefTemplate& one = at < known_.size() ? known_[at] : made_[at - known_.size()];
     if (auto packed = one.pack(json, columns)) {
       last_ = at;
@@ -242,12 +243,9 @@ std::string RefTemplates::unpack(std::int64_t number, const std::string& text, c
   throw Corrupt(fmt::format("ledger {} has lost template {} of its refs", db_.name(), number));
 }
 
-RefTemplates::Packed RefTemplates::Making::pack(const std::string& json, const RefColumns& columns) {
-  if (auto packed = templates_.pack(json, columns)) return std::move(*packed);
-  if (!std::exchange(read_, true)) {
-    templates_.read_more();
-    if (auto packed = templates_.pack(json, columns)) return std::move(*packed);
-  }
+RefTemplates::Packed RefTemplates::Making::pack(const std::string& json, const RefColumns& columns, std::size_t tried) {
+  if (!std::exchange(read_, true)) templates_.read_more();
+  if (auto packed = templates_.pack(json, columns, tried)) return std::move(*packed);
   const std::size_t count = templates_.known_.size() + templates_.made_.size();
   if (count >= kMost || json.size() > kLargest) return {0, json};
   std::optional<RefTemplate> made;

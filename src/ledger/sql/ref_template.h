@@ -67,8 +67,9 @@ class RefTemplates {
     std::int64_t number = 0;
     std::string text;
   };
-  // By a template that is known here already, so that it can be done before the write turn.
-  std::optional<Packed> pack(const std::string& json, const RefColumns& columns);
+  std::size_t known() const { return known_.size(); }
+  // By a template that is known here already, so that it can be done before the write turn; not by the first `tried` ones.
+  std::optional<Packed> pack(const std::string& json, const RefColumns& columns, std::size_t tried = 0);
   std::string unpack(std::int64_t number, const std::string& text, const RefColumns& columns);
 
   // Within a write transaction, which must end after it: a template that is made is forgotten here with it, and read again from
@@ -79,7 +80,7 @@ class RefTemplates {
     Making(const Making&) = delete;
     Making& operator=(const Making&) = delete;
     ~Making() { templates_.made_.clear(); }
-    Packed pack(const std::string& json, const RefColumns& columns);
+    Packed pack(const std::string& json, const RefColumns& columns, std::size_t tried = 0);
 
    private:
     RefTemplates& templates_;

@@ -57,14 +57,14 @@ TEST(RefTemplate, GivesEveryRefBackByteForByte) {
     refs.push_back(ref_of(id, 4096, 0));
     refs.back().draft_weight_version = "w\n\"7\"";
     refs.push_back(ref_of(id, 7, 7));
-    refs.back().feature_keys[1].second = "elsewhere";
+    refs.back().feature_keys = {{"hidden", id + std::string("/hidden")}, {"ids", "elsewhere"}};
     refs.back().set_metadata("source", "null");
     refs.push_back(ref_of(id, 1));
     refs.back().set_metadata("layers", "[1,2,3]");
     refs.back().other.emplace_back("later", "{\"a\":1e5}");
     refs.push_back(ref_of(id, -3));
     refs.back().estimated_bytes = 1ULL << 63;
-    refs.back().feature_specs[1].shape.clear();
+    refs.back().feature_specs.edit([](auto& specs) { specs[1].shape.clear(); });
   }
   int packed = 0;
   for (const SampleRef& first : refs) {
@@ -152,6 +152,29 @@ TEST_F(Templates, AnotherProcessesAreUsed) {
   EXPECT_EQ(make(templates_, like(2)).number, 2);
   EXPECT_EQ(make(templates_, like(1)).number, 1);
   EXPECT_EQ(theirs.unpack(2, "", RefColumns(like(2))), sample_ref_to_json(like(2)));
+}
+
+TEST_F(Templates, WhatWasTriedIsNotTriedAgain) {
+  const auto pack = [&](int fields, std::size_t tried) {
+    return templates_.pack(sample_ref_to_json(like(fields)), RefColumns(like(fields)), tried);
+  };
+  for (int i = 0; i < 4; ++i) make(templates_, like(i));
+  make(templates_, like(4));
+  ASSERT_EQ(templates_.known(), 4U);
+  for (const int last : {0, 3, 1, 2}) {
+    ASSERT_EQ(pack(last, 0)->number, last + 1);  // the next one is tried from here on
+    for (int fields = 0; fields < 4; ++fields) {
+      for (std::size_t tried = 0; tried <= 4; ++tried) {
+        const auto packed = pack(fields, tried);
+        EXPECT_EQ(packed.has_value(), static_cast<std::size_t>(fields) >= tried) << fields << " " << tried;
+        pack(last, 0);
+      }
+    }
+  }
+  Transaction transaction(db_);
+  RefTemplates::Making making(templates_);
+  EXPECT_EQ(making.pack(sample_ref_to_json(like(4)), RefColumns(like(4)), 4).number, 5) << "another made it meanwhile";
+  EXPECT_EQ(making.pack(sample_ref_to_json(like(1)), RefColumns(like(1)), 5).number, 6) << "it fits the second, untried";
 }
 
 TEST_F(Templates, BeyondSomeRefsAreKeptWhole) {

@@ -41,6 +41,7 @@ struct SqlLedger::NewSample {
   const SampleRef* ref = nullptr;
   std::string json;  // of the ref
   std::optional<sql::RefTemplates::Packed> packed;
+  std::size_t tried = 0;  // templates that do not fit
 };
 
 // Of a sample in a queue.

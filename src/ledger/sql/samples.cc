@@ -45,11 +45,12 @@ SampleRef SqlLedger::ref_of(const sql::Query& row, int column) {
 SqlLedger::NewSample SqlLedger::new_sample(const SampleRef& ref) {
   NewSample sample{.ref = &ref, .json = ref_json(ref), .packed = std::nullopt};
   sample.packed = templates_.pack(sample.json, sql::RefColumns(ref));
+  sample.tried = templates_.known();
   return sample;
 }
 
 void SqlLedger::pack(NewSample& sample, sql::RefTemplates::Making& making) {
-  if (!sample.packed) sample.packed = making.pack(sample.json, sql::RefColumns(*sample.ref));
+  if (!sample.packed) sample.packed = making.pack(sample.json, sql::RefColumns(*sample.ref), sample.tried);
 }
 
 // As rows `row`, row + 1 ... of the samples, and last in every open queue.

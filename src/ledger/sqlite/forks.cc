@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ledger/sqlite/forks.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sqlite3.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <utility>
 
@@ -24,8 +27,9 @@ using FStat = int (*)(int, struct stat*);
 // Never destroyed: a fork may come while the process exits.
 struct State {
   std::mutex mutex;
-  std::uint64_t forks = 0;                                  // guarded by mutex, as is the next
+  std::uint64_t forks = 0;                                  // guarded by mutex, as are the next two
   std::map<std::pair<dev_t, ino_t>, std::uint64_t> opened;  // in which process of the line of forks, by their count
+  std::set<int> unshared;                                   // descriptors
   Stat stat = nullptr;
   FStat fstat = nullptr;
   std::array<sqlite3_mutex*, 9> sqlite{};  // SQLite's own, in the order in which it takes them
@@ -65,6 +69,11 @@ void after_fork() {
 
 void after_fork_in_child() {
   ++state->forks;
+  const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  for (const int fd : state->unshared) {
+    if (null < 0 || ::dup3(null, fd, O_CLOEXEC) < 0) ::close(fd);
+  }
+  if (null >= 0) ::close(null);
   after_fork();
 }
 
@@ -87,11 +96,30 @@ void install() {
   if (error != 0) throw_errno(error, "pthread_atfork");
 }
 
-}  // namespace
-
-void open_anew_after_forks(const std::filesystem::path& database) {
+void install_once() {
   static std::once_flag once;
   std::call_once(once, install);
+}
+
+}  // namespace
+
+// Opened and entered, and taken out and closed, with no fork in between.
+UnsharedFd::UnsharedFd(const std::filesystem::path& file, int flags) {
+  install_once();
+  const std::lock_guard lock(state->mutex);
+  fd_ = ::open(file.c_str(), flags | O_CLOEXEC, 0660);
+  if (fd_ >= 0) state->unshared.insert(fd_);
+}
+
+void UnsharedFd::close(int fd) noexcept {
+  if (fd < 0) return;
+  const std::lock_guard lock(state->mutex);
+  state->unshared.erase(fd);
+  ::close(fd);
+}
+
+void open_anew_after_forks(const std::filesystem::path& database) {
+  install_once();
   struct stat status {};
   if (::stat(database.c_str(), &status) != 0) throw_errno(errno, "opening " + database.string());
   const std::lock_guard lock(state->mutex);

@@ -2,6 +2,7 @@
 #include "ledger/sqlite/forks.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sqlite3.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -10,10 +11,13 @@
 #include <atomic>
 #include <cstdio>
 #include <functional>
+#include <memory>
 #include <thread>
 
 #include "draftflow/base/file.h"
+#include "draftflow/base/interrupt.h"
 #include "ledger/ledger_story.h"
+#include "ledger/sqlite/write_turn.h"
 
 namespace draftflow::sqlite {
 namespace {
@@ -107,6 +111,48 @@ TEST(SqliteForks, AGrandchildLocksAnewToo) {
   closed.say();
   EXPECT_EQ(status_of(child), 0);
   EXPECT_EQ(open_sqlite_ledger(path)->all_committed_ids(), (std::vector<std::string>{"child", "grandchild", "late"}));
+}
+
+// A child that lives on, as a worker of a DataLoader does, and a parent that is killed in its turn or in the line for it.
+TEST(SqliteForks, TheWriteTurnEndsWithItsHolderWhoeverItHasForked) {
+  const testing_support::TempFolder folder;
+  const auto path = folder.path() / "ledger.sqlite3.lock";
+  for (const bool in_turn : {true, false}) {
+    SCOPED_TRACE(in_turn);
+    const Pipe forked, over;
+    auto turn = std::make_unique<WriteTurn>(path);
+    if (!in_turn) turn->take();
+    const pid_t holder = in_child([&] {
+      WriteTurn theirs(path);
+      if (in_turn) theirs.take();
+      std::thread waits;
+      if (!in_turn) {
+        waits = std::thread([&] {
+          const InterruptScope scope([] {});  // so that a thread of its own waits
+          theirs.take();
+        });
+        WriteTurn look(path);
+        while (!look.is_taken()) ::usleep(1000);
+        ::usleep(50'000);  // it has the gate, and waits
+      }
+      in_child([&] {
+        forked.say();
+        over.hear();
+      });
+      for (;;) ::pause();
+    });
+    forked.hear();
+    ::kill(holder, SIGKILL);
+    status_of(holder);
+    turn->give();
+    EXPECT_EQ(status_of(in_child([&] {
+                WriteTurn next(path);
+                next.take();
+              })),
+              0)
+        << "SIGALRM: nobody gets it any more";
+    over.say();
+  }
 }
 
 TEST(SqliteForks, AThreadInsideOfSqliteDoesNotHangAChild) {

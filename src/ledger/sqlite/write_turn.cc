@@ -47,18 +47,24 @@ std::shared_ptr<Waiting> start_waiting(int fd, int byte) {
     const std::lock_guard guard(waiting->mutex);
     waiting->error = error;
     waiting->ended = true;
-    if (waiting->given_up) ::close(fd);
+    if (waiting->given_up) UnsharedFd::close(fd);
     waiting->changed.notify_all();
   }).detach();
   return waiting;
 }
 
+UnsharedFd open_lock(const std::filesystem::path& file) {
+  UnsharedFd fd(file, O_RDWR | O_CREAT);
+  if (!fd) throw_errno(errno, "opening " + file.string());
+  return fd;
+}
+
 }  // namespace
 
-WriteTurn::WriteTurn(const std::filesystem::path& lock_file) : WriteTurn(lock_file, open_file(lock_file, O_RDWR | O_CREAT)) {}
+WriteTurn::WriteTurn(const std::filesystem::path& lock_file) : WriteTurn(lock_file, open_lock(lock_file)) {}
 
 std::optional<WriteTurn> WriteTurn::to_look(const std::filesystem::path& lock_file) {
-  UniqueFd fd(::open(lock_file.c_str(), O_RDONLY | O_CLOEXEC));
+  UnsharedFd fd(lock_file, O_RDONLY);
   if (!fd) return std::nullopt;
   return WriteTurn(lock_file, std::move(fd));
 }
@@ -93,7 +99,7 @@ int WriteTurn::wait_interruptibly(int byte) {
     waiting->given_up = true;
     fd_.release();
     guard.unlock();
-    fd_ = open_file(path_, O_RDWR | O_CREAT);
+    fd_ = open_lock(path_);
     throw;
   }
   return waiting->error;

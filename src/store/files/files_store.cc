@@ -24,7 +24,7 @@ std::filesystem::path path_of(const SampleRef& ref) {
   return uri.substr(kScheme.size());
 }
 
-const std::string& raw_key(const SampleRef& ref, const std::string& name) {
+std::string_view raw_key(const SampleRef& ref, const std::string& name) {
   for (const auto& [known, key] : ref.feature_keys) {
     if (known == name) return key;
   }
@@ -44,7 +44,7 @@ class FilesStore : public FeatureStore {
     const std::filesystem::path path = path_of(ref);
     const std::vector<const FeatureSpec*> specs = store::specs_to_read(ref, names);
     std::vector<std::string> keys;
-    for (const FeatureSpec* spec : specs) keys.push_back(raw_key(ref, spec->name));
+    for (const FeatureSpec* spec : specs) keys.emplace_back(raw_key(ref, spec->name));
     const std::string what = fmt::format("sample '{}' ({})", printable(ref.sample_id.str()), path.string());
     const TensorMap found = load(path, keys, what);
     TensorMap tensors;

@@ -31,7 +31,7 @@ class FilesStore : public ::testing::Test {
 
 TEST_F(FilesStore, ReadsTheFileInPlaceByARefInJson) {
   EXPECT_EQ(ref_->feature_store_uri, "file://" + file_.string());
-  EXPECT_EQ(ref_->feature_keys[0], std::make_pair(std::string("input_ids"), std::string("input_ids")));
+  EXPECT_EQ(ref_->feature_keys[0], FeatureKeys::value_type("input_ids", "input_ids"));
   EXPECT_EQ(ref_->generation, 1u);
   EXPECT_EQ(ref_->incarnation, "");
   const SampleRef again = sample_ref_from_json(sample_ref_to_json(*ref_));

@@ -85,7 +85,7 @@ TEST(MemoryStore, ARefOfAnEarlierStoreOfThisNameFindsNothing) {
 TEST(MemoryStore, ARefThatNamesAnotherTensorIsCorrupt) {
   const auto store = make();
   SampleRef ref = put(*store);
-  ref.feature_specs[0].name = "other";
+  ref.feature_specs.edit([](auto& specs) { specs[0].name = "other"; });
   EXPECT_THAT(message_of<Corrupt>([&] { store->get(ref); }),
               HasSubstr("of store 'st' has no tensor 'other', which the ref names"));
   EXPECT_EQ(store->health().live_leases, 0u);
@@ -125,7 +125,7 @@ TEST(MemoryStore, AnyConsumingReleaseMakesTheLastOneFree) {
   store->release(one.handle);
   expect_same(store->read(ref), small_tensors());
   SampleRef lying = ref;
-  lying.feature_specs[0].shape = {4, 4};
+  lying.feature_specs.edit([](auto& specs) { specs[0].shape = {4, 4}; });
   store->release(two.handle);
   EXPECT_EQ(store->health().resident_samples, 0u);
 

@@ -135,9 +135,11 @@ SampleRef ReferenceStore::find(const SampleId& sample_id, std::optional<std::uin
   SampleRef ref = make_ref({}, sample_id, {.run_id = RunId("unknown")}, "disagg://" + id_.str() + "/" + sample_id.str(), "");
   ref.generation = wanted;
   const Loaded found = load(sample_id, wanted, /*mapped=*/false);
+  std::vector<FeatureSpec> specs;
   for (const TorchZip::Entry& entry : found.file.tensors()) {
-    add_tensor(ref, entry.name, entry.dtype, entry.shape, sample_id.str() + "/");
+    specs.push_back({.name = entry.name, .shape = entry.shape, .dtype = entry.dtype});
   }
+  set_tensors(ref, std::move(specs), sample_id.str() + "/");
   return ref;
 }
 

@@ -113,14 +113,14 @@ TEST_F(ReferenceFolder, AFeatureIsFoundByItsKey) {
   const auto store = open();
   SampleRef keyed = ref("a", 1);
   keyed.feature_keys = {{"ids", "a/input_ids"}, {"states", "hidden_state"}};
-  keyed.feature_specs[0].name = "ids";
-  keyed.feature_specs[1].name = "states";
+  keyed.feature_specs.edit([](auto& specs) { specs[0].name = "ids"; });
+  keyed.feature_specs.edit([](auto& specs) { specs[1].name = "states"; });
   TensorMap wanted = small_tensors();
   wanted[0].first = "ids";
   wanted[1].first = "states";
   expect_same(store->read(keyed, {}), wanted);
   EXPECT_EQ(store->get(keyed, {.names = {"states"}}).tensors.at(0).first, "states");
-  keyed.feature_keys[1].second = "a/gone";
+  keyed.feature_keys = {{"ids", "a/input_ids"}, {"states", "a/gone"}};
   EXPECT_THAT(message_of<Corrupt>([&] { store->get(keyed); }), HasSubstr("no tensor 'states'"));
 }
 
@@ -162,7 +162,7 @@ TEST_F(ReferenceFolder, AMappedFileIsCheckedAsACopiedOneIs) {
   const std::string good = read_text_file(root() / "a.g1.ckpt");
   const auto store = open();
   SampleRef lying = ref("a", 1);
-  lying.feature_specs[1].shape = {8, 16};
+  lying.feature_specs.edit([](auto& specs) { specs[1].shape = {8, 16}; });
   EXPECT_THROW(store->get(lying, {.zero_copy = true}), Corrupt);
   const TensorMap tensors = small_tensors();
   const std::span<const std::byte> states = tensors[1].second.bytes;
@@ -238,10 +238,10 @@ TEST_F(ReferenceFolder, WhatIsNotAsTheRefSaysIsCorrupt) {
   write("a.g1.ckpt", small_tensors());
   const auto store = open();
   SampleRef lying = ref("a", 1);
-  lying.feature_specs[1].shape = {8, 16};
+  lying.feature_specs.edit([](auto& specs) { specs[1].shape = {8, 16}; });
   EXPECT_THROW(store->get(lying), Corrupt);
   lying = ref("a", 1);
-  lying.feature_specs[0].name = "other";
+  lying.feature_specs.edit([](auto& specs) { specs[0].name = "other"; });
   EXPECT_THAT(message_of<Corrupt>([&] { store->get(lying); }), HasSubstr("no tensor 'other'"));
   const std::string good = read_text_file(root() / "a.g1.ckpt");
   for (const std::size_t size : {std::size_t{0}, std::size_t{100}, good.size() / 2, good.size() - 1}) {

@@ -501,7 +501,10 @@ SampleRef SharedDirStore::find(const SampleId& sample_id, std::optional<std::uin
   ref.generation = wanted;
   ref.incarnation = file_.incarnation;
   const std::vector<StoredTensor> tensors = stored_tensors(open(ref));
-  for (const StoredTensor& tensor : tensors) add_tensor(ref, tensor.name, tensor.dtype, tensor.shape, sample_id.str() + "/");
+  std::vector<FeatureSpec> specs;
+  for (const StoredTensor& tensor : tensors)
+    specs.push_back({.name = tensor.name, .shape = tensor.shape, .dtype = tensor.dtype});
+  set_tensors(ref, std::move(specs), sample_id.str() + "/");
   add_codecs(ref, tensors);
   return ref;
 } catch (const Error& error) {
