@@ -59,8 +59,8 @@ void read_exact(int fd, std::span<std::byte> out, std::uint64_t offset, const st
       throw_errno(errno, "reading " + path);
     }
     if (got == 0) {
-      throw Corrupt(fmt::format("{} ends at byte {}, but {} bytes from offset {} were expected: the file is truncated",
-                                path, offset + have, out.size(), offset));
+      throw Corrupt(fmt::format("{} ends at byte {}, but {} bytes from offset {} were expected: the file is truncated", path,
+                                offset + have, out.size(), offset));
     }
     have += static_cast<std::size_t>(got);
   }

@@ -341,8 +341,7 @@ struct TorchZip::Body {
   std::optional<std::string> note;
 };
 
-TorchZip::Body::Body(int file_fd, const std::string& file_path, std::string file_what, bool is_mapped,
-                     BufferPool& buffers)
+TorchZip::Body::Body(int file_fd, const std::string& file_path, std::string file_what, bool is_mapped, BufferPool& buffers)
     : fd(file_fd), path(file_path), what(std::move(file_what)), mapped(is_mapped), pool(buffers) {
   if (mapped) {
     file = map_file(fd, path);

@@ -164,8 +164,7 @@ void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::
   write(tensors, sink, note);
 }
 
-void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors,
-                     const std::optional<std::string>& note) {
+void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors, const std::optional<std::string>& note) {
   constexpr std::size_t kCopiedBytes = 64 << 10;  // headers and small tensors, which would be a call each
   GatherWriter out(fd, path);
   const auto sink = [&](std::span<const std::byte> bytes) {

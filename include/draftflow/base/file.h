@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Files: descriptors that close themselves, whole reads and writes, and the two ways to publish a file atomically.
-// All functions throw by errno (base/error.h) naming the path, which those that have a descriptor need for nothing else; EINTR is retried; short reads and writes are completed.
+// All functions throw by errno (base/error.h) naming the path, which those that have a descriptor need for nothing else; EINTR
+// is retried; short reads and writes are completed.
 // A UniqueFd has one owner; the functions are thread-safe on different paths.
 #pragma once
 
@@ -28,7 +29,7 @@ class UniqueFd {
   int get() const { return fd_; }
   explicit operator bool() const { return fd_ >= 0; }
   int release();
-  void reset();                                           // closes, ignoring errors: for reads and for paths already failing
+  void reset();                                 // closes, ignoring errors: for reads and for paths already failing
   void close_checked(const std::string& path);  // closes and throws if the file system reports a late error
 
  private:

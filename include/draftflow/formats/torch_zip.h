@@ -73,8 +73,7 @@ using ByteSink = std::function<void(std::span<const std::byte>)>;
 // what it has got by then is no whole file, and never reads as one. A note is a text of the writer's own: the file's first
 // entry, where torch does not look.
 void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note = {});
-void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors,
-                     const std::optional<std::string>& note = {});
+void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors, const std::optional<std::string>& note = {});
 
 // How many bytes write_torch_zip writes without a note; refuses what it refuses. Reads no tensor's bytes.
 std::uint64_t torch_zip_bytes(const TensorMap& tensors);

@@ -52,11 +52,11 @@ std::string ReferenceStore::name_of(const SampleId& sample_id, std::uint64_t gen
 void ReferenceStore::check_ours(const SampleRef& ref) const {
   const std::string uri = "disagg://" + id_.str() + "/" + ref.sample_id.str();
   if (ref.feature_store_uri == uri && ref.incarnation.empty()) return;
-  throw NotFound(fmt::format(
-      "{} is not in the reference's folder {}: {}", shown_sample(ref.sample_id, ref.generation), folder_.path(),
-      ref.incarnation.empty()
-          ? fmt::format("its URI is '{}'", printable(ref.feature_store_uri))
-          : fmt::format("it is of incarnation '{}' of a store of draftflow's", printable(ref.incarnation))));
+  throw NotFound(
+      fmt::format("{} is not in the reference's folder {}: {}", shown_sample(ref.sample_id, ref.generation), folder_.path(),
+                  ref.incarnation.empty()
+                      ? fmt::format("its URI is '{}'", printable(ref.feature_store_uri))
+                      : fmt::format("it is of incarnation '{}' of a store of draftflow's", printable(ref.incarnation))));
 }
 
 UniqueFd ReferenceStore::open(const SampleId& sample_id, std::uint64_t generation) const {
@@ -126,8 +126,7 @@ std::uint64_t ReferenceStore::greatest(const SampleId& sample_id) const {
     found = std::max(found.value_or(0), parsed->generation);
   }
   if (found) return *found;
-  throw NotFound(
-      fmt::format("sample '{}' is not in the reference's folder {}", printable(sample_id.str()), folder_.path()));
+  throw NotFound(fmt::format("sample '{}' is not in the reference's folder {}", printable(sample_id.str()), folder_.path()));
 }
 
 SampleRef ReferenceStore::find(const SampleId& sample_id, std::optional<std::uint64_t> generation) {
@@ -185,7 +184,8 @@ void ReferenceStore::for_each(const std::function<bool(const ResidentSample&)>& 
 StoreHealth ReferenceStore::health() {
   const std::lock_guard lock(mutex_);
   if (!counted_) {
-    StoreHealth health{.store_id = id_.str(), .backend = "reference", .root = std::filesystem::path(folder_.path()).parent_path().string()};
+    StoreHealth health{
+        .store_id = id_.str(), .backend = "reference", .root = std::filesystem::path(folder_.path()).parent_path().string()};
     for_each(
         [&](const ResidentSample& sample) {
           ++health.resident_samples;

@@ -212,8 +212,8 @@ ResidentSample describe_file(int fd, const std::string& path, const SamplePlace&
   const SampleId id(read_identity(fd, path).sample_id);
   const SamplePlace said = sample_place(id);
   if (said.fan_out != place.fan_out || said.folder != place.folder) {
-    throw Corrupt(fmt::format("{}: the file says it is sample '{}', whose files lie in {}/{}: it is another one's file",
-                              path, printable(id.str()), said.fan_out, said.folder));
+    throw Corrupt(fmt::format("{}: the file says it is sample '{}', whose files lie in {}/{}: it is another one's file", path,
+                              printable(id.str()), said.fan_out, said.folder));
   }
   const Weight weight = weigh(fd, path);
   ResidentSample sample{.sample_id = id, .generation = generation, .bytes = weight.bytes, .path = path};

@@ -79,8 +79,7 @@ std::optional<Folder> Folder::find(const std::string& name) const {
   if (fd) return Folder(std::move(fd), shown(name));
   if (errno == ENOENT) return std::nullopt;
   if (errno == ELOOP || errno == ENOTDIR) {
-    throw Corrupt(
-        fmt::format("{} is not a folder: draftflow did not make it and follows no link; remove it", shown(name)));
+    throw Corrupt(fmt::format("{} is not a folder: draftflow did not make it and follows no link; remove it", shown(name)));
   }
   throw_errno(errno, "opening the folder " + shown(name));
 }
@@ -112,8 +111,8 @@ std::optional<UniqueFd> Folder::find_file(const std::string& name, int flags) co
   if (fd) return fd;
   if (errno == ENOENT) return std::nullopt;
   if (errno == ELOOP) {
-    throw Corrupt(fmt::format("{} is a symbolic link: draftflow did not make it and does not follow it; remove it",
-                              shown(name)));
+    throw Corrupt(
+        fmt::format("{} is a symbolic link: draftflow did not make it and does not follow it; remove it", shown(name)));
   }
   throw_errno(errno, "opening " + shown(name));
 }
@@ -291,8 +290,7 @@ bool link_file(int fd, const std::string& path, const Folder& to, const std::str
     throw Corrupt(to.shown(name) + " is there already, and is another file: draftflow did not make it; take it away");
   }
   if (error == EMLINK) {
-    throw Unavailable(
-        fmt::format("{} has as many names (leases) as its file system allows: retry when some have ended", path));
+    throw Unavailable(fmt::format("{} has as many names (leases) as its file system allows: retry when some have ended", path));
   }
   if (error == EPERM || error == EACCES) {
     throw PermissionDenied(

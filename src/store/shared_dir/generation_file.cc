@@ -154,8 +154,7 @@ std::string describe(const Identity& identity) {
                      printable(identity.store_id));
 }
 
-void write_generation(int fd, const std::string& path, const Identity& identity, const PackedSample& sample,
-                      const Keys* keys) {
+void write_generation(int fd, const std::string& path, const Identity& identity, const PackedSample& sample, const Keys* keys) {
   std::optional<Sealing> sealing;
   if (keys != nullptr) {
     const FileSalt salt = random_file_salt();

@@ -55,8 +55,7 @@ Holder::Holder(const Folder& leases, Account& account, std::int64_t beat_ms)
     : leases_(leases), account_(account), forks_(forks_of_this_process()) {
   constexpr int kTries = 100;  // each failure means that gc came between making and locking
   for (int i = 0; i < kTries && !links_; ++i) make(/*local=*/beat_ms == 0);
-  if (!links_)
-    throw Unavailable(fmt::format("{}: {} new holders were removed at once: retry", leases_.path(), kTries));
+  if (!links_) throw Unavailable(fmt::format("{}: {} new holders were removed at once: retry", leases_.path(), kTries));
   if (beat_ms == 0) return;
   heart_ = std::make_unique<Heart>();
   heart_->thread = std::thread([this, beat_ms] { beat(beat_ms); });

@@ -148,8 +148,8 @@ std::uint64_t find_current(const Folder& folder, const SamplePlace& place, const
   return 0;
 }
 
-std::optional<std::string> find_name(int fd, const std::string& path, const SamplePlace& place,
-                                     std::uint64_t generation, const Books& books) {
+std::optional<std::string> find_name(int fd, const std::string& path, const SamplePlace& place, std::uint64_t generation,
+                                     const Books& books) {
   if (books.flat == nullptr) return generation_name(place, generation);
   const auto facts = find_torch_facts(fd, path);
   return facts ? reference_name(SampleId(facts->identity.sample_id), generation) : std::nullopt;

@@ -61,8 +61,8 @@ std::uint64_t find_current(const Folder& folder, const SamplePlace& place, const
 
 // What the generation's file, open as `fd`, is called in its sample's folder. Where the name holds the sample's id, the file's
 // note is asked; nothing if that is damaged.
-std::optional<std::string> find_name(int fd, const std::string& path, const SamplePlace& place,
-                                     std::uint64_t generation, const Books& books);
+std::optional<std::string> find_name(int fd, const std::string& path, const SamplePlace& place, std::uint64_t generation,
+                                     const Books& books);
 
 struct Retired {
   std::uint64_t generations = 0, bytes = 0;  // names taken away; bytes that went with the last name

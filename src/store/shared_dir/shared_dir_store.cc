@@ -28,8 +28,7 @@ constexpr std::size_t kMaxRemembered = 65536;  // generations that need no secon
 std::string why_read_only(const Folder& folder) {
   if (::faccessat(folder.fd(), ".", W_OK | X_OK, AT_EACCESS) == 0) return "";
   const int error = errno;
-  if (error != EACCES && error != EPERM && error != EROFS)
-    throw_errno(error, "looking at the rights of " + folder.path());
+  if (error != EACCES && error != EPERM && error != EROFS) throw_errno(error, "looking at the rights of " + folder.path());
   return fmt::format("{}: {}", folder.path(), std::generic_category().message(error));
 }
 
@@ -134,8 +133,8 @@ void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uin
   throw Exhausted(
       fmt::format("put of sample '{}' asks for {} bytes, but store '{}' at {} may hold {} and has {} resident: free "
                   "samples, then retry",
-                  printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path(),
-                  file_.max_resident_bytes, account_.resident_bytes()));
+                  printable(sample_id.str()), bytes, printable(id_.str()), layout_.store().path(), file_.max_resident_bytes,
+                  account_.resident_bytes()));
 }
 
 SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata,
@@ -167,8 +166,7 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
                     options_.free_space_floor_bytes, error.what()));
   } catch (const NotFound& error) {
     throw NotFound(fmt::format("put of sample '{}': store '{}' at {} was deleted while attached; attach again ({})",
-                               printable(sample_id.str()), printable(id_.str()), layout_.store().path(),
-                               error.what()));
+                               printable(sample_id.str()), printable(id_.str()), layout_.store().path(), error.what()));
   }
   return ref;
 } catch (const Error& error) {
@@ -345,11 +343,10 @@ TensorMap SharedDirStore::read(const SampleRef& ref, const std::vector<std::stri
 Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) try {
   const std::vector<const FeatureSpec*> specs = specs_to_read(ref, options.names);
   if (options.zero_copy && !books_.local) {
-    throw InvalidArgument(
-        fmt::format("zero-copy get of sample '{}': store '{}' at {} is on {}, where another host can cut a mapped "
-                    "file short: get copies",
-                    printable(ref.sample_id.str()), printable(id_.str()), layout_.store().path(),
-                    file_system_name(layout_.store())));
+    throw InvalidArgument(fmt::format(
+        "zero-copy get of sample '{}': store '{}' at {} is on {}, where another host can cut a mapped "
+        "file short: get copies",
+        printable(ref.sample_id.str()), printable(id_.str()), layout_.store().path(), file_system_name(layout_.store())));
   }
   check_writable(fmt::format("get of sample '{}' under a lease", printable(ref.sample_id.str())));
   Opened opened = open(ref);

@@ -104,8 +104,8 @@ void check_only_ours(const Folder& folder) {
   for (const std::string& name : folder.list()) {
     if (name == kStoreFileName) return;  // someone finished making it meanwhile
     if (std::find(std::begin(kOwnNames), std::end(kOwnNames), name) == std::end(kOwnNames)) {
-      throw InvalidArgument(fmt::format("{} is not a store and holds '{}': choose an empty or a new folder",
-                                        folder.path(), printable(name)));
+      throw InvalidArgument(
+          fmt::format("{} is not a store and holds '{}': choose an empty or a new folder", folder.path(), printable(name)));
     }
   }
 }

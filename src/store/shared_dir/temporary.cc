@@ -115,8 +115,7 @@ std::int64_t modified_ms(int fd, const std::string& path) {
 std::int64_t server_time_ms(const Folder& folder) {
   const Temporary probe(folder);
   const char byte = 0;  // a time of creation may be the client's
-  if (::pwrite(probe.fd(), &byte, 1, 0) != 1 || ::fsync(probe.fd()) != 0)
-    throw_errno(errno, "writing " + probe.path());
+  if (::pwrite(probe.fd(), &byte, 1, 0) != 1 || ::fsync(probe.fd()) != 0) throw_errno(errno, "writing " + probe.path());
   return modified_ms(probe.fd(), probe.path());
 }
 

@@ -106,8 +106,7 @@ auto as_corrupt(Do do_it) {
 
 }  // namespace
 
-TorchGeneration::TorchGeneration(int fd, const std::string& path, const Identity& identity, bool mapped,
-                                 BufferPool& pool)
+TorchGeneration::TorchGeneration(int fd, const std::string& path, const Identity& identity, bool mapped, BufferPool& pool)
     : what_(fmt::format("{} ({})", describe(identity), path)),
       zip_(as_corrupt([&] { return open_torch_file(fd, path, what_, mapped, pool); })) {
   const auto fail = [&](const std::string& problem) {
