@@ -181,7 +181,26 @@ class Bench:
                     "4 tensors; the limit is torch.save and a rename, or torch.load, without a store",
                 )
             )
-        return rows
+        return [*rows, self._small_beside_others(tensors, count)]
+
+    def _small_beside_others(self, tensors: Dict[str, Any], count: int) -> Row:
+        """With samples that are there: the reference runtime, the limit here, looks through their names at each put."""
+        resident = 2 * count
+        ours, listed = [], []
+        for _ in range(self.repetitions):
+            store = draftflow.Store.create(self.fresh("beside"))
+            folder = self.fresh("listed")
+            os.mkdir(folder)
+            for i in range(resident):
+                store.put(tensors, f"r{i}")
+                with open(os.path.join(folder, f"r{i}.g1.ckpt"), "wb"):
+                    pass
+            ours.append(count / _seconds(_ours(store, tensors, count)[0]))
+            listed.append(count / _seconds(_plain(folder, tensors, count, lists=True)[0]))
+            store.close()
+        value, limit = _median(ours), _median(listed)
+        note = f"{resident} samples there; the limit: torch.save, os.listdir as the reference does, a rename"
+        return _row("python_put_4kib_resident", value, "sample/s", limit, "ratio >= 2", value >= 2 * limit, note)
 
     def batches(self) -> List[Row]:
         """The whole path of a DataLoader over a Stream, beside the C++ reader alone."""
@@ -301,12 +320,16 @@ def _ours(store: Any, tensors: Dict[str, Any], count: int) -> Tuple[Callable[[],
     return put, get
 
 
-def _plain(folder: str, tensors: Dict[str, Any], count: int) -> Tuple[Callable[[], None], Callable[[], None]]:
+def _plain(
+    folder: str, tensors: Dict[str, Any], count: int, lists: bool = False
+) -> Tuple[Callable[[], None], Callable[[], None]]:
     import torch
 
     def put() -> None:
         for i in range(count):
             path = os.path.join(folder, f"s{i}.ckpt")
+            if lists:
+                os.listdir(folder)
             torch.save(tensors, path + ".tmp")
             os.replace(path + ".tmp", path)
 
