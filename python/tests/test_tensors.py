@@ -5,6 +5,7 @@ import array
 import collections.abc
 import ctypes
 import gc
+import sys
 import threading
 import weakref
 
@@ -215,6 +216,37 @@ def test_what_is_refused_is_refused_by_name(store, kind):
     with pytest.raises(TypeError, match="'the_one'"):
         store.put({"fine": torch.zeros(2), "the_one": REFUSED[kind]()}, "s")
     assert store.health()["resident_samples"] == 0
+
+
+@pytest.mark.parametrize("bytes_left", [0, 8])
+def test_a_tensor_whose_memory_was_taken_away_is_refused(store, bytes_left):
+    for tensor in (torch.arange(100.0)[10:20], torch.zeros(1000)):
+        tensor.storage().resize_(bytes_left // 4)
+        with pytest.raises(TypeError, match="'x' cannot be taken as it is"):
+            store.put({"x": tensor}, "s")
+
+
+def test_a_put_beside_one_who_changes_the_tensor_stores_one_or_the_other(store):
+    large, small, x = torch.zeros(4000), torch.full((1,), 5.0), torch.zeros(4000)
+    stop = threading.Event()
+
+    def change():
+        while not stop.is_set():
+            for each in (small, large):
+                x.data = each
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    other = threading.Thread(target=change)
+    other.start()
+    try:
+        for _ in range(5000):
+            found = store.read(store.put({"x": x}, "s"))["x"]
+            assert torch.equal(found, large if found.shape == large.shape else small)
+    finally:
+        stop.set()
+        other.join()
+        sys.setswitchinterval(before)
 
 
 def test_names_are_strings_and_there_is_a_tensor(store):

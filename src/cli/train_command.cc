@@ -47,8 +47,9 @@ int run(TrainArguments arguments, const Console& console) {
   if (arguments.json) {
     console.out << to_json(result).dump() << "\n";
   } else {
-    const std::string loss =
-        result.loss.empty() ? "no step was left to train" : fmt::format("last loss {:.4f}", result.loss_total);
+    const std::string loss = !result.loss.empty() ? fmt::format("last loss {:.4f}", result.loss_total)
+                             : stop_flag()        ? "before a step of this start was made"
+                                                  : "no step was left to train";
     if (result.lost > 0) console.out << fmt::format("{} samples were lost with their bytes, as accepted\n", result.lost);
     console.out << fmt::format("{} {} steps, {} samples, {} tokens; {} samples failed; {}; {}\n",
                                stop_flag() ? "stopped after" : "trained", result.step, result.samples, result.tokens,

@@ -62,11 +62,22 @@ void check_replaceable(const std::filesystem::path& file) {
                                     regular ? "a SQLite database, perhaps the ledger itself" : "no regular file"));
 }
 
-// Where an export is written, beside its target. The name is always the same: what a killed export left is overwritten by the
+// What a killed export left is overwritten; a file of anybody's own is not.
+void check_left_by_an_export(int fd, const struct stat& status, const std::filesystem::path& file) {
+  constexpr std::string_view kBegin = R"({"kind":"ledger",)";
+  std::string begin(kBegin.size(), '\0');
+  const bool alone = S_ISREG(status.st_mode) && status.st_nlink == 1 && status.st_uid == ::geteuid();
+  const ssize_t got = alone ? ::pread(fd, begin.data(), begin.size(), 0) : -1;
+  if (got == 0 || begin == kBegin) return;
+  throw InvalidArgument(
+      fmt::format("{} is there, and no export left it: take it away, or name another file", printable(file.string(), 4096)));
+}
+
+// Where an export is written, beside its target. The name is always the same, so that what a killed export left goes with the
 // next one. Its writer has it locked.
 UniqueFd open_unfinished(const std::filesystem::path& file) {
   for (;;) {
-    UniqueFd fd = open_file(file, O_WRONLY | O_CREAT | O_NOFOLLOW);
+    UniqueFd fd = open_file(file, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK);
     if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
       if (errno != EWOULDBLOCK) throw_errno(errno, "locking " + file.string());
       throw Conflict(fmt::format("{} is written by another export: wait for its end, or name another file",
@@ -77,6 +88,7 @@ UniqueFd open_unfinished(const std::filesystem::path& file) {
     if (::fstat(fd.get(), &ours) != 0) throw_errno(errno, "opening " + file.string());
     const bool renamed = ::lstat(file.c_str(), &there) != 0 || ours.st_ino != there.st_ino || ours.st_dev != there.st_dev;
     if (renamed) continue;  // the other one has ended meanwhile: this is its export
+    check_left_by_an_export(fd.get(), ours, file);
     if (::ftruncate(fd.get(), 0) != 0) throw_errno(errno, "emptying " + file.string());
     return fd;
   }

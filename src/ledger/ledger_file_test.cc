@@ -139,6 +139,37 @@ TEST_F(LedgerFileTest, OneExportAtATimeIsWrittenToAFile) {
   EXPECT_EQ(read_text_file(folder_.path() / "mine"), "mine");
 }
 
+TEST_F(LedgerFileTest, WhatNoExportLeftIsNeverWrittenOver) {
+  const auto unfinished = folder_.path() / "e.jsonl.unfinished";
+  const auto refused = [&] {
+    try {
+      export_ledger(*ledger_, file_);
+      return false;
+    } catch (const InvalidArgument& error) {
+      EXPECT_THAT(error.what(), HasSubstr("e.jsonl.unfinished is there, and no export left it"));
+      return !std::filesystem::exists(file_);
+    }
+  };
+  replace_file(unfinished, "mine");
+  EXPECT_TRUE(refused());
+  EXPECT_EQ(read_text_file(unfinished), "mine");
+  const auto begun = folder_.path() / "begun";  // another name of a file that even looks like an export
+  replace_file(begun, R"({"kind":"ledger","version":1})");
+  std::filesystem::remove(unfinished);
+  std::filesystem::create_hard_link(begun, unfinished);
+  EXPECT_TRUE(refused());
+  EXPECT_EQ(read_text_file(begun), R"({"kind":"ledger","version":1})");
+  std::filesystem::remove(unfinished);
+  ASSERT_EQ(::mkfifo(unfinished.c_str(), 0600), 0);
+  EXPECT_TRUE(refused());
+  std::filesystem::remove(unfinished);
+  { const auto other = open("e.jsonl.unfinished"); }
+  const std::string ledger = read_text_file(other_.path() / "e.jsonl.unfinished");
+  std::filesystem::copy_file(other_.path() / "e.jsonl.unfinished", unfinished);
+  EXPECT_TRUE(refused());
+  EXPECT_EQ(read_text_file(unfinished), ledger);
+}
+
 TEST_F(LedgerFileTest, LinesEndWhereTheyEnd) {
   std::istringstream lines("a\n\nlast");
   EXPECT_EQ(next_export_line(lines), "a");

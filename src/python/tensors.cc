@@ -17,7 +17,6 @@ namespace {
 // Kept for the process's life: destroying Python objects after the interpreter is an error.
 struct Torch {
   py::object tensor_type, boolean, uint8, to_dlpack, from_dlpack;
-  std::vector<std::pair<PyObject*, DType>> dtypes;
 };
 
 Torch* load_torch() {
@@ -25,17 +24,11 @@ Torch* load_torch() {
   const py::object core = torch.attr("_C");
   const py::object dlpack = py::module_::import("torch.utils.dlpack");
   const bool direct = py::hasattr(core, "_to_dlpack") && py::hasattr(core, "_from_dlpack");
-  auto* made = new Torch{.tensor_type = torch.attr("Tensor"),
-                         .boolean = torch.attr("bool"),
-                         .uint8 = torch.attr("uint8"),
-                         .to_dlpack = direct ? core.attr("_to_dlpack") : dlpack.attr("to_dlpack"),
-                         .from_dlpack = direct ? core.attr("_from_dlpack") : dlpack.attr("from_dlpack"),
-                         .dtypes = {}};
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kInt64, DType::kFloat16, DType::kFloat64, DType::kBool,
-                            DType::kUInt8, DType::kInt8, DType::kInt16, DType::kInt32}) {
-    made->dtypes.emplace_back(py::object(torch.attr(std::string(dtype_name(dtype)).c_str())).release().ptr(), dtype);
-  }
-  return made;
+  return new Torch{.tensor_type = torch.attr("Tensor"),
+                   .boolean = torch.attr("bool"),
+                   .uint8 = torch.attr("uint8"),
+                   .to_dlpack = direct ? core.attr("_to_dlpack") : dlpack.attr("to_dlpack"),
+                   .from_dlpack = direct ? core.attr("_from_dlpack") : dlpack.attr("from_dlpack")};
 }
 
 Torch* known_torch = nullptr;
@@ -184,43 +177,6 @@ Tensor from_capsule(const py::object& capsule, std::string_view name, bool boole
   }
   const auto* data = static_cast<const std::byte*>(dl.data) + dl.byte_offset;
   return make_tensor(boolean ? DType::kBool : *dtype, std::move(shape), strides, data, hold(capsule));
-}
-
-// The largest tensor of torch's that is copied at once.
-constexpr std::uint64_t kCopyBytes = 16 << 10;
-
-PyObject* interned(const char* text) {
-  return PyUnicode_InternFromString(text);
-}
-
-// A small tensor of torch's plainest kind, copied while nobody can change it: a capsule, which the rest goes by, runs much
-// more of torch's code. Nothing for what is of another kind, and for what torch does not answer, so that the capsule says why.
-std::optional<Tensor> copy_of_small(PyObject* object) {
-  if (!is_torch_tensor(object)) return std::nullopt;
-  static PyObject *const dtype_name = interned("dtype"), *const shape_name = interned("shape"),
-                         *const is_cpu = interned("is_cpu"), *const is_contiguous = interned("is_contiguous"),
-                         *const is_neg = interned("is_neg"), *const data_ptr = interned("data_ptr");
-  const Torch& known = torch();
-  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != known.tensor_type.ptr()) return std::nullopt;
-  const auto said = [&](PyObject* name) { return py::reinterpret_steal<py::object>(PyObject_GetAttr(object, name)); };
-  const auto answered = [&](PyObject* name) {
-    return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, name));
-  };
-  const py::object asked_dtype = said(dtype_name), extents = said(shape_name);
-  const auto dtype =
-      std::find_if(known.dtypes.begin(), known.dtypes.end(), [&](const auto& each) { return each.first == asked_dtype.ptr(); });
-  if (dtype == known.dtypes.end() || !extents || PyTuple_Check(extents.ptr()) == 0) return std::nullopt;
-  std::vector<std::int64_t> shape(static_cast<std::size_t>(PyTuple_GET_SIZE(extents.ptr())));
-  for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(extents.ptr(), i));
-  const std::uint64_t bytes = PyErr_Occurred() == nullptr ? tensor_bytes(dtype->second, shape) : 0;
-  if (bytes == 0 || bytes > kCopyBytes) return std::nullopt;
-  if (said(is_cpu).ptr() != Py_True || answered(is_contiguous).ptr() != Py_True || answered(is_neg).ptr() != Py_False) {
-    return std::nullopt;
-  }
-  const py::object address = answered(data_ptr);
-  const void* data = address ? PyLong_AsVoidPtr(address.ptr()) : nullptr;
-  if (data == nullptr) return std::nullopt;
-  return Tensor::copy_of(dtype->second, std::move(shape), {static_cast<const std::byte*>(data), bytes});
 }
 
 Tensor from_torch(py::object object, std::string_view name) {
@@ -405,15 +361,11 @@ TensorMap tensors_from(const py::dict& tensors, Taken taken) {
   for (const auto& [key, value] : held) {
     if (!py::isinstance<py::str>(key)) throw py::type_error("the names of tensors are strings: found a " + type_name(key));
     auto name = text_from(key);
-    auto copied = copy_of_small(value.ptr());
-    if (!copied) {
-      PyErr_Clear();
-      if (taken == Taken::kTorch && !is_torch_tensor(value)) {
-        throw py::type_error(fmt::format("'{}' is a {}: a torch tensor is taken", printable(name, 80), type_name(value)));
-      }
-      copied = tensor_from(value, name);
+    if (taken == Taken::kTorch && !is_torch_tensor(value)) {
+      throw py::type_error(fmt::format("'{}' is a {}: a torch tensor is taken", printable(name, 80), type_name(value)));
     }
-    map.emplace_back(std::move(name), std::move(*copied));
+    Tensor tensor = tensor_from(value, name);
+    map.emplace_back(std::move(name), std::move(tensor));
   }
   return map;
 }

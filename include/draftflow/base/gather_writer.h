@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// GatherWriter: writes a file front to back in calls that end at multiples of kWindowBytes of the file, whatever the pieces it
-// is given: the page cache then keeps it in few large folios, quicker to write and to read again (docs/bench.md). One owner,
+// GatherWriter: writes a new file front to back in calls that end, but where `flush` is asked for, at multiples of kWindowBytes
+// of it: the page cache then keeps it in few large folios, quicker to write and to read again (docs/dead-ends.md). One owner,
 // one thread. Errors as in base/file.h.
 #pragma once
 
@@ -19,7 +19,7 @@ class GatherWriter {
  public:
   static constexpr std::uint64_t kWindowBytes = 1 << 20;
 
-  GatherWriter(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}  // from the file's position on
+  GatherWriter(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
 
   void add(std::span<const std::byte> bytes);       // which stay where they are until they are written
   void add_copy(std::span<const std::byte> bytes);  // which may go when this returns

@@ -262,39 +262,20 @@ Database::~Database() = default;
 // --- the connection
 
 void Database::connect() {
+  connection_ = await_connection(url_);
+  PGconn* connection = connection_.get();
+  if (connection == nullptr) throw Exhausted("no memory for a connection to a PostgreSQL server");
+  name_ = name_of(connection);
+  PQsetNoticeReceiver(
+      connection, [](void*, const PGresult*) {}, nullptr);
   try {
-    begin_to_connect({});
-    while (!await_connection()) begin_to_connect(hosts_after_this_one());
-    if (PQstatus(connection_.get()) != CONNECTION_OK) fail_to_connect();
+    if (PQstatus(connection) != CONNECTION_OK) fail_to_connect();
     set_up_session();
   } catch (...) {
     connection_.reset();  // never used half set up
     throw;
   }
   ++connections_;
-}
-
-void Database::begin_to_connect(const Options& hosts) {
-  // What stands before dbname the URL may override. An unanswered link is given up after some 10 s: nothing else would end a
-  // call whose server has lost its power.
-  std::vector<std::pair<const char*, const char*>> parameters = {
-      {"connect_timeout", "10"}, {"keepalives_idle", "5"},      {"keepalives_interval", "2"},
-      {"keepalives_count", "3"}, {"tcp_user_timeout", "10000"}, {"fallback_application_name", "draftflow"},
-      {"dbname", url_.c_str()},  {"client_encoding", "UTF8"}};
-  for (const auto& [key, value] : hosts) parameters.emplace_back(key.c_str(), value.c_str());
-  parameters.emplace_back(nullptr, nullptr);
-  std::vector<const char*> keys, values;
-  for (const auto& [key, value] : parameters) {
-    keys.push_back(key);
-    values.push_back(value);
-  }
-  connection_.reset(PQconnectStartParams(keys.data(), values.data(), 1));
-  PGconn* connection = connection_.get();
-  if (connection == nullptr) throw Exhausted("no memory for a connection to a PostgreSQL server");
-  name_ = name_of(connection);
-  PQsetNoticeReceiver(
-      connection, [](void*, const PGresult*) {}, nullptr);
-  PQsetErrorVerbosity(connection, PQERRORS_VERBOSE);  // so that a refusal carries its SQLSTATE
 }
 
 void Database::set_up_session() {

@@ -5,8 +5,7 @@
 // can reach. Writers of all processes take turns by one advisory lock for each schema, taken alone or shared, which the server
 // hands on in the order of asking. One connection, opened by the constructor and again by the first call outside a transaction
 // that finds it gone. It needs a session of its own: directly, or through a pooler in session mode. A wait for the server can
-// be interrupted (base/interrupt.h), which costs the connection; only the look-up of a host's name cannot. Private to this
-// room.
+// be interrupted (base/interrupt.h), which costs the connection. Private to this room.
 //
 // Wake-ups are LISTEN and NOTIFY, but a commit with a NOTIFY waits for all others of the database, so that it is sent only if
 // somebody waits: a waiter has a shared advisory lock, from before its look at the ledger until it writes itself, and a commit
@@ -70,11 +69,8 @@ class Database final : public sql::Database {
   void begin_read() override;
   void roll_back() noexcept override;
 
-  using Options = std::map<std::string, std::string>;
   void connect();
-  void begin_to_connect(const Options& hosts);
-  bool await_connection();
-  Options hosts_after_this_one() const;
+  static std::unique_ptr<PGconn, CloseConnection> await_connection(const std::string& url);
   void set_up_session();
   Result reply(int sent);
   Result execute(const std::string& sql) { return reply(PQsendQuery(connection_.get(), sql.c_str())); }

@@ -5,10 +5,14 @@
 #include <poll.h>
 
 #include <algorithm>
-#include <charconv>
+#include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/interrupt.h"
@@ -24,92 +28,59 @@ std::string channel_of(std::int64_t key) {
   return fmt::format("draftflow_{:016x}", static_cast<std::uint64_t>(key));
 }
 
-// True if there is something to read, or room to write, or an error to be found by trying.
-bool poll_for(const PGconn* connection, std::chrono::milliseconds most, short events = POLLIN) {
-  pollfd socket{.fd = PQsocket(connection), .events = events, .revents = 0};
+// True if there is something to read, or an error to be found by reading.
+bool poll_for(const PGconn* connection, std::chrono::milliseconds most) {
+  pollfd socket{.fd = PQsocket(connection), .events = POLLIN, .revents = 0};
   return ::poll(&socket, 1, static_cast<int>(most.count())) > 0;
 }
 
-// What the connection was asked to be, of an option that counts for it.
-std::string option_of(PGconn* connection, std::string_view key) {
-  const std::unique_ptr<PQconninfoOption, decltype(&PQconninfoFree)> options(PQconninfo(connection), &PQconninfoFree);
-  for (const PQconninfoOption* at = options.get(); at != nullptr && at->keyword != nullptr; ++at) {
-    if (at->keyword == key) return at->val == nullptr ? "" : at->val;
+// By libpq's own call, which tries all hosts and their addresses in turn. An unanswered link is given up after some 10 s:
+// nothing else would end a call whose server has lost its power. What stands before dbname the URL may override.
+PGconn* make_connection(const std::string& url) {
+  const std::vector<std::pair<const char*, const char*>> parameters = {
+      {"connect_timeout", "10"}, {"keepalives_idle", "5"},      {"keepalives_interval", "2"},
+      {"keepalives_count", "3"}, {"tcp_user_timeout", "10000"}, {"fallback_application_name", "draftflow"},
+      {"dbname", url.c_str()},   {"client_encoding", "UTF8"},   {nullptr, nullptr}};
+  std::vector<const char*> keys, values;
+  for (const auto& [key, value] : parameters) {
+    keys.push_back(key);
+    values.push_back(value);
   }
-  return "";
-}
-
-// As libpq reads it: seconds for each host, 0 for ever, and never less than 2.
-int connect_timeout(PGconn* connection) {
-  const std::string text = option_of(connection, "connect_timeout");
-  int seconds = 0;
-  std::from_chars(text.data(), text.data() + text.size(), seconds);
-  return seconds > 0 ? std::max(seconds, 2) : 0;
-}
-
-std::vector<std::string> items_of(const std::string& list) {
-  std::vector<std::string> items{""};
-  for (const char c : list) {
-    if (c == ',') {
-      items.emplace_back();
-    } else {
-      items.back() += c;
-    }
-  }
-  return items;
+  PGconn* connection = PQconnectdbParams(keys.data(), values.data(), 1);
+  PQsetErrorVerbosity(connection, PQERRORS_VERBOSE);
+  // A refusal of the server's ("FATAL:  ...") carries its SQLSTATE only now: ask once more.
+  const bool refused = connection != nullptr && PQstatus(connection) != CONNECTION_OK &&
+                       std::string_view(PQerrorMessage(connection)).find(":  ") != std::string_view::npos;
+  if (refused) PQreset(connection);
+  return connection;
 }
 
 }  // namespace
 
-// What PQconnectdb does, which cannot be interrupted. False if the host that is asked now does not answer in time.
-bool Database::await_connection() {
-  PGconn* connection = connection_.get();
-  const auto timeout = std::chrono::seconds(connect_timeout(connection));
-  WaitClock::time_point end;
-  std::string asked;
-  auto next = PGRES_POLLING_WRITING;
-  while (PQstatus(connection) != CONNECTION_BAD && next != PGRES_POLLING_OK && next != PGRES_POLLING_FAILED) {
-    const std::string now_asked = fmt::format("{} {} {}", PQhost(connection), PQhostaddr(connection), PQport(connection));
-    if (std::exchange(asked, now_asked) != now_asked) end = WaitClock::now() + timeout;
-    const auto part = timeout.count() > 0 ? until_next_check(end) : kInterruptEvery;
-    if (poll_for(connection, part, next == PGRES_POLLING_READING ? POLLIN : POLLOUT)) {
-      next = PQconnectPoll(connection);
-    } else if (timeout.count() > 0 && WaitClock::now() >= end) {
-      return false;
-    } else {
-      check_interrupt();
+// libpq's call cannot be interrupted, so that a thread makes it. An interrupt leaves the thread behind, which ends when libpq
+// does.
+std::unique_ptr<PGconn, Database::CloseConnection> Database::await_connection(const std::string& url) {
+  struct Making {
+    std::mutex mutex;
+    std::condition_variable ended;
+    std::unique_ptr<PGconn, CloseConnection> connection;  // guarded by mutex
+    bool is_made = false;                                 // guarded by mutex
+  };
+  const auto making = std::make_shared<Making>();  // of whoever is last: a connection that nobody waits for is closed
+  std::thread([making, url] {
+    std::unique_ptr<PGconn, CloseConnection> connection(make_connection(url));
+    const std::lock_guard lock(making->mutex);
+    making->connection = std::move(connection);
+    making->is_made = true;
+    making->ended.notify_all();
+  }).detach();
+  for (;;) {
+    {
+      std::unique_lock lock(making->mutex);
+      if (making->ended.wait_for(lock, kInterruptEvery, [&] { return making->is_made; })) return std::move(making->connection);
     }
+    check_interrupt();
   }
-  return true;
-}
-
-// Of several hosts those that come after the one that is asked now. Unavailable if there is none.
-Database::Options Database::hosts_after_this_one() const {
-  PGconn* connection = connection_.get();
-  std::map<std::string, std::vector<std::string>> lists;
-  std::size_t count = 1, at = 0;
-  for (const char* const key : {"host", "hostaddr", "port"}) {
-    count = std::max(count, (lists[key] = items_of(option_of(connection, key))).size());
-  }
-  const auto item = [&](const char* key) {
-    const auto& list = lists[key];
-    return list.size() == 1 ? list[0] : list[at];
-  };
-  const auto is_asked = [&] {
-    return (item("host").empty() ? item("hostaddr") : item("host")) == PQhost(connection) && item("port") == PQport(connection);
-  };
-  while (at + 1 < count && !is_asked()) ++at;
-  if (++at >= count) {
-    throw Unavailable(
-        fmt::format("ledger {}: no answer within {} s: start the server or correct host and port, then call again", name_,
-                    connect_timeout(connection)));
-  }
-  Options rest;
-  for (const auto& [key, list] : lists) {
-    if (list.size() > 1)
-      rest[key] = fmt::format("{}", fmt::join(list.begin() + static_cast<std::ptrdiff_t>(at), list.end(), ","));
-  }
-  return rest;
 }
 
 // What libpq's own calls do, which cannot be interrupted. The last result of what was sent counts. A connection whose reply is

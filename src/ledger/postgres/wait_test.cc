@@ -70,10 +70,12 @@ class Eavesdropper {
 // A host that takes connections and never says a word.
 class SilentHost {
  public:
-  SilentHost() : socket_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+  explicit SilentHost(in_addr_t host = INADDR_LOOPBACK, in_port_t port = 0)
+      : socket_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(port);
+    address.sin_addr.s_addr = htonl(host);
     socklen_t size = sizeof address;
     EXPECT_EQ(::bind(socket_.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
     EXPECT_EQ(::listen(socket_.get(), 8), 0);
@@ -350,23 +352,16 @@ TEST_F(PostgresWait, ASignalEndsTheMakingOfAConnectionThatIsNotAnswered) {
 }
 
 TEST_F(PostgresWait, AHostThatDoesNotAnswerInTimeIsGivenUpForTheNextOne) {
-  const SilentHost silent;
-  const auto url = [&](const std::string& hosts, const std::string& ports) {
-    return fmt::format("postgresql:///postgres?host={}&port={}&user=postgres&connect_timeout=2", hosts, ports);
-  };
-  const std::string port = std::to_string(silent.port());
+  const SilentHost silent(INADDR_LOOPBACK + 1, 5432);
   try {
-    const Database db(url("127.0.0.1", port));
+    const Database db("postgresql://postgres@127.0.0.2/postgres?connect_timeout=2");
     ADD_FAILURE() << "connected";
   } catch (const Unavailable& error) {
-    EXPECT_EQ(
-        std::string(error.what()),
-        fmt::format("ledger postgresql://127.0.0.1:{}/postgres: no answer within 2 s: start the server or correct host and "
-                    "port, then call again",
-                    port));
+    EXPECT_THAT(error.what(), ::testing::AllOf(::testing::HasSubstr("127.0.0.2"), ::testing::HasSubstr("timeout expired")));
   }
   const std::string folder = server().url().substr(server().url().find("host=") + 5);
-  const Database db(url("127.0.0.1,127.0.0.1," + folder.substr(0, folder.find('&')), "1," + port + ",5432"));
+  const Database db("postgresql:///postgres?user=postgres&connect_timeout=2&host=127.0.0.2," +
+                    folder.substr(0, folder.find('&')));
   EXPECT_THAT(db.name(), ::testing::HasSubstr(":///postgres?host=/"));
 }
 

@@ -372,7 +372,7 @@ TEST_F(LeasesBetweenProcesses, AWriterWhoseUmaskLocksTheGroupOutIsRefused) {
   attach();
   ::umask(022);
   const auto store = attach();
-  const std::string message = message_of<InvalidArgument>([&] { put(*store); });
+  const std::string message = message_of<PermissionDenied>([&] { put(*store); });
   ::umask(007);
   EXPECT_THAT(message, HasSubstr("mode 0640): others in the group could not lease it; start with umask 007"));
   EXPECT_TRUE(generation_files(root()).empty());

@@ -71,7 +71,7 @@ std::int64_t Temporary::modified_seconds() const {
 void Temporary::check_mode() const {
   const mode_t folder = status_of(folder_.fd(), folder_.path()).st_mode, file = status_of(fd_.get(), path()).st_mode;
   if ((folder & S_IWGRP) == 0 || (file & S_IWGRP) != 0) return;
-  throw InvalidArgument(
+  throw PermissionDenied(
       fmt::format("{} is writable to its group, but what this process writes there is not (mode {:04o}): others in the group "
                   "could not lease it; start with umask 007, or take the group's right away from the store's folders",
                   folder_.path(), file & 07777));

@@ -30,7 +30,7 @@ class Temporary {
 
   std::int64_t modified_seconds() const;
 
-  // InvalidArgument if the folder is writable to its group and the file, by this process's umask, is not: the kernel links a
+  // PermissionDenied if the folder is writable to its group and the file, by this process's umask, is not: the kernel links a
   // file only for users who may write it (fs.protected_hardlinks), so that others could not lease what is published.
   void check_mode() const;
 
