@@ -10,6 +10,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -67,13 +68,18 @@ std::unique_ptr<PGconn, Database::CloseConnection> Database::await_connection(co
     bool is_made = false;                                 // guarded by mutex
   };
   const auto making = std::make_shared<Making>();  // of whoever is last: a connection that nobody waits for is closed
-  std::thread([making, url] {
+  const auto make = [making, url] {
     std::unique_ptr<PGconn, CloseConnection> connection(make_connection(url));
     const std::lock_guard lock(making->mutex);
     making->connection = std::move(connection);
     making->is_made = true;
     making->ended.notify_all();
-  }).detach();
+  };
+  try {
+    std::thread(make).detach();
+  } catch (const std::system_error& error) {
+    throw Exhausted(fmt::format("no thread to connect to a PostgreSQL server: {}; raise the limit of processes", error.what()));
+  }
   for (;;) {
     {
       std::unique_lock lock(making->mutex);
