@@ -56,6 +56,16 @@ TEST_F(GatherWriterTest, CallsEndAtMultiplesOfAWindow) {
   EXPECT_EQ(written(), header + data);
 }
 
+TEST_F(GatherWriterTest, AlsoAfterAFlushWithinAWindow) {
+  const std::string header = bytes_of(100, 1), data = bytes_of(2 * GatherWriter::kWindowBytes, 2);
+  out_.add(as_bytes_of(header));
+  out_.flush();
+  out_.add(as_bytes_of(data));
+  EXPECT_EQ(out_.written(), 2 * GatherWriter::kWindowBytes);
+  out_.flush();
+  EXPECT_EQ(written(), header + data);
+}
+
 TEST_F(GatherWriterTest, CopiesMayGoAtOnce) {
   std::string expected;
   for (int i = 0; i < 40; ++i) {

@@ -23,8 +23,8 @@ namespace draftflow {
 using EachLine = std::function<void()>;
 
 // Replaces an earlier export in one step, synced; written beside it as "FILE.unfinished", which one that was killed leaves to
-// the next one. InvalidArgument for what is no regular file, or a SQLite database, for a file of that name which no export left,
-// and for a ledger in memory (Ledger::export_to); Conflict while another export to this file goes on.
+// the next one. InvalidArgument for what is no regular file, or a SQLite database, for a file of that name which no export
+// left, and for a ledger in memory (Ledger::export_to); Conflict while another export to this file goes on.
 void export_ledger(Ledger& ledger, const std::filesystem::path& file, const EachLine& each_line = {});
 
 // For Ledger::import_from; nothing at the end. Corrupt for a line longer than any record of an export.
