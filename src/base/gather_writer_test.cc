@@ -66,6 +66,21 @@ TEST_F(GatherWriterTest, AlsoAfterAFlushWithinAWindow) {
   EXPECT_EQ(written(), header + data);
 }
 
+TEST_F(GatherWriterTest, CopiesAndWhatLiesElsewhereKeepTheirOrder) {
+  std::string expected;
+  std::vector<std::string> kept;
+  kept.reserve(6000);
+  for (int i = 0; i < 6000; ++i) {  // through many blocks of copies and many windows
+    const std::string copied = bytes_of(static_cast<std::size_t>(i * 13 % 700), i);
+    out_.add_copy(as_bytes_of(copied));
+    kept.push_back(bytes_of(static_cast<std::size_t>(i * 7 % 500), i + 1));
+    if (i % 3 == 0) out_.add(as_bytes_of(kept.back()));
+    expected += copied + (i % 3 == 0 ? kept.back() : "");
+  }
+  out_.flush();
+  EXPECT_EQ(written(), expected);
+}
+
 TEST_F(GatherWriterTest, CopiesMayGoAtOnce) {
   std::string expected;
   for (int i = 0; i < 40; ++i) {

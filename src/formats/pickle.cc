@@ -46,6 +46,7 @@ constexpr Global kGlobals[] = {
 class Machine {
  public:
   Machine(std::span<const std::byte> bytes, std::string_view what) : bytes_(bytes), what_(what) {
+    pickle_.values.reserve(std::min<std::size_t>(3 + bytes.size() / 8, 1024));
     pickle_.values.resize(3);
     pickle_.values[kFalse] = {.kind = PickleKind::kBool};
     pickle_.values[kTrue] = {.kind = PickleKind::kBool, .number = 1};
@@ -170,9 +171,10 @@ class Machine {
 
   void push_global() {
     const std::string_view module = take_line(), attribute = take_line();
-    const std::string name = fmt::format("{} {}", module, attribute);
-    const auto row =
-        std::find_if(std::begin(kGlobals), std::end(kGlobals), [&](const Global& global) { return global.name == name; });
+    const auto row = std::find_if(std::begin(kGlobals), std::end(kGlobals), [&](const Global& global) {
+      return global.name.size() == module.size() + 1 + attribute.size() && global.name.starts_with(module) &&
+             global.name[module.size()] == ' ' && global.name.ends_with(attribute);
+    });
     if (row == std::end(kGlobals))
       refuse(fmt::format("asks for '{}.{}', which is not on the list", printable(module), printable(attribute)));
     push({.kind = PickleKind::kGlobal, .number = row - std::begin(kGlobals)});

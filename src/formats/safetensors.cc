@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <bit>
@@ -12,10 +11,14 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <tuple>
+#include <utility>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
 #include "draftflow/base/text.h"
+#include "draftflow/formats/plain_json.h"
+#include "formats/plain_header.h"
+#include "formats/safetensors_codes.h"
 
 namespace draftflow {
 namespace {
@@ -23,25 +26,11 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "tensors are stored and used little-endian");
 
 using Json = nlohmann::json;
+using formats::code_of;
+using formats::kMetadataName;
 
-constexpr std::string_view kMetadataName = "__metadata__";
 constexpr std::size_t kLengthBytes = 8;
 constexpr std::size_t kDataAlignment = 64;
-
-struct Code {
-  DType dtype;
-  std::string_view name;
-};
-
-constexpr Code kCodes[] = {
-    {DType::kBool, "BOOL"},   {DType::kUInt8, "U8"},    {DType::kInt8, "I8"},     {DType::kInt16, "I16"},
-    {DType::kInt32, "I32"},   {DType::kInt64, "I64"},   {DType::kFloat16, "F16"}, {DType::kBFloat16, "BF16"},
-    {DType::kFloat32, "F32"}, {DType::kFloat64, "F64"},
-};
-
-std::string_view code_of(DType dtype) {
-  return std::find_if(std::begin(kCodes), std::end(kCodes), [&](const Code& code) { return code.dtype == dtype; })->name;
-}
 
 // The header as a stream of JSON events: the one way to see duplicate keys, and to refuse nesting before it costs
 // anything. The members without underscore are what nlohmann's SAX interface calls.
@@ -74,9 +63,9 @@ class HeaderReader {
     if (place_ == Place::kMetadata) {
       metadata.emplace_back(key_, value);
     } else if (place_ == Place::kEntry && key_ == "dtype") {
-      const auto code = std::find_if(std::begin(kCodes), std::end(kCodes), [&](const Code& c) { return c.name == value; });
-      if (code == std::end(kCodes)) refuse_dtype(value);
-      entries.back().dtype = code->dtype;
+      const auto dtype = formats::dtype_of_code(value);
+      if (!dtype) refuse_dtype(value);
+      entries.back().dtype = *dtype;
     } else {
       unexpected(fmt::format("the string '{}'", printable(value, 40)));
     }
@@ -156,7 +145,7 @@ class HeaderReader {
 
   [[noreturn]] void refuse_dtype(const std::string& found) const {
     std::string known;
-    for (const Code& code : kCodes) known += (known.empty() ? "" : ", ") + std::string(code.name);
+    for (const formats::DTypeCode& code : formats::kDTypeCodes) known += (known.empty() ? "" : ", ") + std::string(code.name);
     throw InvalidArgument(
         fmt::format("{}: tensor '{}' has dtype '{}', which draftflow does not read (it reads {}): convert the file first",
                     what_, printable(name_), printable(found, 40), known));
@@ -217,6 +206,12 @@ void check_entry(const SafetensorsEntry& entry, std::uint64_t expected_begin, st
   }
 }
 
+SafetensorsHeader parse_json(std::string_view json, std::string_view what) {
+  HeaderReader reader(what);
+  Json::sax_parse(json, &reader);
+  return {.entries = std::move(reader.entries), .metadata = std::move(reader.metadata)};
+}
+
 std::string known_names(const SafetensorsHeader& header) {
   constexpr std::size_t most = 20;
   std::string text;
@@ -234,21 +229,38 @@ void require_utf8(std::string_view text, std::string_view role) {
   }
 }
 
-std::string quoted(const std::string& text) {
-  return Json(text).dump();
-}
-
-std::string metadata_json(const std::vector<std::pair<std::string, std::string>>& metadata) {
+void append_metadata(std::string& json, const std::vector<std::pair<std::string, std::string>>& metadata) {
   std::set<std::string_view> seen;
-  std::string json;
+  append_json_text(json, kMetadataName);
+  char before = '{';
+  json += ':';
   for (const auto& [key, value] : metadata) {
     require_utf8(key, "metadata key");
     require_utf8(value, "metadata value");
     if (!seen.insert(key).second)
       throw InvalidArgument(fmt::format("safetensors: metadata key '{}' is given twice", printable(key)));
-    json += (json.empty() ? "" : ",") + quoted(key) + ":" + quoted(value);
+    json += std::exchange(before, ',');
+    append_json_text(json, key);
+    json += ':';
+    append_json_text(json, value);
   }
-  return quoted(std::string(kMetadataName)) + ":{" + json + "}";
+  json += '}';
+}
+
+void append_entry(std::string& json, std::string_view name, const Tensor& tensor, std::uint64_t at) {
+  append_json_text(json, name);
+  json += R"(:{"dtype":")";
+  json += code_of(tensor.dtype);
+  json += R"(","shape":[)";
+  for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
+    if (i > 0) json += ',';
+    append_json_number(json, static_cast<std::uint64_t>(tensor.shape[i]));
+  }
+  json += R"(],"data_offsets":[)";
+  append_json_number(json, at);
+  json += ',';
+  append_json_number(json, at + tensor.bytes.size());
+  json += "]}";
 }
 
 }  // namespace
@@ -270,12 +282,11 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, std:
     throw Corrupt(fmt::format("{}: the header has {} bytes, but only {} are here: it is truncated", what, length,
                               head.size() - kLengthBytes));
   }
-  HeaderReader reader(what);
-  const auto* text = reinterpret_cast<const char*>(head.data()) + kLengthBytes;
-  if (length == 0 || text[0] != '{') throw Corrupt(fmt::format("{}: the header does not begin with '{{'", what));
-  Json::sax_parse(text, text + length, &reader);
-
-  SafetensorsHeader header{std::move(reader.entries), std::move(reader.metadata), kLengthBytes + length};
+  const std::string_view json(reinterpret_cast<const char*>(head.data()) + kLengthBytes, length);
+  if (!json.starts_with('{')) throw Corrupt(fmt::format("{}: the header does not begin with '{{'", what));
+  std::optional<SafetensorsHeader> plain = formats::scan_plain_header(json);
+  SafetensorsHeader header = plain ? std::move(*plain) : parse_json(json, what);
+  header.data_offset = kLengthBytes + length;
   const auto place = [](const SafetensorsEntry& entry) { return std::tie(entry.begin, entry.end); };
   std::stable_sort(header.entries.begin(), header.entries.end(),
                    [&](const SafetensorsEntry& a, const SafetensorsEntry& b) { return place(a) < place(b); });
@@ -331,7 +342,10 @@ TensorMap read_safetensors(const std::filesystem::path& path, const std::optiona
 std::string make_safetensors_header(const TensorMap& tensors,
                                     const std::vector<std::pair<std::string, std::string>>& metadata) {
   std::set<std::string_view> seen;
-  std::string json = metadata.empty() ? "" : metadata_json(metadata);
+  std::string header(kLengthBytes, '\0');
+  header.reserve(1 << 10);
+  header += '{';
+  if (!metadata.empty()) append_metadata(header, metadata);
   std::uint64_t at = 0;
   for (const auto& [name, tensor] : tensors) {
     require_utf8(name, "tensor name");
@@ -343,19 +357,19 @@ std::string make_safetensors_header(const TensorMap& tensors,
                                         dtype_name(tensor.dtype), printable(name), shape_text(tensor.shape),
                                         tensor.bytes.size()));
     }
-    json += fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", json.empty() ? "" : ",",
-                        quoted(name), code_of(tensor.dtype), fmt::join(tensor.shape, ","), at, at + tensor.bytes.size());
+    if (header.back() == '}') header += ',';
+    append_entry(header, name, tensor, at);
     at += tensor.bytes.size();
   }
-  std::string header = "{" + json + "}";
-  header.resize((kLengthBytes + header.size() + kDataAlignment - 1) / kDataAlignment * kDataAlignment - kLengthBytes, ' ');
-  const std::uint64_t length = header.size();
+  header += '}';
+  header.resize((header.size() + kDataAlignment - 1) / kDataAlignment * kDataAlignment, ' ');
+  const std::uint64_t length = header.size() - kLengthBytes;
   if (length > kMaxSafetensorsHeaderBytes) {
     throw InvalidArgument(
         fmt::format("safetensors: the header would have {} bytes: at most {} are allowed; write fewer tensors", length,
                     kMaxSafetensorsHeaderBytes));
   }
-  header.insert(0, reinterpret_cast<const char*>(&length), kLengthBytes);
+  std::memcpy(header.data(), &length, kLengthBytes);
   return header;
 }
 

@@ -29,6 +29,7 @@ static_assert(std::endian::native == std::endian::little, "tensors are stored an
 constexpr std::string_view kPickleEntry = "data.pkl", kByteOrderEntry = "byteorder";
 constexpr std::string_view kLegacyMark("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 14);
 constexpr std::size_t kMaxDimensions = 64;                              // as torch
+constexpr std::uint64_t kSmallBytes = 64 << 10;                         // of a file that is read in one call
 constexpr std::uint64_t kMaxNoteHeadBytes = kMaxTorchNoteBytes + 1024;  // and the zip's header before it
 
 // Copies of strided tensors may not pass this: a stride of 0 would let a small file fill memory. Small, because the file may
@@ -330,9 +331,9 @@ struct TorchZip::Body {
   int fd;
   std::string path;
   std::string what;
-  bool mapped;
   BufferPool& pool;
-  MappedFile file;                // of the file, or of as much empty memory, in which only what is fetched takes place
+  MappedFile
+      file;  // of the file; or the whole of a small one, read; or as much empty memory, where what is fetched takes place
   std::span<std::byte> unmapped;  // that memory
   std::map<std::string_view, Storage> loaded;
   std::optional<Parser> parser;
@@ -341,17 +342,19 @@ struct TorchZip::Body {
   std::optional<std::string> note;
 };
 
-TorchZip::Body::Body(int file_fd, const std::string& file_path, std::string file_what, bool is_mapped, BufferPool& buffers)
-    : fd(file_fd), path(file_path), what(std::move(file_what)), mapped(is_mapped), pool(buffers) {
+TorchZip::Body::Body(int file_fd, const std::string& file_path, std::string file_what, bool mapped, BufferPool& buffers)
+    : fd(file_fd), path(file_path), what(std::move(file_what)), pool(buffers) {
   if (mapped) {
     file = map_file(fd, path);
-  } else if (const std::uint64_t size = file_size(fd, path); size > 0) {
+  } else if (const std::uint64_t size = file_size(fd, path); size > 0 && size <= kSmallBytes) {
+    auto [whole, bytes] = pool.allocate(DType::kUInt8, {static_cast<std::int64_t>(size)});
+    read_exact(fd, bytes, 0, path);
+    file = {bytes, whole.owner};
+  } else if (size > 0) {
     void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw_errno(errno, fmt::format("room to read {} of {}", human_bytes(size), path));
     unmapped = {static_cast<std::byte*>(memory), size};
     file = {unmapped, std::shared_ptr<const void>(memory, [size](void* begin) { ::munmap(begin, size); })};
-    constexpr std::uint64_t kSmallBytes = 64 << 10;  // one read instead of many
-    if (size <= kSmallBytes) read_exact(fd, std::exchange(unmapped, {}), 0, path);
   }
   parser.emplace(
       file.bytes, what, [this](std::uint64_t at, std::uint64_t size) { fetch(at, size); },
@@ -376,13 +379,9 @@ Storage TorchZip::Body::load(const formats::ZipEntry& entry) {
   const auto found = loaded.find(entry.name);
   if (found != loaded.end()) return found->second;
   Storage storage{entry.data, file.owner};
-  if (!mapped) {
+  if (!unmapped.empty()) {
     auto [tensor, bytes] = pool.allocate(DType::kUInt8, {static_cast<std::int64_t>(entry.data.size())});
-    if (unmapped.empty()) {
-      std::copy(entry.data.begin(), entry.data.end(), bytes.begin());
-    } else {
-      read_exact(fd, bytes, static_cast<std::uint64_t>(entry.data.data() - file.bytes.data()), path);
-    }
+    read_exact(fd, bytes, static_cast<std::uint64_t>(entry.data.data() - file.bytes.data()), path);
     storage = {bytes, tensor.owner};
   }
   formats::check_crc(entry, storage.bytes, what);

@@ -80,7 +80,13 @@ class PickleWriter {
     text_ += text;
   }
 
-  void global(std::string_view module, std::string_view attribute) { text_ += fmt::format("c{}\n{}\n", module, attribute); }
+  void global(std::string_view module, std::string_view attribute) {
+    text_ += 'c';
+    text_ += module;
+    text_ += '\n';
+    text_ += attribute;
+    text_ += '\n';
+  }
 
   // The shortest form that Python would choose; the value is not negative.
   void number(std::int64_t value) {
@@ -142,7 +148,10 @@ std::string pickle_of(const TensorMap& tensors) {
   return pickle.finish();
 }
 
-std::uint64_t write(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note) {
+}  // namespace
+
+void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note) {
+  if (!sink) throw InvalidArgument("torch zip: there is no sink to write to");
   const std::string folder(kFolder), pickle = pickle_of(tensors);
   if (note && note->size() > kMaxTorchNoteBytes) {
     throw InvalidArgument(fmt::format("torch zip: the note has {} bytes: {} are allowed", note->size(), kMaxTorchNoteBytes));
@@ -151,17 +160,9 @@ std::uint64_t write(const TensorMap& tensors, const ByteSink& sink, const std::o
   if (note) zip.add(folder + std::string(formats::kNoteEntry), std::as_bytes(std::span(*note)));
   zip.add(folder + "data.pkl", std::as_bytes(std::span(pickle)));
   std::size_t storage = 0;
-  for (const auto& [name, tensor] : tensors) zip.add(fmt::format("{}data/{}", folder, storage++), tensor.bytes);
+  for (const auto& [name, tensor] : tensors) zip.add(folder + "data/" + std::to_string(storage++), tensor.bytes);
   zip.add(folder + "version", std::as_bytes(std::span(kVersion)));
   zip.finish();
-  return zip.bytes();
-}
-
-}  // namespace
-
-void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note) {
-  if (!sink) throw InvalidArgument("torch zip: there is no sink to write to");
-  write(tensors, sink, note);
 }
 
 void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors, const std::optional<std::string>& note) {
@@ -174,10 +175,6 @@ void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors, 
   };
   write_torch_zip(tensors, sink, note);
   out.flush();
-}
-
-std::uint64_t torch_zip_bytes(const TensorMap& tensors) {
-  return write(tensors, {}, {});
 }
 
 }  // namespace draftflow

@@ -46,7 +46,6 @@ std::string written(const TensorMap& tensors) {
   write_torch_zip(tensors, [&](std::span<const std::byte> piece) {
     file.append(reinterpret_cast<const char*>(piece.data()), piece.size());
   });
-  EXPECT_EQ(file.size(), torch_zip_bytes(tensors));
   return file;
 }
 
@@ -83,7 +82,6 @@ std::string error_of(const TensorMap& tensors) {
     text = error.what();
   }
   EXPECT_EQ(pieces, 0u) << "refused, but only after some bytes were written";
-  EXPECT_THROW(torch_zip_bytes(tensors), E);
   return text;
 }
 
@@ -364,7 +362,6 @@ class BigFile {
 TEST(TorchZipWriter, AFileOver4GiBIsRight) {
   const TempFolder folder;
   const BigFile file(folder.path() / "big.ckpt");
-  ASSERT_EQ(file.size, torch_zip_bytes(file.tensors));
   const TensorMap back = parse_torch_zip(file.bytes(), nullptr, "f").tensors;  // checks every CRC
   ASSERT_EQ(back.size(), 2u);
   EXPECT_EQ(back[0].second.bytes.size(), BigFile::kBytes);

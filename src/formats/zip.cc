@@ -47,8 +47,11 @@ class Reader {
   std::vector<ZipEntry> entries() const {
     const Directory directory = find_directory();
     fetch(directory.begin, directory.end - directory.begin);
+    const auto expected = static_cast<std::size_t>(std::min<std::uint64_t>(directory.entries, 1024));
     std::vector<ZipEntry> found;
     std::vector<Extent> extents;
+    found.reserve(expected);
+    extents.reserve(expected);
     std::set<std::string_view> names;
     std::uint64_t at = directory.begin;
     for (std::uint64_t i = 0; i < directory.entries; ++i) {
@@ -189,32 +192,32 @@ class Reader {
   }
 
   std::span<const std::byte> entry_data(const Central& entry, std::uint64_t end) const {
-    const std::string name = printable(entry.name);
+    const auto name = [&] { return printable(entry.name); };  // for messages
     const bool inside = fits(entry.local, kLocalBytes, end);
     if (inside) fetch(entry.local, kLocalBytes);
     if (!inside || get<std::uint32_t>(entry.local) != kLocalMark) {
-      fail(fmt::format("has no entry '{}' where its directory says", name));
+      fail(fmt::format("has no entry '{}' where its directory says", name()));
     }
     const std::uint64_t at = entry.local;
     const std::uint64_t name_bytes = get<std::uint16_t>(at + 26), extra_bytes = get<std::uint16_t>(at + 28);
     if (!fits(at, kLocalBytes + name_bytes + extra_bytes, end))
-      fail(fmt::format("has an entry '{}' that leaves the file", name));
+      fail(fmt::format("has an entry '{}' that leaves the file", name()));
     fetch(at + kLocalBytes, name_bytes + extra_bytes);
     if (text(at + kLocalBytes, name_bytes) != entry.name || get<std::uint16_t>(at + 6) != entry.flags ||
         get<std::uint16_t>(at + 8) != entry.method) {
-      fail(fmt::format("has an entry '{}' that its directory describes otherwise", name));
+      fail(fmt::format("has an entry '{}' that its directory describes otherwise", name()));
     }
     refuse_unless_plain(entry);
-    if (entry.packed_size != entry.size) fail(fmt::format("has a stored entry '{}' with two sizes", name));
+    if (entry.packed_size != entry.size) fail(fmt::format("has a stored entry '{}' with two sizes", name()));
     std::uint64_t packed = get<std::uint32_t>(at + 18), size = get<std::uint32_t>(at + 22);
     read_extra64(at + kLocalBytes + name_bytes, extra_bytes, {&size, &packed}, entry.name);
     const bool later = (entry.flags & kFlagSizesFollow) != 0 && size == 0 && packed == 0;
     if (!later && (size != entry.size || packed != entry.size)) {
-      fail(fmt::format("has an entry '{}' whose sizes disagree with the directory", name));
+      fail(fmt::format("has an entry '{}' whose sizes disagree with the directory", name()));
     }
     const std::uint64_t data = at + kLocalBytes + name_bytes + extra_bytes;
     if (!fits(data, entry.size, end))
-      fail(fmt::format("has an entry '{}' of {} bytes, more than the file holds", name, entry.size));
+      fail(fmt::format("has an entry '{}' of {} bytes, more than the file holds", name(), entry.size));
     return bytes_.subspan(data, entry.size);
   }
 

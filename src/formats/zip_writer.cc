@@ -4,7 +4,9 @@
 #include <libdeflate.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
+#include <cstring>
 #include <utility>
 
 namespace draftflow::formats {
@@ -16,31 +18,39 @@ constexpr std::uint64_t kAlignment = 64;
 constexpr std::uint64_t kIn64 = 0xffffffff;   // "see the zip64 field": what is this large or larger goes there
 constexpr std::uint64_t kCountIn64 = 0xffff;  // the same for the number of entries
 constexpr std::uint64_t kLocalBytes = 30, kFieldBytes = 4;
-constexpr std::uint16_t kVersion = 45;  // of the format: the first with zip64
-constexpr std::uint16_t kZip64Field = 1;
-constexpr std::uint32_t kTimeAndDate = 0x210000;  // midnight of 1980-01-01, the first that a zip can say
-constexpr std::uint64_t kEnd64Rest = 44;          // the zip64 end record without its first 12 bytes
+constexpr std::uint16_t kVersion = 45;                            // of the format: the first with zip64
+constexpr std::uint16_t kZip64Field = 1, kPaddingField = 0x4246;  // "FB", as torch's
+constexpr std::uint32_t kTimeAndDate = 0x210000;                  // midnight of 1980-01-01, the first that a zip can say
+constexpr std::uint64_t kEnd64Rest = 44;                          // the zip64 end record without its first 12 bytes
 
+constexpr auto kPadding = [] {  // of an entry, at most
+  std::array<std::byte, kAlignment> bytes{};
+  bytes.fill(std::byte{'Z'});
+  return bytes;
+}();
+
+// The fixed part of one, at most 64 bytes, little-endian.
 class Record {
  public:
-  explicit Record(const char* mark) : text_(mark) {}
   Record() = default;
+  explicit Record(const char (&mark)[5]) { add(mark, 4); }
 
-  Record& u16(std::uint64_t value) { return add(value, 2); }
-  Record& u32(std::uint64_t value) { return add(value, 4); }
-  Record& u64(std::uint64_t value) { return add(value, 8); }
-  Record& text(const std::string& text) {
-    text_ += text;
-    return *this;
-  }
-  std::string take() { return std::move(text_); }
+  Record& u16(std::uint64_t value) { return add(&value, 2); }
+  Record& u32(std::uint64_t value) { return add(&value, 4); }
+  Record& u64(std::uint64_t value) { return add(&value, 8); }
+
+  std::size_t size() const { return size_; }
+  std::span<const std::byte> bytes() const { return std::span(bytes_).first(size_); }
 
  private:
-  Record& add(std::uint64_t value, std::size_t bytes) {
-    text_.append(reinterpret_cast<const char*>(&value), bytes);
+  Record& add(const void* value, std::size_t size) {
+    std::memcpy(bytes_.data() + size_, value, size);
+    size_ += size;
     return *this;
   }
-  std::string text_;
+
+  std::array<std::byte, 64> bytes_{};
+  std::size_t size_ = 0;
 };
 
 std::uint64_t clipped(std::uint64_t value) {
@@ -50,72 +60,72 @@ std::uint64_t clipped(std::uint64_t value) {
 }  // namespace
 
 // A local header's zip64 field has both sizes or is absent.
-std::string ZipWriter::local_header(const Entry& entry) {
-  std::string extra;
-  if (entry.size >= kIn64) extra = Record().u16(kZip64Field).u16(16).u64(entry.size).u64(entry.size).take();
+void ZipWriter::put_local_header(const Entry& entry) {
+  Record extra;
+  if (entry.size >= kIn64) extra.u16(kZip64Field).u16(16).u64(entry.size).u64(entry.size);
   const std::uint64_t data = entry.local + kLocalBytes + entry.name.size() + extra.size() + kFieldBytes;
   const std::uint64_t padding = (kAlignment - data % kAlignment) % kAlignment;
-  extra += Record("FB").u16(padding).text(std::string(padding, 'Z')).take();
-  return Record("PK\x03\x04")
-      .u16(kVersion)
-      .u16(0)  // flags
-      .u16(0)  // stored
-      .u32(kTimeAndDate)
-      .u32(entry.crc)
-      .u32(clipped(entry.size))
-      .u32(clipped(entry.size))
-      .u16(entry.name.size())
-      .u16(extra.size())
-      .text(entry.name)
-      .text(extra)
-      .take();
+  extra.u16(kPaddingField).u16(padding);
+  put(Record("PK\x03\x04")
+          .u16(kVersion)
+          .u16(0)  // flags
+          .u16(0)  // stored
+          .u32(kTimeAndDate)
+          .u32(entry.crc)
+          .u32(clipped(entry.size))
+          .u32(clipped(entry.size))
+          .u16(entry.name.size())
+          .u16(extra.size() + padding)
+          .bytes());
+  put(std::as_bytes(std::span(entry.name)));
+  put(extra.bytes());
+  put(std::span(kPadding).first(padding));
 }
 
 // The directory's zip64 field has what did not fit, in the order that the format fixes.
-std::string ZipWriter::directory_entry(const Entry& entry) {
-  std::string values;
-  if (entry.size >= kIn64) values += Record().u64(entry.size).u64(entry.size).take();
-  if (entry.local >= kIn64) values += Record().u64(entry.local).take();
-  const std::string extra = values.empty() ? "" : Record().u16(kZip64Field).u16(values.size()).text(values).take();
-  return Record("PK\x01\x02")
-      .u16(kVersion)  // made by
-      .u16(kVersion)
-      .u16(0)
-      .u16(0)
-      .u32(kTimeAndDate)
-      .u32(entry.crc)
-      .u32(clipped(entry.size))
-      .u32(clipped(entry.size))
-      .u16(entry.name.size())
-      .u16(extra.size())
-      .u16(0)  // comment
-      .u16(0)  // disk
-      .u16(0)  // attributes inside
-      .u32(0)  // and outside
-      .u32(clipped(entry.local))
-      .text(entry.name)
-      .text(extra)
-      .take();
+void ZipWriter::put_directory_entry(const Entry& entry) {
+  Record extra;
+  const bool large = entry.size >= kIn64, far = entry.local >= kIn64;
+  if (large || far) extra.u16(kZip64Field).u16((large ? 16 : 0) + (far ? 8 : 0));
+  if (large) extra.u64(entry.size).u64(entry.size);
+  if (far) extra.u64(entry.local);
+  put(Record("PK\x01\x02")
+          .u16(kVersion)  // made by
+          .u16(kVersion)
+          .u16(0)
+          .u16(0)
+          .u32(kTimeAndDate)
+          .u32(entry.crc)
+          .u32(clipped(entry.size))
+          .u32(clipped(entry.size))
+          .u16(entry.name.size())
+          .u16(extra.size())
+          .u16(0)  // comment
+          .u16(0)  // disk
+          .u16(0)  // attributes inside
+          .u32(0)  // and outside
+          .u32(clipped(entry.local))
+          .bytes());
+  put(std::as_bytes(std::span(entry.name)));
+  put(extra.bytes());
 }
 
 void ZipWriter::put(std::span<const std::byte> bytes) {
   at_ += bytes.size();
-  if (sink_ && !bytes.empty()) sink_(bytes);
+  if (!bytes.empty()) sink_(bytes);
 }
 
 void ZipWriter::add(std::string name, std::span<const std::byte> data) {
-  Entry entry{.name = std::move(name), .size = data.size(), .local = at_};
-  if (sink_) {
-    entry.crc = ::libdeflate_crc32(0, data.data(), data.size());
-  }
-  put(local_header(entry));
+  const std::uint32_t crc = ::libdeflate_crc32(0, data.data(), data.size());
+  Entry entry{.name = std::move(name), .crc = crc, .size = data.size(), .local = at_};
+  put_local_header(entry);
   put(data);
   entries_.push_back(std::move(entry));
 }
 
 void ZipWriter::finish() {
   const std::uint64_t begin = at_, count = entries_.size();
-  for (const Entry& entry : entries_) put(directory_entry(entry));
+  for (const Entry& entry : entries_) put_directory_entry(entry);
   const std::uint64_t record = at_, size = record - begin;
   put(Record("PK\x06\x06")
           .u64(kEnd64Rest)
@@ -127,8 +137,8 @@ void ZipWriter::finish() {
           .u64(count)
           .u64(size)
           .u64(begin)
-          .take());
-  put(Record("PK\x06\x07").u32(0).u64(record).u32(1).take());
+          .bytes());
+  put(Record("PK\x06\x07").u32(0).u64(record).u32(1).bytes());
   put(Record("PK\x05\x06")
           .u16(0)
           .u16(0)
@@ -137,7 +147,7 @@ void ZipWriter::finish() {
           .u32(clipped(size))
           .u32(clipped(begin))
           .u16(0)
-          .take());
+          .bytes());
 }
 
 }  // namespace draftflow::formats

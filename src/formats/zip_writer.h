@@ -22,13 +22,10 @@ class ZipWriter {
  public:
   using Sink = std::function<void(std::span<const std::byte>)>;
 
-  // Without a sink it only counts, and reads no data.
   explicit ZipWriter(Sink sink) : sink_(std::move(sink)) {}
 
   void add(std::string name, std::span<const std::byte> data);  // name: ASCII, below 65,536 bytes, not given before
   void finish();                                                // the directory and the end records; call once, last
-
-  std::uint64_t bytes() const { return at_; }  // so far
 
  private:
   struct Entry {
@@ -36,10 +33,9 @@ class ZipWriter {
     std::uint32_t crc = 0;
     std::uint64_t size = 0, local = 0;
   };
-  static std::string local_header(const Entry& entry);
-  static std::string directory_entry(const Entry& entry);
+  void put_local_header(const Entry& entry);
+  void put_directory_entry(const Entry& entry);
   void put(std::span<const std::byte> bytes);
-  void put(const std::string& text) { put(std::as_bytes(std::span(text))); }
 
   Sink sink_;
   std::uint64_t at_ = 0;

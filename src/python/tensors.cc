@@ -17,6 +17,10 @@ namespace {
 // Kept for the process's life: destroying Python objects after the interpreter is an error.
 struct Torch {
   py::object tensor_type, boolean, uint8, to_dlpack, from_dlpack;
+  py::str dtype = interned("dtype"), is_cpu = interned("is_cpu"), is_neg = interned("is_neg"),
+          resolve_neg = interned("resolve_neg"), cpu = interned("cpu");
+
+  static py::str interned(const char* text) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text)); }
 };
 
 Torch* load_torch() {
@@ -126,14 +130,29 @@ Tensor make_tensor(DType dtype, std::vector<std::int64_t> shape, std::span<const
   return tensor;
 }
 
-// Python's reference to an object, dropped with Python's lock.
-std::shared_ptr<const void> hold(py::object object) {
-  PyObject* held = object.release().ptr();
-  return {held, [](const void* reference) {
-            const py::gil_scoped_acquire lock;
-            Py_DECREF(static_cast<PyObject*>(const_cast<void*>(reference)));
-          }};
-}
+// The objects of Python's that some tensors lie in: kept while one of these lives, and dropped with Python's lock, which is
+// taken once for all of them.
+class Lenders {
+ public:
+  explicit Lenders(std::size_t most) : kept_(new std::vector<PyObject*>, &drop) { kept_->reserve(most); }
+
+  std::shared_ptr<const void> keep(py::object object) {
+    kept_->push_back(object.ptr());
+    static_cast<void>(object.release());
+    return kept_;
+  }
+
+ private:
+  static void drop(const std::vector<PyObject*>* kept) {
+    {
+      const py::gil_scoped_acquire lock;
+      for (PyObject* object : *kept) Py_DECREF(object);
+    }
+    delete kept;
+  }
+
+  std::shared_ptr<std::vector<PyObject*>> kept_;
+};
 
 [[noreturn]] void refuse_device(int type, std::string_view name) {
   throw py::type_error(fmt::format("tensor '{}' is on a device (DLPack's number {}): bring it to host memory first",
@@ -151,7 +170,7 @@ bool in_host_memory(int device_type) {
                                    printable(py::str(error.value()).cast<std::string>(), 200), taken));
 }
 
-Tensor from_capsule(const py::object& capsule, std::string_view name, bool boolean) {
+Tensor from_capsule(const py::object& capsule, std::string_view name, bool boolean, Lenders& lenders) {
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor") == 0) {
     throw py::type_error(fmt::format("tensor '{}': its __dlpack__ gave no tensor, or one that was taken already",
                                      printable(std::string(name), 80)));
@@ -176,21 +195,52 @@ Tensor from_capsule(const py::object& capsule, std::string_view name, bool boole
                     printable(std::string(name), 80)));
   }
   const auto* data = static_cast<const std::byte*>(dl.data) + dl.byte_offset;
-  return make_tensor(boolean ? DType::kBool : *dtype, std::move(shape), strides, data, hold(capsule));
+  return make_tensor(boolean ? DType::kBool : *dtype, std::move(shape), strides, data, lenders.keep(capsule));
 }
 
-Tensor from_torch(py::object object, std::string_view name) {
-  const bool boolean = py::object(object.attr("dtype")).is(torch().boolean);
+// Of a tensor of torch's: null, with Python's error set, for one that has none.
+PyObject* capsule_of(py::handle object) {
+  return PyObject_CallOneArg(torch().to_dlpack.ptr(), object.ptr());
+}
+
+bool lies_elsewhere(py::handle capsule) {
+  const auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  if (managed == nullptr) throw py::error_already_set();
+  return !in_host_memory(managed->dl_tensor.device.device_type);
+}
+
+py::object attribute(py::handle object, const py::str& name) {
+  auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name.ptr()));
+  if (!found) throw py::error_already_set();
+  return found;
+}
+
+py::object call(py::handle object, const py::str& method) {
+  auto made = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), method.ptr()));
+  if (!made) throw py::error_already_set();
+  return made;
+}
+
+Tensor from_torch(py::object object, std::string_view name, Lenders& lenders) {
+  const Torch& known = torch();
+  bool boolean = false;
   py::object capsule;
   try {
-    if (py::object(object.attr("is_cpu")).ptr() != Py_True) object = object.attr("cpu")();
-    if (py::object(object.attr("is_neg")()).ptr() == Py_True) object = object.attr("resolve_neg")();
-    if (boolean) object = object.attr("view")(torch().uint8);
-    capsule = torch().to_dlpack(object);
+    boolean = attribute(object, known.dtype).is(known.boolean);
+    if (call(object, known.is_neg).ptr() == Py_True) object = call(object, known.resolve_neg);
+    if (boolean) object = object.attr("view")(known.uint8);
+    capsule = py::reinterpret_steal<py::object>(capsule_of(object));
+    const bool refused = !capsule;
+    if (refused && attribute(object, known.is_cpu).ptr() == Py_True) throw py::error_already_set();
+    if (refused || lies_elsewhere(capsule)) {
+      PyErr_Clear();
+      capsule = py::reinterpret_steal<py::object>(capsule_of(call(object, known.cpu)));
+      if (!capsule) throw py::error_already_set();
+    }
   } catch (py::error_already_set& error) {
     refuse_as_it_is(error, name, "dense torch tensors are, and of new element types their .view(torch.uint8)");
   }
-  return from_capsule(capsule, name, boolean);
+  return from_capsule(capsule, name, boolean, lenders);
 }
 
 std::optional<DType> dtype_of_buffer(const py::buffer_info& info) {
@@ -251,7 +301,7 @@ int device_of(py::handle object) {
   return object.attr("__dlpack_device__")().cast<std::pair<int, int>>().first;
 }
 
-Tensor from_dlpack(py::handle given, std::string_view name) {
+Tensor from_dlpack(py::handle given, std::string_view name, Lenders& lenders) {
   py::object capsule, object = py::reinterpret_borrow<py::object>(given);
   try {
     if (py::hasattr(object, "__dlpack_device__") && !in_host_memory(device_of(object))) {
@@ -262,7 +312,7 @@ Tensor from_dlpack(py::handle given, std::string_view name) {
   } catch (py::error_already_set& error) {
     refuse_as_it_is(error, name, "what is in host memory and of a common element type is");
   }
-  return from_capsule(capsule, name, false);
+  return from_capsule(capsule, name, false, lenders);
 }
 
 // Owns its tensor until the capsule's taker, or the capsule, lets go.
@@ -343,13 +393,22 @@ py::object to_torch(const Tensor& tensor, const py::object& device) {
 
 }  // namespace
 
-Tensor tensor_from(py::handle object, std::string_view name) {
-  if (is_torch_tensor(object)) return from_torch(py::reinterpret_borrow<py::object>(object), name);
+namespace {
+
+Tensor take(py::handle object, std::string_view name, Lenders& lenders) {
+  if (is_torch_tensor(object)) return from_torch(py::reinterpret_borrow<py::object>(object), name, lenders);
   if (py::isinstance<PyTensor>(object)) return object.cast<const PyTensor&>().tensor;
   if (PyObject_CheckBuffer(object.ptr()) != 0) return from_buffer(object, name);
-  if (py::hasattr(object, "__dlpack__")) return from_dlpack(object, name);
+  if (py::hasattr(object, "__dlpack__")) return from_dlpack(object, name, lenders);
   throw py::type_error(fmt::format("'{}' is a {}: a torch tensor, a numpy array or anything with __dlpack__ is taken",
                                    printable(std::string(name), 80), type_name(object)));
+}
+
+}  // namespace
+
+Tensor tensor_from(py::handle object, std::string_view name) {
+  Lenders lenders(1);
+  return take(object, name, lenders);
 }
 
 TensorMap tensors_from(const py::dict& tensors, Taken taken) {
@@ -358,13 +417,14 @@ TensorMap tensors_from(const py::dict& tensors, Taken taken) {
   // A copy: a tensor's own code is called below, which may change the caller's.
   const auto held = py::reinterpret_steal<py::dict>(PyDict_Copy(tensors.ptr()));
   if (!held) throw py::error_already_set();
+  Lenders lenders(tensors.size());
   for (const auto& [key, value] : held) {
     if (!py::isinstance<py::str>(key)) throw py::type_error("the names of tensors are strings: found a " + type_name(key));
     auto name = text_from(key);
     if (taken == Taken::kTorch && !is_torch_tensor(value)) {
       throw py::type_error(fmt::format("'{}' is a {}: a torch tensor is taken", printable(name, 80), type_name(value)));
     }
-    Tensor tensor = tensor_from(value, name);
+    Tensor tensor = take(value, name, lenders);
     map.emplace_back(std::move(name), std::move(tensor));
   }
   return map;

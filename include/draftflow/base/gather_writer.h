@@ -27,13 +27,19 @@ class GatherWriter {
   std::uint64_t written() const { return written_; }  // bytes; the rest waits for its window to be full
 
  private:
+  struct Copies {
+    std::unique_ptr<std::byte[]> memory;
+    std::size_t used = 0;
+  };
+
   std::uint64_t room_in_window() const;
+  void add_piece(std::span<const std::byte> piece);
 
   const int fd_;
   const std::string path_;
   std::uint64_t written_ = 0, waiting_bytes_ = 0;
   std::vector<std::span<const std::byte>> waiting_;
-  std::vector<std::unique_ptr<std::byte[]>> copies_;  // of what is waiting
+  std::vector<Copies> copies_;  // of what is waiting; blocks of kCopiesBytes, the last in use
 };
 
 }  // namespace draftflow

@@ -75,9 +75,6 @@ using ByteSink = std::function<void(std::span<const std::byte>)>;
 void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note = {});
 void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors, const std::optional<std::string>& note = {});
 
-// How many bytes write_torch_zip writes without a note; refuses what it refuses. Reads no tensor's bytes.
-std::uint64_t torch_zip_bytes(const TensorMap& tensors);
-
 // The note of an open file, from its first bytes alone; nothing if it has none. Its CRC-32 is checked: Corrupt.
 constexpr std::size_t kMaxTorchNoteBytes = 8 << 10;
 std::optional<std::string> read_torch_note(int fd, const std::string& path);

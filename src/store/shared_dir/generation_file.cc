@@ -31,7 +31,9 @@ constexpr std::string_view kSealKey = "seal", kSaltKey = "file_salt", kHeaderTag
 constexpr std::uint64_t kFirstReadBytes = 16 << 10;  // header and, of a small sample, everything
 
 std::string digits_of(std::uint64_t hash) {
-  return fmt::format("{:016x}", hash);
+  std::string digits(kDigits, '0');
+  for (auto at = digits.rbegin(); hash != 0; hash >>= 4) *at++ = "0123456789abcdef"[hash & 15];
+  return digits;
 }
 
 std::uint64_t hash_of(std::span<const std::byte> bytes) {

@@ -53,7 +53,8 @@ std::optional<SampleId> valid_id(const std::string& text) {
 void consume(const Layout& layout, int fd, const SamplePlace& place, std::uint64_t generation, const LeaseEnd& end,
              const Books& books) {
   const auto folder = layout.find_sample(place);
-  const auto name = folder ? find_name(fd, folder->path(), place, generation, books) : std::nullopt;
+  if (!folder) return;
+  const auto name = end.name ? end.name : find_name(fd, folder->path(), place, generation, books);
   const std::string mark = mark_name(place, generation);
   if (!name || !folder->holds(*name, fd)) return;  // removed or superseded: the last lease ends it anyway
   const bool others = link_count(fd, folder->shown(*name)) > books.own_names() + 1;

@@ -85,8 +85,10 @@ Dropped drop_generation_locked(const Folder& folder, const SamplePlace& place, c
 
 // Ends a lease: takes its link away and, where `consume_once`, frees the generation if that was the last lease and somebody
 // has consumed it: this lease's holder (`consume`), or another by the mark it left. `durable`: the mark is synced.
+// `name`: what the generation is called in its sample's folder, where the caller knows it; else the file is asked.
 struct LeaseEnd {
   bool consume_once = false, consume = false, durable = false;
+  std::optional<std::string> name = {};
 };
 Dropped end_lease_link(const Layout& layout, const Folder& links, const std::string& link, const SamplePlace& place,
                        std::uint64_t generation, const LeaseEnd& end, const Books& books);

@@ -2,10 +2,13 @@
 #include "store/shared_dir/names.h"
 
 #include <fmt/format.h>
+#include <openssl/evp.h>
 #include <openssl/sha.h>
 
 #include <algorithm>
 #include <charconv>
+
+#include "draftflow/base/error.h"
 
 namespace draftflow::store {
 namespace {
@@ -30,8 +33,13 @@ bool is_hex(char c) {
 
 // Cryptographic: a sample id chosen to collide with another's folder would let one put retire another sample's bytes.
 std::string sha256_hex(std::string_view text) {
+  static EVP_MD* const sha256 =
+      ::EVP_MD_fetch(nullptr, "SHA256", nullptr);  // SHA256() looks it up at each call, which is most of it
   unsigned char digest[SHA256_DIGEST_LENGTH];
-  SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest);
+  unsigned int size = 0;
+  if (::EVP_Digest(text.data(), text.size(), digest, &size, sha256, nullptr) != 1) {
+    throw Exhausted("no SHA-256 of a sample's id could be made: OpenSSL has no memory for it, or no such digest");
+  }
   constexpr std::string_view kDigits = "0123456789abcdef";
   std::string hex;
   hex.reserve(kHashDigits);

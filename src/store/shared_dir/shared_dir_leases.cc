@@ -79,9 +79,10 @@ bool SharedDirStore::is_named(const Opened& opened) const {
 }
 
 void SharedDirStore::end_lease(const Lease& lease, bool consume) {
-  const LeaseEnd end{.consume_once = file_.kind == StoreKind::kConsumeOnce,
-                     .consume = consume,
-                     .durable = options_.durability != Durability::kNone};
+  LeaseEnd end{.consume_once = file_.kind == StoreKind::kConsumeOnce,
+               .consume = consume,
+               .durable = options_.durability != Durability::kNone};
+  if (end.consume_once) end.name = name_of(SampleId(lease.sample_id), lease.place, lease.generation);
   end_lease_link(layout_, lease.holder->links(), lease.link, lease.place, lease.generation, end, books_);
   lease.holder->add_lease(-1);
 }

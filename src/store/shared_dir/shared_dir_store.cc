@@ -81,12 +81,13 @@ std::string SharedDirStore::why_foreign(const SampleRef& ref) const {
                      printable(ref.incarnation), file_.incarnation);
 }
 
-void SharedDirStore::check_writable(const std::string& what) const {
+void SharedDirStore::check_writable(const char* verb, const SampleId* sample_id) const {
   if (read_only_.empty()) return;
+  const std::string what = sample_id == nullptr ? "" : fmt::format(" of sample '{}'", printable(sample_id->str()));
   throw PermissionDenied(fmt::format(
-      "{}: store '{}' at {} can only be read by this process ({}): ask for the right to write there, or read without "
+      "{}{}: store '{}' at {} can only be read by this process ({}): ask for the right to write there, or read without "
       "a lease",
-      what, printable(id_.str()), layout_.store().path(), read_only_));
+      verb, what, printable(id_.str()), layout_.store().path(), read_only_));
 }
 
 void SharedDirStore::throw_not_found(const Identity& identity) const {
@@ -140,7 +141,7 @@ void SharedDirStore::reserve(Holder& holder, const SampleId& sample_id, std::uin
 SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_id, const PutMetadata& metadata,
                               const PutFence& fence) try {
   check_put(tensors, sample_id, metadata);
-  check_writable(fmt::format("put of sample '{}'", printable(sample_id.str())));
+  check_writable("put", &sample_id);
   if (books_.flat != nullptr) check_reference_can_name(tensors, sample_id);
   const PackedSample sample = pack_sample(tensors, sample_id);
   const std::uint64_t bytes = bytes_of(sample.parts);
@@ -315,7 +316,6 @@ void SharedDirStore::check_reference_can_name(const TensorMap& tensors, const Sa
       refuse(fmt::format("the reference runtime does not find a tensor whose name holds '/', as '{}'", printable(name)));
     }
   }
-  torch_zip_bytes(tensors);
 }
 
 TensorMap SharedDirStore::load(Opened opened, const std::vector<const FeatureSpec*>& specs, const GetOptions& options) {
@@ -348,7 +348,7 @@ Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) try
         "file short: get copies",
         printable(ref.sample_id.str()), printable(id_.str()), layout_.store().path(), file_system_name(layout_.store())));
   }
-  check_writable(fmt::format("get of sample '{}' under a lease", printable(ref.sample_id.str())));
+  check_writable("leased get", &ref.sample_id);
   Opened opened = open(ref);
   const Lease lease = take_lease(opened);
   Fetched fetched{{}, {ref.sample_id, ref.generation, ""}};
@@ -390,7 +390,7 @@ TensorMap SharedDirStore::map_checked(const GenerationReader& reader, const std:
 
 bool SharedDirStore::remove(const SampleRef& ref) try {
   if (!why_foreign(ref).empty()) return false;
-  check_writable(fmt::format("remove of sample '{}'", printable(ref.sample_id.str())));
+  check_writable("remove", &ref.sample_id);
   const SamplePlace place = sample_place(ref.sample_id);
   const auto folder = layout_.find_sample(place);
   if (books_.flat != nullptr && !reference_name(ref.sample_id, ref.generation)) return false;
@@ -405,7 +405,7 @@ bool SharedDirStore::remove(const SampleRef& ref) try {
 }
 
 std::uint64_t SharedDirStore::abort(const SampleId& sample_id) try {
-  check_writable(fmt::format("abort of sample '{}'", printable(sample_id.str())));
+  check_writable("abort", &sample_id);
   const SamplePlace place = sample_place(sample_id);
   const auto folder = layout_.find_sample(place);
   if (!folder) return 0;

@@ -77,7 +77,7 @@ class SharedDirStore : public FeatureStore {
   bool is_named(const Opened& opened) const;
   TensorMap load(Opened opened, const std::vector<const FeatureSpec*>& specs, const GetOptions& options);
   std::vector<StoredTensor> stored_tensors(Opened opened);
-  void check_writable(const std::string& what) const;  // PermissionDenied: this process may only read
+  void check_writable(const char* verb, const SampleId* sample_id = nullptr) const;  // PermissionDenied: it may only read
   static std::uint64_t greatest_in(const std::optional<Folder>& folder, const SamplePlace& place);  // by name; 0: none
   std::uint64_t current_in(const std::optional<Folder>& folder, const SamplePlace& place) const;    // by the files; 0: none
   std::uint64_t next_generation(const std::optional<Folder>& folder, const SamplePlace& place, bool newest);

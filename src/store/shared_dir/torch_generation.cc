@@ -10,6 +10,7 @@
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
+#include "draftflow/formats/plain_json.h"
 #include "store/ref_maker.h"
 #include "store/shared_dir/names.h"
 
@@ -23,18 +24,40 @@ constexpr const char* kFormatKey = "format";
 constexpr const char* kGenerationKey = "generation";
 constexpr const char* kTensorBytesKey = "tensor_bytes";
 
+// As it is written, after the format: the name of each field with what comes before its value.
+constexpr std::string_view kNoteBegin = R"({"format":"draftflow.generation.1","store_id":)",
+                           kNoteIncarnation = R"(,"incarnation":)", kNoteSampleId = R"(,"sample_id":)",
+                           kNoteGeneration = R"(,"generation":)", kNoteTensorBytes = R"(,"tensor_bytes":)";
+
 std::string note_of(const Identity& identity, const TensorMap& tensors) {
-  Json note;
-  note[kFormatKey] = kFormat;
-  note["store_id"] = identity.store_id;
-  note["incarnation"] = identity.incarnation;
-  note["sample_id"] = identity.sample_id;
-  note[kGenerationKey] = identity.generation;
-  note[kTensorBytesKey] = bytes_of(tensors);
-  return note.dump();
+  std::string note(kNoteBegin);
+  append_json_text(note, identity.store_id);
+  append_json_text(note += kNoteIncarnation, identity.incarnation);
+  append_json_text(note += kNoteSampleId, identity.sample_id);
+  append_json_number(note += kNoteGeneration, identity.generation);
+  append_json_number(note += kNoteTensorBytes, bytes_of(tensors));
+  return note += '}';
+}
+
+// Of a note that stands as note_of writes it, without what JSON escapes.
+std::optional<TorchFacts> scan_note(std::string_view note) {
+  PlainJson json(note);
+  TorchFacts facts;
+  const auto text = [&](std::string_view before, std::string& into) {
+    const auto found = json.take(before) && json.take("\"") ? json.text() : std::nullopt;
+    if (found) into = *found;
+    return found.has_value();
+  };
+  Identity& identity = facts.identity;
+  const bool plain = text(kNoteBegin, identity.store_id) && text(kNoteIncarnation, identity.incarnation) &&
+                     text(kNoteSampleId, identity.sample_id) && json.take(kNoteGeneration) &&
+                     json.number(identity.generation) && json.take(kNoteTensorBytes) && json.number(facts.tensor_bytes) &&
+                     json.rest() == "}";
+  return plain ? std::optional(std::move(facts)) : std::nullopt;
 }
 
 std::optional<TorchFacts> parse_note(const std::string& note) {
+  if (auto facts = scan_note(note)) return facts;
   const Json value = Json::parse(note, nullptr, /*allow_exceptions=*/false);
   if (!value.is_object() || !value.contains(kFormatKey) || value[kFormatKey] != kFormat) return std::nullopt;
   TorchFacts facts;
