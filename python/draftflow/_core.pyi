@@ -17,6 +17,7 @@ from typing import (
     Sequence,
     Tuple,
     Type,
+    TypeVar,
     Union,
     ValuesView,
     final,
@@ -28,6 +29,7 @@ from typing_extensions import Self
 _Path = Union[str, "os.PathLike[str]"]
 _Framework = Literal["torch", "numpy", "draftflow"]
 _Json = Any
+_Record = TypeVar("_Record")
 
 SCHEMA_VERSION: int
 __version__: str
@@ -304,9 +306,14 @@ class Store:
         self, ref: SampleRef, names: Optional[Sequence[str]] = None, *, framework: _Framework = "torch", device: Any = None
     ) -> Dict[str, Any]: ...
     def _put_described(
-        self, tensors: Dict[str, Any], sample_id: str, fields: Dict[str, Any], describe: Callable[[str, Tuple[int, ...], str], Any]
-    ) -> None: ...
-    def _get_located(self, ref: Any, names: Optional[Sequence[str]]) -> Tuple[Dict[str, Any], Dict[str, Any]]: ...
+        self,
+        tensors: Dict[str, Any],
+        sample_id: str,
+        fields: Dict[str, Any],
+        describe: Callable[[str, Tuple[int, ...], str], Any],
+        kind: Type[_Record],
+    ) -> _Record: ...
+    def _get_located(self, ref: Any, names: Optional[Sequence[str]], kind: Type[_Record]) -> Tuple[Dict[str, Any], _Record]: ...
     def release(self, handle: FeatureHandle) -> None: ...
     def remove(self, ref: SampleRef) -> bool: ...
     def abort(self, sample_id: str) -> int: ...

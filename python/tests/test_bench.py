@@ -11,7 +11,7 @@ def test_each_group_gives_its_rows_and_leaves_nothing(tmp_path, capsys):
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     expected = [f"python_{call}_{count}_us" for count in (1, 4) for call in ("put", "get", "release")]
     expected += ["python_get_zero_copy_64mib_us", "python_put_4kib", "python_get_4kib"]
-    expected += ["python_put_4kib_resident", "python_batches"]
+    expected += ["python_put_4kib_resident", "python_put_64mib", "python_get_64mib", "python_batches"]
     expected += [f"compat_{call}_us" for call in ("put", "get", "release")]
     assert list(rows) == expected
     for row in rows.values():

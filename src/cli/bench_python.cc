@@ -59,7 +59,7 @@ void add_bench_python_command(CLI::App& bench, CommandLine& line) {
   app.add_option("--dir", arguments->dir, "an existing folder on the file system to measure")
       ->type_name("PATH")
       ->capture_default_str();
-  app.add_option("--rows", arguments->rows, "only these groups: overhead, zero_copy, small, batches, compat")
+  app.add_option("--rows", arguments->rows, "only these groups: overhead, zero_copy, small, large, batches, compat")
       ->type_name("NAME,...");
   app.add_flag("--quick", arguments->quick, "a few calls, to see that it works");
   app.add_flag("--json", arguments->json, "print JSON");

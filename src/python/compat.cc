@@ -21,7 +21,9 @@ struct Names {
   py::str sample_id = name("sample_id"), run_id = name("run_id"), feature_store_uri = name("feature_store_uri"),
           feature_keys = name("feature_keys"), feature_specs = name("feature_specs"), metadata = name("metadata"),
           generation = name("generation"), incarnation = name("incarnation"), shape = name("shape"), dtype = name("dtype"),
-          codecs = name("codecs"), lease_token = name("lease_token"), estimated_bytes = name("estimated_bytes");
+          codecs = name("codecs"), lease_token = name("lease_token"), estimated_bytes = name("estimated_bytes"),
+          dict = name("__dict__");
+  py::tuple nothing;
 
   static py::str name(const char* text) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text)); }
 };
@@ -51,6 +53,16 @@ void set_item(const py::dict& into, py::handle key, py::handle value) {
 py::object checked(PyObject* made) {
   if (made == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(made);
+}
+
+// What kind(**fields) makes of all its fields, which it keeps. A frozen dataclass sets them one by one, which is most of what a
+// record costs.
+py::object record(py::handle kind, const py::dict& fields) {
+  if (PyType_Check(kind.ptr()) == 0) throw py::type_error("a class of records is needed");
+  const py::object made =
+      checked(PyBaseObject_Type.tp_new(reinterpret_cast<PyTypeObject*>(kind.ptr()), names().nothing.ptr(), nullptr));
+  if (PyObject_GenericSetAttr(made.ptr(), names().dict.ptr(), fields.ptr()) != 0) throw py::error_already_set();
+  return made;
 }
 
 std::vector<std::int64_t> shape_from(const py::object& given) {
@@ -135,13 +147,14 @@ void describe_tensors(const TensorMap& tensors, const py::str& sample_id, const 
 struct PutDescribed {
   static constexpr const char* kName = "_put_described";
   static constexpr const char* kDoc =
-      "_put_described(self: Store, tensors: dict, sample_id: str, fields: dict, describe: Callable) -> None\n\n"
-      "put of torch tensors, which adds to `fields` what a ref says of them (feature_specs, of describe(name, shape, dtype), "
-      "feature_keys, estimated_bytes) and to its metadata which bytes it made: the generation, the incarnation, the codecs if "
-      "there are some.";
-  enum { kTensors, kSampleId, kFields, kDescribe };
+      "_put_described(self: Store, tensors: dict, sample_id: str, fields: dict, describe: Callable, kind: type) -> object\n\n"
+      "put of torch tensors: the `kind` with these fields and those that say what was stored: feature_specs, of describe(name, "
+      "shape, dtype), feature_keys, estimated_bytes, and in its metadata the generation, the incarnation, and the codecs if "
+      "there "
+      "are some.";
+  enum { kTensors, kSampleId, kFields, kDescribe, kKind };
   static const Signature& signature() {
-    static const Signature made(kName, {"tensors", "sample_id", "fields", "describe"}, 4, 4);
+    static const Signature made(kName, {"tensors", "sample_id", "fields", "describe", "kind"}, 5, 5);
     return made;
   }
   static py::object call(PyObject* self, const Arguments& given) {
@@ -159,17 +172,17 @@ struct PutDescribed {
     for (const auto& [name, text] : ref.metadata) set_item(said, py::str(name), from_json(text));
     set_item(said, known.generation, checked(PyLong_FromUnsignedLongLong(ref.generation)));
     if (!ref.incarnation.empty()) set_item(said, known.incarnation, py::str(ref.incarnation));
-    return py::none();
+    return record(given[kKind], fields);
   }
 };
 
 struct GetLocated {
   static constexpr const char* kName = "_get_located";
   static constexpr const char* kDoc =
-      "_get_located(self: Store, ref: object, names: Optional[List[str]]) -> Tuple[dict, dict]\n\n"
-      "get by a ref of any class (SampleRef.locator): {name: torch tensor} and the attributes of the handle.";
+      "_get_located(self: Store, ref: object, names: Optional[List[str]], kind: type) -> Tuple[dict, object]\n\n"
+      "get by a ref of any class (SampleRef.locator): {name: torch tensor} and the handle, of `kind`.";
   static const Signature& signature() {
-    static const Signature made(kName, {"ref", "names"}, 2, 2);
+    static const Signature made(kName, {"ref", "names", "kind"}, 3, 3);
     return made;
   }
   static py::object call(PyObject* self, const Arguments& given) {
@@ -187,7 +200,7 @@ struct GetLocated {
       set_item(handle, known.sample_id, attribute(given[0], known.sample_id));
       set_item(handle, known.generation, checked(PyLong_FromUnsignedLongLong(fetched.handle.generation)));
       set_item(handle, known.lease_token, py::str(fetched.handle.lease_token));
-      return py::make_tuple(tensors_to(fetched.tensors, false, Framework::kTorch, py::none()), handle);
+      return py::make_tuple(tensors_to(fetched.tensors, false, Framework::kTorch, py::none()), record(given[2], handle));
     } catch (...) {
       const Unlocked unlocked;
       store->release(fetched.handle);

@@ -174,7 +174,7 @@ bool read_fields(Reader& in, SampleRef& ref) {
   const auto key = [&](std::string_view name) {
     std::string_view text;
     if (!is_new(name, ref.feature_keys) || !in.string(text)) return false;
-    if (ref.feature_keys.empty()) ref.feature_keys.reserve(4, 4 * (2 * name.size() + text.size()));
+    if (ref.feature_keys.empty()) ref.feature_keys.reserve(4, std::min<std::size_t>(4 * (2 * name.size() + text.size()), 4096));
     ref.feature_keys.emplace_back(name, text);
     return true;
   };

@@ -201,6 +201,8 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS marker (k TEXT PRIMARY KEY, v TEXT)",
 )
 
+_COMMIT = "INSERT OR IGNORE INTO committed VALUES (?, ?)"
+
 
 class SQLiteMetadataStore(MetadataStore):
     """The reference's SQLite file at ``path`` (made if it is not there). Every call that returned survives a power cut.
@@ -225,12 +227,14 @@ class SQLiteMetadataStore(MetadataStore):
             raise type(error)(text) from error
 
     def commit_sample(self, ref: SampleRef) -> bool:
-        return self.commit_samples([ref])[0]
+        row = (ref.sample_id, sample_ref_to_json(ref))
+        with self._lock:
+            return self._conn.execute(_COMMIT, row).rowcount == 1  # a statement of its own is a transaction
 
     def commit_samples(self, refs: List[SampleRef]) -> List[bool]:
         rows = [(ref.sample_id, sample_ref_to_json(ref)) for ref in refs]
         with self._transaction("IMMEDIATE") as db:
-            return [db.execute("INSERT OR IGNORE INTO committed VALUES (?, ?)", row).rowcount == 1 for row in rows]
+            return [db.execute(_COMMIT, row).rowcount == 1 for row in rows]
 
     def is_committed(self, sample_id: str) -> bool:
         with self._lock:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 import draftflow
 from draftflow.compat.specforge.contracts import FeatureHandle, SampleRef
 from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, check_names, check_sample_id
-from draftflow.compat.specforge.data_plane.put_ref import begin_ref, check_tensors, describe, end_ref, record
+from draftflow.compat.specforge.data_plane.put_ref import begin_ref, check_tensors, describe
 from draftflow.compat.specforge.limits import check_clock, check_flag, check_limit, check_time
 
 if TYPE_CHECKING:
@@ -120,12 +120,13 @@ class SharedDirFeatureStore(FeatureStore):
         fields, target = begin_ref(sample_id, f"disagg://{self.store_id}/{sample_id}", metadata)
         at = self._clock() if self._remembers else 0.0  # a clock that fails must not fail what is stored
         try:
-            self._store._put_described(tensors, sample_id, fields, describe)
+            ref: SampleRef = self._store._put_described(tensors, sample_id, fields, describe, SampleRef)
         except (TypeError, ValueError):
             check_sample_id(sample_id)  # a surrogate
             check_tensors(tensors, sample_id)
             raise
-        ref = end_ref(fields, target)
+        if target is not None:
+            target.stamp(ref.feature_specs)
         if self._remembers:
             stored = draftflow.SampleRef.locator(ref)
             with self._lock:
@@ -142,11 +143,10 @@ class SharedDirFeatureStore(FeatureStore):
         if names is not None:
             names = check_names(names, ref)
         try:
-            tensors, lease = self._store._get_located(self._located(ref), names)
+            tensors, handle = self._store._get_located(self._located(ref), names, FeatureHandle)
         except TypeError as error:
             _check_generation(ref.metadata.get("generation"), ref.sample_id)
             raise TypeError(f"the ref of sample {ref.sample_id!r} has a field of a wrong type: {error}") from None
-        handle = record(FeatureHandle, lease)
         if names or elsewhere:
             try:
                 if names:
@@ -154,7 +154,7 @@ class SharedDirFeatureStore(FeatureStore):
                 if elsewhere:
                     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
             except BaseException:
-                self._store.release(draftflow.FeatureHandle(**lease))
+                self._store.release(draftflow.FeatureHandle(handle.sample_id, handle.generation, handle.lease_token))
                 raise
         return tensors, handle
 

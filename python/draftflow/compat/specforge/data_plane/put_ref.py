@@ -24,7 +24,8 @@ def make_ref(sample_id: str, uri: str, tensors: dict[str, torch.Tensor], metadat
     """
     fields, target = begin_ref(sample_id, uri, metadata)
     check_tensors(tensors, sample_id)
-    specs = fields["feature_specs"] = {}
+    specs: dict[str, FeatureSpec] = {}
+    fields["feature_specs"] = specs
     keys = fields["feature_keys"] = {}
     fields["estimated_bytes"] = 0
     for name, tensor in tensors.items():
@@ -34,7 +35,10 @@ def make_ref(sample_id: str, uri: str, tensors: dict[str, torch.Tensor], metadat
         specs[plain] = describe(plain, tuple(tensor.shape), str(tensor.dtype).replace("torch.", ""))
         keys[plain] = f"{sample_id}/{plain}"
         fields["estimated_bytes"] += tensor.numel() * tensor.element_size()
-    return end_ref(fields, target)
+    if target is not None:
+        target.stamp(specs)
+    made: SampleRef = record(SampleRef, fields)
+    return made
 
 
 def begin_ref(sample_id: str, uri: str, metadata: dict[str, Any]) -> tuple[dict[str, Any], Optional[_Target]]:
@@ -55,17 +59,6 @@ def begin_ref(sample_id: str, uri: str, metadata: dict[str, Any]) -> tuple[dict[
     fields["feature_store_uri"] = uri
     fields["metadata"] = others
     return fields, _target_of(others) if "target_repr" in others else None
-
-
-def end_ref(fields: dict[str, Any], target: Optional[_Target]) -> SampleRef:
-    """The ref of fields that are complete. It fails for none: the bytes are stored."""
-    if target is not None:
-        specs = fields["feature_specs"]
-        spec = specs.get(target.name)
-        if spec is not None:
-            specs[target.name] = target.make(spec.name, spec.shape, spec.dtype, target.target_repr, target.version)
-    made: SampleRef = record(SampleRef, fields)
-    return made
 
 
 def _as_it_is(value: Any) -> Any:
@@ -117,6 +110,12 @@ class _Target(NamedTuple):
     target_repr: Any
     version: Any
     make: Callable[..., FeatureSpec]
+
+    def stamp(self, specs: dict[str, FeatureSpec]) -> None:
+        """Says it in the feature's spec, if there is one. It never fails: the bytes are stored."""
+        spec = specs.get(self.name)
+        if spec is not None:
+            specs[self.name] = self.make(spec.name, spec.shape, spec.dtype, self.target_repr, self.version)
 
 
 def _target_of(metadata: dict[str, Any]) -> Optional[_Target]:
@@ -188,4 +187,4 @@ def describe(name: str, shape: tuple[int, ...], dtype: str) -> FeatureSpec:
     return FeatureSpec(name=name, shape=shape, dtype=dtype, target_meta=_ReadOnlyDict.of({}))
 
 
-__all__ = ["begin_ref", "check_tensors", "describe", "end_ref", "make_ref", "record"]
+__all__ = ["begin_ref", "check_tensors", "describe", "make_ref", "record"]
