@@ -38,14 +38,9 @@ Tensor read_whole(const std::filesystem::path& path) {
   return tensor;
 }
 
-TensorMap parse_torch(const Tensor& file, const std::filesystem::path& path) {
+FeatureFile parse_torch(const Tensor& file, const std::filesystem::path& path) {
   TorchFile torch = parse_torch_zip(file.bytes, file.owner, path.string());
-  if (!torch.values.empty()) {
-    const auto& [name, type] = torch.values.front();
-    throw InvalidArgument(
-        fmt::format("{}: '{}' is a {}: every value of a feature file is a tensor", path.string(), printable(name), type));
-  }
-  return std::move(torch.tensors);
+  return {std::move(torch.tensors), std::move(torch.values)};
 }
 
 }  // namespace
@@ -72,14 +67,24 @@ std::vector<std::filesystem::path> list_feature_files(const std::filesystem::pat
   return files;
 }
 
-TensorMap load_feature_file(const std::filesystem::path& path) {
+FeatureFile read_feature_file(const std::filesystem::path& path) {
   switch (kind_of(path.native())) {
     case FileKind::kTorch: return parse_torch(read_whole(path), path);
     case FileKind::kTorchGzip: return parse_torch(formats::gunzip_file(path, kGzipLimits), path);
-    case FileKind::kSafetensors: return read_safetensors(path);
+    case FileKind::kSafetensors: return {read_safetensors(path), {}};
     case FileKind::kOther: break;
   }
   throw InvalidArgument(path.string() + " is no feature file: .ckpt, .ckpt.gz and .safetensors are read");
+}
+
+TensorMap load_feature_file(const std::filesystem::path& path) {
+  FeatureFile file = read_feature_file(path);
+  if (!file.values.empty()) {
+    const auto& [name, type] = file.values.front();
+    throw InvalidArgument(
+        fmt::format("{}: '{}' is a {}: every value of a feature file is a tensor", path.string(), printable(name), type));
+  }
+  return std::move(file.tensors);
 }
 
 }  // namespace draftflow

@@ -100,6 +100,14 @@ TEST(FeatureFile, NamesAValueThatIsNoTensor) {
   }
 }
 
+TEST(FeatureFile, ReadsWhatElseIsInAFileByNameAndType) {
+  const TempFolder folder;
+  write(folder.path() / "a.ckpt", value_ckpt());
+  const FeatureFile file = read_feature_file(folder.path() / "a.ckpt");
+  EXPECT_TRUE(file.tensors.empty());
+  EXPECT_EQ(file.values, (std::vector<std::pair<std::string, std::string>>{{"n", "NoneType"}}));
+}
+
 TEST(FeatureFile, RefusesOtherEndingsAndDamage) {
   const TempFolder folder;
   EXPECT_THROW(load_feature_file(folder.path() / "a.pt"), InvalidArgument);

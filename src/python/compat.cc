@@ -3,7 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
+#include <optional>
 #include <tuple>
 
 #include "draftflow/base/error.h"
@@ -79,10 +81,14 @@ std::vector<std::int64_t> shape_from(const py::object& given) {
   return shape;
 }
 
-}  // namespace
+struct Locator {
+  SampleRef ref;
+  std::optional<std::string> without_spec;  // the first feature that has a key only
+};
 
-SampleRef locator_from(py::handle ref) {
+Locator locate(py::handle ref) {
   const Names& known = names();
+  std::optional<std::string> without_spec;
   SampleRef made{.sample_id = SampleId(text_from(attribute(ref, known.sample_id))),
                  .run_id = RunId(text_from(attribute(ref, known.run_id))),
                  .feature_store_uri = text_from(attribute(ref, known.feature_store_uri))};
@@ -94,8 +100,8 @@ SampleRef locator_from(py::handle ref) {
     made.feature_keys.emplace_back(feature, text_from(key));
     const auto spec = item(specs, name);
     if (!spec) {
-      throw NotFound(fmt::format("the ref of sample '{}' has a key, but no spec, of '{}'", printable(made.sample_id.str()),
-                                 printable(feature)));
+      if (!without_spec) without_spec = std::move(feature);
+      continue;
     }
     described.push_back({.name = std::move(feature),
                          .shape = shape_from(attribute(spec, known.shape)),
@@ -105,7 +111,35 @@ SampleRef locator_from(py::handle ref) {
   const py::dict metadata = attribute(ref, known.metadata);
   made.generation = py::object(metadata[known.generation]).cast<std::uint64_t>();
   if (const auto incarnation = item(metadata, known.incarnation)) made.incarnation = text_from(incarnation);
-  return made;
+  return {std::move(made), std::move(without_spec)};
+}
+
+// Whether each feature that is asked for is one of the ref's, and stored under its own name: with the key "{sample_id}/{name}",
+// or the name itself.
+bool keeps_names(const Locator& locator, const std::vector<std::string>& asked) {
+  const auto& keys = locator.ref.feature_keys;
+  const std::string& id = locator.ref.sample_id.str();
+  const auto is_own = [&](const auto& feature) {
+    const auto& [name, key] = feature;
+    if (key.size() == name.size()) return key == name;
+    return key.size() == id.size() + 1 + name.size() && key[id.size()] == '/' && key.starts_with(id) && key.ends_with(name);
+  };
+  const auto is_known = [&](const std::string& name) {
+    return std::any_of(keys.begin(), keys.end(), [&](const auto& feature) { return feature.first == name; });
+  };
+  return !locator.without_spec && std::all_of(keys.begin(), keys.end(), is_own) &&
+         std::all_of(asked.begin(), asked.end(), is_known);
+}
+
+}  // namespace
+
+SampleRef locator_from(py::handle ref) {
+  Locator locator = locate(ref);
+  if (locator.without_spec) {
+    throw NotFound(fmt::format("the ref of sample '{}' has a key, but no spec, of '{}'", printable(locator.ref.sample_id.str()),
+                               printable(*locator.without_spec)));
+  }
+  return std::move(locator.ref);
 }
 
 namespace {
@@ -179,21 +213,23 @@ struct PutDescribed {
 struct GetLocated {
   static constexpr const char* kName = "_get_located";
   static constexpr const char* kDoc =
-      "_get_located(self: Store, ref: object, names: Optional[List[str]], kind: type) -> Tuple[dict, object]\n\n"
-      "get by a ref of any class (SampleRef.locator): {name: torch tensor} and the handle, of `kind`.";
+      "_get_located(self: Store, ref: object, names: Optional[List[str]], kind: type) -> Optional[Tuple[dict, object]]\n\n"
+      "get by a ref of any class (SampleRef.locator): {name: torch tensor} and the handle, of `kind`. None, and nothing done, "
+      "for features that are stored under other names, have no spec, or are asked for and none of the ref's.";
   static const Signature& signature() {
     static const Signature made(kName, {"ref", "names", "kind"}, 3, 3);
     return made;
   }
   static py::object call(PyObject* self, const Arguments& given) {
     const Names& known = names();
-    const SampleRef ref = locator_from(given[0]);
+    const Locator locator = locate(given[0]);
     GetOptions options;
     if (!given[1].is_none()) options.names = given.as<std::vector<std::string>>(1, "a list of names");
+    if (!keeps_names(locator, options.names)) return py::none();
     const std::shared_ptr<FeatureStore> store = py::handle(self).cast<StoreHandle&>().opened.get();
     const Fetched fetched = [&] {
       const Unlocked unlocked;
-      return store->get(ref, options);
+      return store->get(locator.ref, options);
     }();
     try {
       py::dict handle;

@@ -21,6 +21,16 @@ TensorMap load_unlocked(const std::filesystem::path& path) {
   return load_feature_file(path);
 }
 
+py::tuple read_mixed(const std::filesystem::path& path) {
+  const FeatureFile file = [&] {
+    const Unlocked unlocked;
+    return read_feature_file(path);
+  }();
+  py::dict types;
+  for (const auto& [name, type] : file.values) types[py::str(name)] = type;
+  return py::make_tuple(tensors_to(file.tensors, false, Framework::kTorch, py::none()), types);
+}
+
 void save_torch(const std::filesystem::path& path, const TensorMap& tensors) {
   std::filesystem::path temporary = path;
   temporary += "." + random_hex128().substr(0, 12) + ".tmp";
@@ -60,6 +70,9 @@ void bind_formats(py::module_& module) {
       py::arg("path"), py::kw_only(), py::arg("framework") = "torch",
       "The tensors of a .ckpt, .ckpt.gz or .safetensors file, by name, in the file's order. Nothing in it is executed: torch's "
       "files are read as data. InvalidArgument for a value that is no tensor, Corrupt for a damaged file.");
+  module.def(
+      "_read_feature_file", &read_mixed, py::arg("path"),
+      "As load_feature_file, of a file with other values, too: {name: torch tensor}, and {name: type} of what is no tensor.");
   module.def("save_feature_file", &save, py::arg("path"), py::arg("tensors"),
              "Writes {name: tensor} in one step, as .safetensors or, for another ending, as torch.save does: "
              "torch.load(path, weights_only=True) reads it.");

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "draftflow/formats/tensor.h"
@@ -20,8 +22,16 @@ constexpr std::uint64_t kMaxUnpackedBytes = 16ULL << 30, kAnyUnpackedBytes = 64U
 // to folders are not. NotFound if the folder does not exist.
 std::vector<std::filesystem::path> list_feature_files(const std::filesystem::path& folder);
 
-// The tensors of one file, whatever its kind; the kind is told by the ending. A top-level value that is no tensor is
-// InvalidArgument, naming it. Files are read whole (not mapped), so a file cut short meanwhile is Corrupt, not a SIGBUS.
+struct FeatureFile {
+  TensorMap tensors;
+  std::vector<std::pair<std::string, std::string>> values;  // top-level entries that are no tensor: name -> "str", "int", ...
+};
+
+// One file, whatever its kind; the kind is told by the ending. Files are read whole (not mapped), so a file cut short meanwhile
+// is Corrupt, not a SIGBUS.
+FeatureFile read_feature_file(const std::filesystem::path& path);
+
+// The tensors of a file that holds nothing else: a top-level value that is no tensor is InvalidArgument, naming it.
 TensorMap load_feature_file(const std::filesystem::path& path);
 
 }  // namespace draftflow

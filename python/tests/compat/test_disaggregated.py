@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import UserDict
 from dataclasses import replace
 
 import numpy
@@ -359,11 +360,47 @@ def test_an_id_that_the_layout_cannot_name_is_refused(root, sample_id):
     assert os.listdir(os.path.dirname(root)) == [os.path.basename(root)] and os.listdir(root) == ["st"]
 
 
-@pytest.mark.parametrize("store_id", ["..", ".", "../x", "a/b", " ", "x" * 101])
+@pytest.mark.parametrize("store_id", ["..", ".", "../x", "a/b", "a\0b", "new\nline", "x" * 1025, "\ud800"])
 def test_a_store_never_lies_outside_its_root(root, store_id):
-    with pytest.raises(ValueError, match="store_id is"):
+    with pytest.raises(ValueError, match="store_id "):
         SharedDirFeatureStore(root, store_id)
     assert not os.path.exists(root)
+
+
+# The reference takes them, as the names of folders that they are.
+@pytest.mark.parametrize(
+    "store_id", ["lr=1e-4", "run:1", "qwen@v2", "a+b", "my run", " ", "日本", ".hidden", "x" * 101, "é" * 60, "mem:x", "st~1"]
+)
+def test_a_store_may_be_called_what_is_no_plain_name(root, store_id):
+    producer, consumer = SharedDirFeatureStore(root, store_id), SharedDirFeatureStore(root, store_id)
+    ref = put(producer, value=2.0)
+    assert ref.feature_store_uri == f"disagg://{store_id}/s0" and producer.store_id == store_id
+    assert producer.root == consumer.health()["root"] and os.listdir(root) == [os.path.basename(producer.root)]
+    tensors, handle = consumer.get(ref)
+    assert tensors["x"].tolist() == [[2.0] * 4]
+    consumer.release(handle)
+    assert producer.health()["resident_samples"] == 0 and producer.health()["store_id"] == store_id
+
+
+def test_a_folder_that_the_reference_called_so_is_not_taken_for_an_empty_store(root):
+    os.makedirs(os.path.join(root, "lr=1e-4"))
+    with pytest.raises(ValueError, match="lr=1e-4 was not made by draftflow.*after renaming the folder"):
+        SharedDirFeatureStore(root, "lr=1e-4")
+    assert os.listdir(root) == ["lr=1e-4"]
+
+
+def test_a_policy_without_a_token_of_its_own(root):
+    class Either:
+        required = True
+
+        def check(self, presented):
+            if presented not in ("a", "b"):
+                raise PermissionError("neither")
+
+    with pytest.raises(PermissionError, match="neither"):
+        SharedDirFeatureStore(root, "st", auth=Either(), credential="c")
+    store = SharedDirFeatureStore(root, "st", auth=Either(), credential="a")
+    assert store.health()["auth_required"] and store.get(put(store))[0]["x"].shape == (1, 4)
 
 
 def test_what_is_put_must_be_tensors(root):
@@ -409,8 +446,94 @@ def test_some_names_in_any_order(root):
     assert list(tensors) == ["loss_mask", "input_ids"]
     fewer = replace(ref, feature_keys={"input_ids": "s0/input_ids"})
     assert list(store.get(fewer)[0]) == ["input_ids"]
-    with pytest.raises(KeyError, match="has a key, but no spec, of 'y'"):
+    assert list(store.get(fewer, names=["loss_mask"])[0]) == ["loss_mask"]  # as there: a feature that has no key is its own name
+    with pytest.raises(KeyError, match="has no tensor 's0/y' for feature 'y'"):
         store.get(replace(ref, feature_keys={"input_ids": "s0/input_ids", "y": "s0/y"}))
+
+
+def put_two(store):
+    return store.put({"a": torch.zeros(2), "b": torch.ones(2)}, sample_id="s0", metadata={})
+
+
+@pytest.mark.parametrize(
+    "keys, names, values",
+    [
+        ({"target": "s0/b"}, None, {"target": [1, 1]}),
+        ({"target": "b", "a": "a"}, None, {"target": [1, 1], "a": [0, 0]}),
+        ({"a": "s0/b", "b": "s0/a"}, None, {"a": [1, 1], "b": [0, 0]}),  # both names have a spec
+        ({"target": "s0/b", "a": "s0/a"}, ["target"], {"target": [1, 1]}),
+        ({"target": "s0/b"}, ["a", "target"], {"a": [0, 0], "target": [1, 1]}),
+    ],
+)
+@pytest.mark.parametrize("bare", [False, True], ids=["", "without generation and specs"])
+def test_a_feature_under_another_name(root, keys, names, values, bare):
+    store = SharedDirFeatureStore(root, "st", retain_on_release=True)
+    ref = replace(put_two(store), feature_keys=keys)
+    ref = replace(ref, metadata={}, feature_specs={}) if bare else ref
+    tensors, handle = store.get(ref, names=names)
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == values and list(tensors) == list(values)
+    store.release(handle)
+    assert store.health()["active_leases"] == 0
+
+
+def test_a_feature_with_a_slash_in_its_name(root):
+    store = SharedDirFeatureStore(root, "st=1")  # which has draftflow's own layout: the reference's takes no such name
+    ref = store.put({"a/b": torch.ones(2), "b": torch.zeros(2)}, sample_id="s0", metadata={})
+    assert store.get(ref)[0]["a/b"].tolist() == [1, 1]
+    tensors, _ = store.get(replace(ref, feature_keys={"target": "s0/a/b", "b": "b"}))
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {"target": [1, 1], "b": [0, 0]}
+
+
+def test_two_names_of_one_tensor_share_no_memory(root, tmp_path):
+    store = SharedDirFeatureStore(root, "st")
+    tensors, _ = store.get(replace(put_two(store), feature_keys={"x": "s0/b", "y": "s0/b", "b": "s0/b"}))
+    tensors["x"].zero_()
+    assert tensors["y"].tolist() == tensors["b"].tolist() == [1, 1]
+    torch.save({"a": torch.ones(2)}, tmp_path / "0.ckpt")
+    ref = file_ref(feature_store_uri=f"file://{tmp_path}/0.ckpt", feature_keys={"x": "a", "y": "a"})
+    tensors, _ = LocalFeatureStore().get(ref)
+    tensors["x"].zero_()
+    assert tensors["y"].tolist() == [1, 1]
+
+
+def test_another_name_for_what_is_not_there(root):
+    store = SharedDirFeatureStore(root, "st")
+    ref = put_two(store)
+    with pytest.raises(KeyError, match=r"sample 's0' has no tensor 's0/z' for feature 'target': it has \['a', 'b'\]"):
+        store.get(replace(ref, feature_keys={"target": "s0/z"}))
+    described = {"target": replace(ref.feature_specs["b"], name="target", shape=(7,))}
+    with pytest.raises(draftflow.Corrupt, match=r"tensor 'b' is float32 \[2\], but the ref says float32 \[7\] of 'target'"):
+        store.get(replace(ref, feature_keys={"target": "s0/b"}, feature_specs=described))
+    with pytest.raises(KeyError, match="its URI is 'disagg://other/s0'"):
+        store.get(replace(ref, feature_keys={"target": "s0/b"}, feature_store_uri="disagg://other/s0"))
+    assert store.health()["active_leases"] == 0
+    store.abort("s0")
+    with pytest.raises(KeyError):
+        store.get(replace(ref, feature_keys={"target": "s0/b"}))
+
+
+@pytest.mark.parametrize("kind", ["shared", "local"])
+def test_a_ref_by_either_keyword(root, kind):
+    store = SharedDirFeatureStore(root, "st") if kind == "shared" else LocalFeatureStore()
+    ref = put(store)
+    for given in ({"sample_ref": ref}, {"ref": ref}):
+        assert store.get(**given)[0]["x"].shape == (1, 4)
+    for given in ({}, {"sample_ref": ref, "ref": ref}):
+        with pytest.raises(TypeError, match="get needs one of sample_ref and ref"):
+            store.get(**given)
+
+
+@pytest.mark.parametrize("kind", ["shared", "local"])
+def test_a_put_of_any_mapping(root, kind):
+    store = SharedDirFeatureStore(root, "st") if kind == "shared" else LocalFeatureStore()
+    tensors = UserDict({"x": torch.ones(2), "y": torch.zeros(3)})  # as transformers' BatchFeature is one
+    ref = store.put(tensors, sample_id="s0", metadata=UserDict({"run_id": "q"}))
+    assert (ref.run_id, ref.estimated_bytes) == ("q", 20)
+    assert_same(store.get(ref)[0], dict(tensors))
+    with pytest.raises(TypeError, match="'x' is a list"):
+        store.put(UserDict({"x": [1]}), sample_id="s1", metadata={})
+    with pytest.raises(ValueError, match="no tensors were given"):
+        store.put(UserDict(), sample_id="s1", metadata={})
 
 
 def test_a_ref_without_generation_or_specs_gets_what_is_there(root):

@@ -269,12 +269,28 @@ def test_no_such_number_of_partitions(width):
 
 
 @pytest.mark.parametrize("returned", [None, [1], 5], ids=repr)
-def test_what_a_loader_calls_returns_dicts(returned):
+def test_a_batch_is_a_dict(returned):
     store = LocalFeatureStore()
-    for option in ("collate_fn", "per_sample_transform"):
+    refs = [store.put({"x": torch.ones(1)}, sample_id="s0", metadata={})]
+    with pytest.raises(TypeError, match="collate_fn returned a "):
+        list(FeatureDataLoader(store, refs=refs, collate_fn=lambda _: returned))
+    assert store.health()["active_leases"] == 0
+
+
+@pytest.mark.parametrize("returned", [None, (torch.ones(1), 7), torch.ones(1), {"x": 5}], ids=repr)
+def test_a_transform_may_return_what_its_collate_fn_takes(returned):
+    store = LocalFeatureStore()
+
+    def load(**options):
         refs = [store.put({"x": torch.ones(1)}, sample_id="s0", metadata={})]
-        with pytest.raises(TypeError, match=f"{option} returned a "):
-            list(FeatureDataLoader(store, refs=refs, **{option: lambda _: returned}))
+        return list(FeatureDataLoader(store, refs=refs, per_sample_transform=lambda _: returned, **options))
+
+    seen = []
+    [batch] = load(collate_fn=lambda samples: seen.extend(samples) or {"x": torch.zeros(2)})
+    assert seen == [returned] and batch.tensors["x"].shape == (2,)
+    # Here it was refused whatever the collate_fn was.
+    with pytest.raises(TypeError, match="of the batch is a .*: a loader without a collate_fn stacks dicts of tensors"):
+        load()
     assert store.health()["active_leases"] == 0
 
 

@@ -365,6 +365,68 @@ def test_abort_and_gc_ask_the_subclass_too():
     assert store.asked == ["a", "b"] and store.health()["resident_samples"] == 0
 
 
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("pending", [False, True], ids=["", "released before"])
+@pytest.mark.parametrize("verb", ["abort", "gc"])
+def test_abort_and_age_give_up_memory_where_the_free_fails(verb, pending, raises, caplog):
+    caplog.set_level(logging.CRITICAL)
+    clock = Clock()
+    store = Stubborn(5, raises, max_hold_age_s=1.0, clock=clock)
+    ref = put(store)
+    if pending:
+        store.release(store.get(ref)[1])
+    clock.now += 2
+    if verb == "abort":
+        store.abort("s0")
+    else:
+        assert store.gc() == {"force_freed": 1, "force_freed_bytes": 32, "release_pending": 0}
+    health = store.health()
+    assert (health["resident_samples"], health["resident_bytes"], health["release_pending"]) == (0, 0, 0)
+    assert store.asked == ["s0"]
+    with pytest.raises(KeyError):
+        store.get(ref)
+
+
+def test_age_spares_what_is_leased():
+    clock = Clock()
+    store = Stubborn(5, max_hold_age_s=1.0, clock=clock)
+    ref = put(store)
+    store.get(ref)
+    clock.now += 2
+    assert store.gc()["force_freed"] == 0
+    store.get(ref)
+
+
+def test_a_subclass_hears_of_every_sample_that_goes():
+    gone = []
+
+    class Watching(Stubborn):
+        def _free_sample_locked(self, sample_id: str) -> int:
+            size = super()._free_sample_locked(sample_id)
+            gone.append((sample_id, size))
+            return size
+
+    class Elsewhere(LocalFeatureStore):
+        def _try_physical_free(self, sample_id: str) -> bool:
+            assert self._free_sample_locked(sample_id) == 32 and self._free_sample_locked(sample_id) == 0
+            return True
+
+    clock = Clock()
+    store = Watching(2, max_hold_age_s=1.0, clock=clock, max_release_attempts=1)
+    put(store, "aborted")
+    store.abort("aborted")
+    store.release(store.get(put(store, "released"))[1])
+    store.gc()
+    store.release(store.get(put(store, "freed"))[1])
+    put(store, "old")
+    clock.now += 2
+    store.gc()
+    assert gone == [("aborted", 32), ("released", 32), ("freed", 32), ("old", 32)]
+    elsewhere = Elsewhere("st")
+    elsewhere.release(elsewhere.get(put(elsewhere))[1])
+    assert elsewhere.health()["resident_bytes"] == 0
+
+
 def test_a_subclass_may_free_without_the_base():
     class Elsewhere(LocalFeatureStore):
         def _try_physical_free(self, sample_id: str) -> bool:

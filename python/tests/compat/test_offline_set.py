@@ -118,8 +118,59 @@ def test_a_file_that_lacks_a_key_is_named(tmp_path):
 @pytest.mark.parametrize("value", ["not a tensor", 7, 1.5, None, [1, 2], {"a": 1}])
 def test_a_value_that_is_no_tensor_is_a_type_error(tmp_path, value):
     torch.save({**sample(), "hidden_state": value}, tmp_path / "bad.ckpt")
-    with pytest.raises(TypeError, match=f"'hidden_state' is a {type(value).__name__}"):
+    with pytest.raises(TypeError, match=f"bad.ckpt: 'hidden_state' is a {type(value).__name__}"):
         OfflineManifestReader(str(tmp_path)).read()
+    with pytest.raises(TypeError, match=f"bad.ckpt: 'hidden_state' is a {type(value).__name__}"):
+        ingest_offline_features(LocalFeatureStore(), str(tmp_path))
+    with pytest.raises(TypeError, match=f"bad.ckpt: 'hidden_state' is a {type(value).__name__}"):
+        LocalFeatureStore().get(file_ref(feature_store_uri=f"file://{tmp_path}/bad.ckpt", feature_keys={"h": "hidden_state"}))
+
+
+# It was a TypeError of every reader, whatever the key; there only a key that is needed matters.
+@pytest.mark.parametrize("packed", [False, True], ids=["", "gz"])
+@pytest.mark.parametrize("value", ["text", 7, 1.5, None, True, [1, torch.ones(1)], (1, 2), {"a": {"b": torch.ones(1)}}], ids=repr)
+def test_a_value_that_is_no_tensor_under_a_key_that_nobody_asks_for(tmp_path, value, packed):
+    path = tmp_path / "0.ckpt"
+    torch.save({**sample(), "more": value}, path)
+    if packed:
+        (tmp_path / "0.ckpt.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+        path = tmp_path / "0.ckpt.gz"
+    [ref] = OfflineManifestReader(str(tmp_path)).read()
+    assert ref.feature_specs.keys() == sample().keys()
+    assert_same(LocalFeatureStore().get(ref)[0], sample())
+    store = LocalFeatureStore()
+    assert_same(store.get(ingest_offline_features(store, str(tmp_path))[0])[0], sample())
+    loaded = load_feature_file(path)
+    assert_same(loaded, sample())
+    with pytest.raises(TypeError, match=f"'more' is a {type(value).__name__}: tensors are read, and nothing else"):
+        loaded["more"]
+    with pytest.raises(KeyError):
+        loaded["less"]
+    [dflash] = OfflineManifestReader(str(tmp_path), strategy="dflash", feature_keys=["input_ids"], validate_files=False).read()
+    assert list(LocalFeatureStore().get(dflash)[0]) == ["input_ids"]
+
+
+def test_objects_of_other_kinds_are_refused_wherever_they_stand(tmp_path):
+    torch.save({**sample(), "more": torch.Size([1])}, tmp_path / "0.ckpt")
+    with pytest.raises(ValueError, match="torch.Size"):
+        OfflineManifestReader(str(tmp_path)).read()
+
+
+def test_a_folder_by_either_keyword(tmp_path):
+    folder = write_files(tmp_path / "set", 1)
+    for given in ({"hidden_states_path": folder}, {"path": folder}):
+        reader = OfflineManifestReader(**given)
+        assert reader.hidden_states_path == reader.path == folder and len(reader.read()) == 1
+        assert len(ingest_offline_features(LocalFeatureStore(), **given)) == 1
+    assert len(ingest_offline_features(store=LocalFeatureStore(), hidden_states_path=folder)) == 1
+    reader.path = "elsewhere"
+    assert reader.hidden_states_path == "elsewhere"
+    for given in ({}, {"hidden_states_path": folder, "path": folder}):
+        with pytest.raises(TypeError, match="needs one of hidden_states_path and path"):
+            OfflineManifestReader(**given)
+        with pytest.raises(TypeError, match="needs one of hidden_states_path and path"):
+            ingest_offline_features(LocalFeatureStore(), **given)
 
 
 def test_ingest_puts_every_file_in_order(tmp_path):

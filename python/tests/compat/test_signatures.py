@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference's signatures: names, order, what goes by keyword only, and defaults."""
+"""The reference's signatures: names, order, what goes by keyword only, and defaults. `ref` and `path` are ours beside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIGNATURES = {
     data_plane.AuthPolicy: "token=None",
     data_plane.AuthPolicy.check: "self, presented",
     data_plane.FeatureStore.put: "self, tensors, *, sample_id, metadata",
-    data_plane.FeatureStore.get: "self, ref, *, device='cpu', names=None",
+    data_plane.FeatureStore.get: "self, sample_ref=None, *, device='cpu', names=None, ref=None",
     data_plane.FeatureStore.release: "self, handle, *, reason='consumed'",
     data_plane.FeatureStore.abort: "self, sample_id, *, reason='aborted'",
     data_plane.FeatureStore.gc: "self, *, now=None",
@@ -32,7 +32,8 @@ SIGNATURES = {
     data_plane.SampleRefQueue.fail: "self, refs, reason, retryable",
     data_plane.FeatureDataLoader: "store, queue=None, *, refs=None, batch_size=1, collate_fn=None, per_sample_transform=None, "
     "device='cpu', clone_on_fetch=True, drop_last=True, strategy='eagle3', ack=True",
-    data_plane.ingest_offline_features: "store, path, *, run_id='disagg', ttt_length=7, max_len=2048, limit=None",
+    data_plane.ingest_offline_features: "store, hidden_states_path=None, *, path=None, run_id='disagg', "
+    "ttt_length=7, max_len=2048, limit=None",
     data_plane.OfflineManifestReader.read: "self, limit=None",
     control_plane.DataFlowController: "run_id, *, sample_queue=None, metadata_store=None, backpressure=None",
     control_plane.DataFlowController.ack_train_refs: "self, trainer_id, sample_ids, *, global_step=None, "

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1  # of a SampleRef's fields
 
 RunMode = Literal["online", "offline"]
+DeploymentMode = Literal["local_colocated", "dataflow_colocated", "disaggregated"]
 DraftStrategyName = Literal["eagle3", "dflash", "domino", "dspark", "peagle"]
 # What the feature `target` holds: [.., target vocabulary], [.., draft vocabulary], or the target's last hidden state.
 TargetRepr = Literal["logits", "pruned_logits", "hidden_state"]
@@ -165,6 +166,7 @@ def assert_no_tensors(obj: Any, *, _path: str = "<root>") -> None:
 __all__ = [
     "SCHEMA_VERSION",
     "RunMode",
+    "DeploymentMode",
     "DraftStrategyName",
     "TargetRepr",
     "PromptTask",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Hashable
 from typing import Any, Iterable, List, Optional
 
 
@@ -62,6 +63,14 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def check_task_ids(name: str, values: Iterable[Any]) -> List[Any]:
+    """A list of ids as the caller of ingest_prompts gave them: strings, or what else a dict takes for a key."""
+    ids: List[Any] = [] if isinstance(values, (str, bytes)) else list(values)
+    if isinstance(values, (str, bytes)) or not all(isinstance(each, Hashable) for each in ids):
+        raise TypeError(_found(name, values, "a list of task ids, as ingest_prompts returned them, is needed"))
+    return ids
+
+
 def check_ids(name: str, values: Iterable[Any]) -> List[str]:
     """A list of ids that can be written. ValueError for one that is not UTF-8."""
     ids: List[str] = [] if isinstance(values, (str, bytes)) else list(values)
@@ -73,6 +82,14 @@ def check_ids(name: str, values: Iterable[Any]) -> List[str]:
         except UnicodeEncodeError as error:
             raise ValueError(f"{name} holds {each!r}, which is not UTF-8 at character {error.start}") from None
     return ids
+
+
+def one_of(call: str, **given: Any) -> Any:
+    """An argument that goes by two names. TypeError unless it was given by one of them."""
+    found = [value for value in given.values() if value is not None]
+    if len(found) != 1:
+        raise TypeError(f"{call} needs one of {' and '.join(given)}, which mean the same: {len(found)} were given")
+    return found[0]
 
 
 def check_clock(clock: Any) -> None:
@@ -93,4 +110,15 @@ def _found(name: str, value: Any, allowed: str) -> str:
     return f"{name} is {value!r}, a {type(value).__name__}: {allowed}"
 
 
-__all__ = ["check_clock", "check_count", "check_flag", "check_ids", "check_limit", "check_step", "check_time", "check_timeout"]
+__all__ = [
+    "check_clock",
+    "check_count",
+    "check_flag",
+    "check_ids",
+    "check_limit",
+    "check_step",
+    "check_task_ids",
+    "check_time",
+    "check_timeout",
+    "one_of",
+]

@@ -14,26 +14,29 @@ import uuid
 from typing import Any, Optional
 
 from draftflow.compat.specforge.contracts import SCHEMA_VERSION, FeatureSpec, SampleRef, assert_no_tensors
-from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, load_feature_file
-from draftflow.compat.specforge.data_plane.offline_reader import EAGLE3_KEYS, check_keys, list_feature_files
+from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, check_keys, load_feature_file
+from draftflow.compat.specforge.data_plane.offline_reader import EAGLE3_KEYS, list_feature_files
+from draftflow.compat.specforge.limits import one_of
 
 
 def ingest_offline_features(
     store: FeatureStore,
-    path: str,
+    hidden_states_path: Optional[str] = None,
     *,
+    path: Optional[str] = None,
     run_id: str = "disagg",
     ttt_length: int = 7,
     max_len: int = 2048,
     limit: Optional[int] = None,
 ) -> list[SampleRef]:
-    """Puts the EAGLE-3 features of the files under `path`, the first `limit` of them; the refs in the files' order.
+    """Puts the EAGLE-3 features of the files under `hidden_states_path` (or `path`), the first `limit`; refs in the files' order.
 
-    The n-th file is sample `{run_id}:{n:08d}`. KeyError for a file that lacks a feature, TypeError for a value that is no
+    The n-th file is sample `{run_id}:{n:08d}`. KeyError for a file that lacks a feature, TypeError for a feature that is no
     tensor, MemoryError when the store is full; what was put before stays there.
     """
+    folder = one_of("ingest_offline_features", hidden_states_path=hidden_states_path, path=path)
     refs = []
-    for index, file in enumerate(list_feature_files(path)[:limit]):
+    for index, file in enumerate(list_feature_files(folder)[:limit]):
         tensors = load_feature_file(file)
         check_keys(file, tensors, EAGLE3_KEYS)
         metadata = {
@@ -51,6 +54,16 @@ def ingest_offline_features(
     return refs
 
 
+def _ref_to_dict(ref: SampleRef) -> dict[str, Any]:
+    return dataclasses.asdict(ref)
+
+
+def _ref_from_dict(item: dict[str, Any]) -> SampleRef:
+    specs = {name: _spec_of(spec) for name, spec in item["feature_specs"].items()}
+    fields: dict[str, Any] = {**item, "feature_specs": specs}
+    return SampleRef(**fields)
+
+
 def write_ref_manifest(refs: list[SampleRef], path: str) -> None:
     """Writes `{"schema_version": 1, "refs": [...]}` and gives it its name in one step, making folders that are missing.
 
@@ -60,7 +73,7 @@ def write_ref_manifest(refs: list[SampleRef], path: str) -> None:
     refs = list(refs)
     assert_no_tensors(refs)
     try:
-        manifest = {"schema_version": SCHEMA_VERSION, "refs": [dataclasses.asdict(ref) for ref in refs]}
+        manifest = {"schema_version": SCHEMA_VERSION, "refs": [_ref_to_dict(ref) for ref in refs]}
         text = json.dumps(manifest, allow_nan=False)
     except ValueError as error:  # NaN and infinity, which JSON has no numbers for
         raise ValueError(f"{path} is not written: metadata of a ref is no JSON: {error}; leave that value out") from error
@@ -96,9 +109,7 @@ def _spec_of(item: Any) -> FeatureSpec:
 
 def _ref_of(path: str, index: int, item: Any) -> SampleRef:
     try:
-        specs = {name: _spec_of(spec) for name, spec in item["feature_specs"].items()}
-        fields: dict[str, Any] = {**item, "feature_specs": specs}
-        ref = SampleRef(**fields)
+        ref = _ref_from_dict(item)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: ref {index} is no sample ref: {error}") from error
     _check_version(path, f"ref {index}, sample {ref.sample_id!r},", ref.schema_version)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import re
@@ -19,15 +20,24 @@ import uuid
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 import draftflow
-from draftflow.compat.specforge.contracts import FeatureHandle, SampleRef
-from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, check_names, check_sample_id
+from draftflow.compat.specforge.contracts import SCHEMA_VERSION, FeatureHandle, SampleRef
+from draftflow.compat.specforge.data_plane.feature_store import (
+    FeatureStore,
+    apart,
+    check_names,
+    check_sample_id,
+    load_feature_file,
+    raw_key_of,
+    spec_from_tensor,
+)
 from draftflow.compat.specforge.data_plane.put_ref import begin_ref, check_tensors, describe
-from draftflow.compat.specforge.limits import check_clock, check_flag, check_limit, check_time
+from draftflow.compat.specforge.limits import check_clock, check_flag, check_limit, check_time, one_of
 
 if TYPE_CHECKING:
     import torch
 
 _SECRET_VARIABLE = "DRAFTFLOW_STORE_SECRET"
+_MAX_ID_BYTES = 1024
 
 
 class AuthPolicy:
@@ -73,8 +83,11 @@ class SharedDirFeatureStore(FeatureStore):
     leased and is older by `clock`. With a clock of one's own, health tells the ages of what this attach put, by that clock;
     else those of all, to about a minute.
 
-    PermissionError for a missing or wrong credential; ValueError for a store_id that is no plain folder name (1 to 100 of
-    A-Z a-z 0-9 . _ -), and from put for a sample_id with "/" or a newline, or too long for a file name.
+    A store_id of 1 to 100 of A-Z a-z 0-9 . _ -, the first one no ".", is the folder's name. A store of another id ("lr=1e-4") is
+    made in draftflow's own layout, which the reference does not read, in the folder that `root` names afterwards.
+
+    PermissionError for a missing or wrong credential; ValueError for a store_id with "/", U+0000 or a newline, "." and "..", and
+    from put for a sample_id with "/" or a newline, or too long for a file name.
     """
 
     def __init__(
@@ -95,17 +108,15 @@ class SharedDirFeatureStore(FeatureStore):
             raise TypeError(f"auth is a {type(auth).__name__}: an AuthPolicy is needed, as auth=AuthPolicy(token)")
         self.auth = AuthPolicy() if auth is None else auth
         self.auth.check(credential)
-        self.store_id = uuid.uuid4().hex[:8] if store_id in (None, "") else store_id
-        if not isinstance(self.store_id, str):
-            raise TypeError(f"store_id is {store_id!r}, a {type(store_id).__name__}: a str is needed")
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.store_id) or self.store_id in (".", ".."):
-            raise ValueError(f"store_id is {self.store_id!r}: use 1 to 100 of A-Z a-z 0-9 . _ -, so that it names a folder")
-        self.root = os.path.join(_folder_of(root), self.store_id)
+        self.store_id = uuid.uuid4().hex[:8] if store_id in (None, "") else _checked_store_id(store_id)
+        self.root = os.path.join(_folder_of(root), _folder_name(self.store_id))
         self.max_hold_age_s = max_hold_age_s
         self.retain_on_release = check_flag("retain_on_release", retain_on_release)
         self._credential = credential
         self._clock = clock
-        self._store = _attach(self.root, self.auth, credential, self.retain_on_release)
+        # draftflow makes the folder's name of the id by itself.
+        folder = os.path.join(_folder_of(root), self.store_id)
+        self._store = _attach(folder, self.auth, credential, self.retain_on_release)
         health = self._store.health()
         self._auth_required = health["secret"]
         self._remembers = max_hold_age_s is not None or clock is not time.monotonic
@@ -124,7 +135,10 @@ class SharedDirFeatureStore(FeatureStore):
         except (TypeError, ValueError):
             check_sample_id(sample_id)  # a surrogate
             check_tensors(tensors, sample_id)
-            raise
+            if isinstance(tensors, dict):
+                raise
+            # Another mapping, as transformers has.
+            ref = self._store._put_described(dict(tensors), sample_id, fields, describe, SampleRef)
         if target is not None:
             target.stamp(ref.feature_specs)
         if self._remembers:
@@ -134,19 +148,31 @@ class SharedDirFeatureStore(FeatureStore):
         return ref
 
     def get(
-        self, ref: SampleRef, *, device: torch.device | str = "cpu", names: Optional[list[str]] = None
+        self,
+        sample_ref: SampleRef = None,  # type: ignore[assignment]
+        *,
+        device: torch.device | str = "cpu",
+        names: Optional[list[str]] = None,
+        ref: Optional[SampleRef] = None,
     ) -> tuple[dict[str, torch.Tensor], FeatureHandle]:
+        if ref is not None or sample_ref is None:
+            sample_ref = one_of("get", sample_ref=sample_ref, ref=ref)
         self.auth.check(self._credential)
         elsewhere = device != "cpu" and str(device) != "cpu"
         if elsewhere:
             _check_device(device)  # before there is a lease, whose end would consume the sample
         if names is not None:
-            names = check_names(names, ref)
+            names = check_names(names, sample_ref)
         try:
-            tensors, handle = self._store._get_located(self._located(ref), names, FeatureHandle)
+            got = None
+            if sample_ref.feature_specs and sample_ref.metadata.get("generation") is not None:
+                got = self._store._get_located(sample_ref, names, FeatureHandle)
+            if got is None:
+                got = self._get_found(sample_ref, names)
         except TypeError as error:
-            _check_generation(ref.metadata.get("generation"), ref.sample_id)
-            raise TypeError(f"the ref of sample {ref.sample_id!r} has a field of a wrong type: {error}") from None
+            _check_generation(sample_ref.metadata.get("generation"), sample_ref.sample_id)
+            raise TypeError(f"the ref of sample {sample_ref.sample_id!r} has a field of a wrong type: {error}") from None
+        tensors, handle = got
         if names or elsewhere:
             try:
                 if names:
@@ -210,12 +236,26 @@ class SharedDirFeatureStore(FeatureStore):
             "force_freed_total": force_freed,
         }
 
-    def _located(self, ref: SampleRef) -> SampleRef | draftflow.SampleRef:
-        """What names the bytes: the ref itself, or what the stored bytes know where it does not say."""
-        generation = ref.metadata.get("generation")
-        if generation is None or not ref.feature_specs:
-            return self._found(ref, generation)
-        return ref
+    def _get_found(self, ref: SampleRef, names: Optional[list[str]]) -> tuple[dict[str, torch.Tensor], FeatureHandle]:
+        """A get by what the stored bytes know, for a ref that lacks it, or that has names of its own for what is stored."""
+        found = self._found(ref, ref.metadata.get("generation"))
+        specs = found.feature_specs
+        wanted = {name: _stored_name(ref, name, specs) for name in names or ref.feature_keys or specs}
+        for name, key in wanted.items():
+            given, stored = ref.feature_specs.get(name), specs[key]
+            if given is not None and (tuple(given.shape), given.dtype) != (tuple(stored.shape), stored.dtype):
+                raise draftflow.Corrupt(
+                    f"sample {ref.sample_id!r} in store {self.store_id!r}: tensor {key!r} is {stored.dtype} {list(stored.shape)}, but"
+                    f" the ref says {given.dtype} {list(given.shape)} of {name!r}: use the ref that put returned"
+                )
+        got = self._store._get_located(found, list(dict.fromkeys(wanted.values())), FeatureHandle)
+        assert got is not None
+        tensors, handle = got
+        try:
+            return apart({name: tensors[key] for name, key in wanted.items()}), handle
+        except BaseException:
+            self._store.release(draftflow.FeatureHandle(handle.sample_id, handle.generation, handle.lease_token))
+            raise
 
     def _found(self, ref: SampleRef, generation: Optional[int]) -> draftflow.SampleRef:
         """What the stored bytes know that `ref` does not say; KeyError for a ref of another store, which C++ does not see."""
@@ -256,8 +296,17 @@ class SharedDirFeatureStore(FeatureStore):
         return freed, freed_bytes
 
 
+def _stored_name(ref: SampleRef, name: str, stored: Any) -> str:
+    key = ref.feature_keys.get(name, name)
+    for candidate in (key, key.removeprefix(f"{ref.sample_id}/"), raw_key_of(ref, name)):
+        if candidate in stored:
+            return candidate
+    raise KeyError(f"sample {ref.sample_id!r} has no tensor {key!r} for feature {name!r}: it has {list(stored)}")
+
+
 def _attach(folder: str, auth: AuthPolicy, credential: Optional[str], retain_on_release: bool) -> draftflow.Store:
-    secret = None if auth.token is None else auth.token.encode()
+    token = getattr(auth, "token", None)  # a policy of somebody's own may have none to show
+    secret = None if token is None else token.encode()
     try:
         return draftflow.Store.open(folder, secret=secret, retain_on_release=retain_on_release)
     except draftflow.PermissionDenied:
@@ -267,11 +316,46 @@ def _attach(folder: str, auth: AuthPolicy, credential: Optional[str], retain_on_
     except draftflow.NotFound:
         if secret is None and credential is not None:  # it would be open to those who present none
             secret = credential.encode()
+        plain = _is_plain(os.path.basename(folder))
+        if not plain and os.path.lexists(folder):  # one of that very name is none of ours
+            raise ValueError(
+                f"{folder} was not made by draftflow, and a store of draftflow's cannot be called so: attach to it by a name of 1 to"
+                " 100 of A-Z a-z 0-9 . _ -, after renaming the folder, or choose another store_id"
+            ) from None
         open_to_all = secret is None and not os.environ.get(_SECRET_VARIABLE)
-        layout = "specforge" if open_to_all else "draftflow"  # the reference's own layout has no place for a secret
+        layout = "specforge" if open_to_all and plain else "draftflow"  # the reference's has no place for a secret, nor for such a name
         return draftflow.Store.create(
             folder, kind="consume-once", layout=layout, secret=secret, retain_on_release=retain_on_release
         )
+
+
+def _checked_store_id(store_id: Any) -> str:
+    if not isinstance(store_id, str):
+        raise TypeError(f"store_id is {store_id!r}, a {type(store_id).__name__}: a str is needed")
+    try:
+        size = len(store_id.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"store_id {store_id!r} is not UTF-8 at character {error.start}: give it a valid text") from None
+    if size > _MAX_ID_BYTES or re.search(r"[/\0\n]", store_id) or store_id in (".", ".."):
+        raise ValueError(
+            f"store_id is {store_id[:80]!r}: it names a folder, so up to {_MAX_ID_BYTES} bytes are allowed, but no '/', newline or"
+            " U+0000, and neither '.' nor '..'"
+        )
+    return str(store_id)
+
+
+def _is_plain(store_id: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", store_id) is not None
+
+
+def _folder_name(store_id: str) -> str:
+    """As draftflow names the folder of a store: a plain id itself, else what is readable of it and its SHA-256."""
+    if _is_plain(store_id):
+        return store_id
+    raw = store_id.encode()
+    readable = re.sub(rb"[^A-Za-z0-9._-]", b"_", raw[:64])
+    readable = b"_" + readable[1:] if readable.startswith(b".") else readable
+    return f"{readable.decode()}~{hashlib.sha256(raw).hexdigest()}"
 
 
 def _check_secret(name: str, secret: Any) -> None:
@@ -307,4 +391,5 @@ def _check_device(device: torch.device | str) -> None:
     torch.empty(0, device=device)
 
 
-__all__ = ["AuthPolicy", "SharedDirFeatureStore"]
+# The others too: as there, they are found here.
+__all__ = ["SCHEMA_VERSION", "AuthPolicy", "SharedDirFeatureStore", "load_feature_file", "spec_from_tensor"]

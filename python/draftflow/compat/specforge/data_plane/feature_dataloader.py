@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional
 
 from draftflow.compat.specforge.contracts import SCHEMA_VERSION, SampleRef, TrainBatch
 from draftflow.compat.specforge.data_plane.feature_store import FeatureStore, get_returns_copies
+from draftflow.compat.specforge.data_plane.sample_ref_queue import SampleRefQueue
 from draftflow.compat.specforge.limits import check_count
 
 if TYPE_CHECKING:
     import torch
 
-    from draftflow.compat.specforge.data_plane.sample_ref_queue import SampleRefQueue
-
-PerSampleTransform = Callable[["dict[str, torch.Tensor]"], "dict[str, torch.Tensor]"]
-CollateFn = Callable[["list[dict[str, torch.Tensor]]"], "dict[str, Any]"]
+PerSampleTransform = Callable[["dict[str, torch.Tensor]"], Any]  # what it returns, only the CollateFn must understand
+CollateFn = Callable[["list[Any]"], "dict[str, Any]"]
 
 
 class FeatureDataLoader:
@@ -101,7 +100,9 @@ class FeatureDataLoader:
         import torch
 
         self._check(refs)
-        tensors = _as_dict("collate_fn", self.collate_fn([self._fetch(ref) for ref in refs]))
+        tensors = self.collate_fn([self._fetch(ref) for ref in refs])
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"collate_fn returned a {type(tensors).__name__}: a dict of tensors by name is needed")
         wrong = [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
         if wrong:
             raise TypeError(f"collate_fn returned values that are no tensors: {wrong}")
@@ -113,17 +114,14 @@ class FeatureDataLoader:
             metadata={"target_repr": first.get("target_repr"), "ttt_length": first.get("ttt_length")},
         )
 
-    def _fetch(self, ref: SampleRef) -> dict[str, torch.Tensor]:
+    def _fetch(self, ref: SampleRef) -> Any:
         tensors, handle = self.store.get(ref, device=self.device)
         try:
             if self.clone_on_fetch and not get_returns_copies(self.store):
                 tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         finally:
             self.store.release(handle, reason="loaded")
-        if self.per_sample_transform is None:
-            return tensors
-        transformed: dict[str, torch.Tensor] = _as_dict("per_sample_transform", self.per_sample_transform(tensors))
-        return transformed
+        return tensors if self.per_sample_transform is None else self.per_sample_transform(tensors)
 
     def _check(self, refs: list[SampleRef]) -> None:
         for ref in refs:
@@ -144,21 +142,28 @@ class FeatureDataLoader:
             _check_same(described, f"number of dimensions of {name!r}", lambda ref: len(ref.feature_specs[name].shape))
 
 
-def _as_dict(what: str, returned: Any) -> Any:
-    if not isinstance(returned, Mapping):
-        raise TypeError(f"{what} returned a {type(returned).__name__}: a dict of tensors by name is needed")
-    return returned
-
-
 def pad_and_stack(features: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Stacks samples, [..] each, to [batch, ..]; where extents differ, the shorter are filled with zeros at their end.
 
-    KeyError for samples of different names, ValueError for different dtypes or numbers of dimensions.
+    KeyError for samples of different names, ValueError for different dtypes or numbers of dimensions, TypeError for what is no
+    dict of tensors.
     """
     for index, sample in enumerate(features):
+        _check_stackable(index, sample)
         if sample.keys() != features[0].keys():
             raise KeyError(f"sample {index} of the batch has the features {list(sample)}, but sample 0 {list(features[0])}")
     return {name: _stack(name, [sample[name] for sample in features]) for name in features[0]}
+
+
+def _check_stackable(index: int, sample: Any) -> None:
+    import torch
+
+    needed = "a loader without a collate_fn stacks dicts of tensors; return one from per_sample_transform, or give a collate_fn"
+    if not isinstance(sample, Mapping):
+        raise TypeError(f"sample {index} of the batch is a {type(sample).__name__}: {needed}")
+    for name, value in sample.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"feature {name!r} of sample {index} of the batch is a {type(value).__name__}: {needed}")
 
 
 def _stack(name: str, values: list[torch.Tensor]) -> torch.Tensor:

@@ -22,12 +22,12 @@ import secrets
 import threading
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional
 from urllib.parse import quote
 
-from draftflow.compat.specforge.contracts import FeatureHandle, FeatureSpec, SampleRef
+from draftflow.compat.specforge.contracts import SCHEMA_VERSION, FeatureHandle, FeatureSpec, SampleRef
 from draftflow.compat.specforge.data_plane.put_ref import make_ref, record
-from draftflow.compat.specforge.limits import check_clock, check_count, check_limit, check_time
+from draftflow.compat.specforge.limits import check_clock, check_count, check_limit, check_time, one_of
 
 if TYPE_CHECKING:
     import torch
@@ -68,19 +68,41 @@ def spec_from_tensor(name: str, tensor: torch.Tensor, **others: Any) -> FeatureS
     return FeatureSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).replace("torch.", ""), **others)
 
 
+class FeatureFile(dict):  # type: ignore[type-arg]
+    """The tensors of a feature file by name. TypeError, naming its type, for a value of the file's that is none."""
+
+    path: str
+    other_types: dict[str, str]
+
+    def __missing__(self, key: Any) -> Any:
+        if key in self.other_types:
+            raise TypeError(f"{self.path}: {key!r} is a {self.other_types[key]}: tensors are read, and nothing else")
+        raise KeyError(key)
+
+
 def load_feature_file(path: str) -> dict[str, torch.Tensor]:
     """The tensors of one `.ckpt`, `.ckpt.gz` or `.safetensors` file, read as data: nothing in it is ever executed.
 
-    TypeError for a value that is no tensor; ValueError for a file that holds anything else than plain tensors.
+    Other plain values are left out; to ask for one (`loaded["layers"]`) is a TypeError. ValueError for a file that holds objects
+    of any other kind.
     """
-    import draftflow
+    from draftflow import _core
 
-    try:
-        return draftflow.load_feature_file(path)
-    except draftflow.InvalidArgument as error:
-        if "every value of a feature file is a tensor" in str(error):
-            raise TypeError(str(error)) from error
-        raise
+    path = os.fsdecode(path)
+    tensors, other_types = _core._read_feature_file(path)
+    loaded = FeatureFile(tensors)
+    loaded.path, loaded.other_types = path, other_types
+    return loaded
+
+
+def check_keys(path: str, tensors: dict[str, Any], keys: Iterable[str]) -> None:
+    """KeyError for a feature file without all of the keys; TypeError for one where a key's value is no tensor."""
+    others = getattr(tensors, "other_types", {})
+    missing = [key for key in keys if key not in tensors and key not in others]
+    if missing:
+        raise KeyError(f"{path} lacks {missing}: it has {[*tensors, *others]}, and needs {list(keys)}")
+    for key in keys:
+        tensors[key]
 
 
 def get_returns_copies(store: Any) -> bool:
@@ -97,9 +119,17 @@ class FeatureStore(abc.ABC):
 
     @abc.abstractmethod
     def get(
-        self, ref: SampleRef, *, device: torch.device | str = "cpu", names: Optional[list[str]] = None
+        self,
+        sample_ref: SampleRef = None,  # type: ignore[assignment]
+        *,
+        device: torch.device | str = "cpu",
+        names: Optional[list[str]] = None,
+        ref: Optional[SampleRef] = None,
     ) -> tuple[dict[str, torch.Tensor], FeatureHandle]:
-        """The ref's own generation under a lease; `names`: those tensors only. KeyError if it is not there any more."""
+        """The ref's own generation under a lease; `names`: those tensors only. KeyError if it is not there any more.
+
+        `ref` is another name for `sample_ref`.
+        """
 
     @abc.abstractmethod
     def release(self, handle: FeatureHandle, *, reason: str = "consumed") -> None:
@@ -148,8 +178,9 @@ class LocalFeatureStore(FeatureStore):
 
     `dump_dir` also gets each sample as `{sample_id}.ckpt`, best effort. `max_resident_bytes` bounds what is resident: a put
     over it is a MemoryError and changes nothing. gc frees samples without a lease that are older than `max_hold_age_s` by
-    `clock`. A subclass whose bytes lie elsewhere overrides `_try_physical_free`; a free that failed is tried again by gc, and
-    after `max_release_attempts` the store drops its own part. `clone_on_get` changes nothing: get always copies.
+    `clock`. A subclass whose bytes lie elsewhere overrides `_try_physical_free`; a release whose free failed is tried again by gc,
+    and after `max_release_attempts` the store drops its own part; abort, and gc of what is too old, do so at once.
+    `clone_on_get` changes nothing: get always copies.
     """
 
     def __init__(
@@ -214,8 +245,15 @@ class LocalFeatureStore(FeatureStore):
         return ref
 
     def get(
-        self, ref: SampleRef, *, device: torch.device | str = "cpu", names: Optional[list[str]] = None
+        self,
+        sample_ref: SampleRef = None,  # type: ignore[assignment]
+        *,
+        device: torch.device | str = "cpu",
+        names: Optional[list[str]] = None,
+        ref: Optional[SampleRef] = None,
     ) -> tuple[dict[str, torch.Tensor], FeatureHandle]:
+        ref = one_of("get", sample_ref=sample_ref, ref=ref)
+        assert ref is not None
         wanted = check_names(names, ref) or list(ref.feature_keys)
         uri = ref.feature_store_uri
         if uri.startswith("file://"):
@@ -245,15 +283,15 @@ class LocalFeatureStore(FeatureStore):
     def abort(self, sample_id: str, *, reason: str = "aborted") -> None:
         with self._lock:
             entry = self._entries.get(sample_id)
-            if entry is not None and entry.attempts is None:
-                self._free(sample_id, entry)
+            if entry is not None:
+                self._give_up(sample_id, entry)
 
     def gc(self, *, now: Optional[float] = None) -> dict[str, int]:
         if now is not None:
             now = check_time("now", now)
         with self._lock:
-            freed, freed_bytes = self._retry_frees()
             old, old_bytes = self._free_old(_to_ns(self._clock() if now is None else now))
+            freed, freed_bytes = self._retry_frees()
             self._force_freed += freed + old
             return {
                 "force_freed": freed + old,
@@ -283,10 +321,16 @@ class LocalFeatureStore(FeatureStore):
 
     def _try_physical_free(self, sample_id: str) -> bool:
         """Frees the sample's bytes; False, or an exception, if that failed. Called with the store's lock held."""
-        entry = self._entries.get(sample_id)
-        if entry is not None:
-            self._drop(sample_id, entry)
+        self._free_sample_locked(sample_id)
         return True
+
+    def _free_sample_locked(self, sample_id: str) -> int:
+        """Drops what the store itself has of the sample; its bytes. Called with the store's lock held."""
+        entry = self._entries.get(sample_id)
+        if entry is None:
+            return 0
+        self._drop(sample_id, entry)
+        return entry.nbytes
 
     def _dump(self, sample_id: str, tensors: dict[str, torch.Tensor]) -> None:
         import torch
@@ -363,21 +407,28 @@ class LocalFeatureStore(FeatureStore):
         except Exception:
             logger.warning("store %s: freeing sample %r failed; gc tries again", self.store_id, sample_id, exc_info=True)
             freed = False
-        if freed:
-            self._drop(sample_id, entry)
-        elif entry.attempts is None:
+        if not freed and entry.attempts is None:
             entry.attempts = 0
             self._pending[sample_id] = entry
+        elif freed and self._entries.get(sample_id) is entry:
+            self._free_sample_locked(sample_id)
         return freed
+
+    def _give_up(self, sample_id: str, entry: _Entry) -> None:
+        """Frees the sample; where that fails, at least the store's own part goes."""
+        if entry.attempts is not None or not self._free(sample_id, entry):
+            self._free_sample_locked(sample_id)
 
     def _retry_frees(self) -> tuple[int, int]:
         freed = freed_bytes = 0
         for sample_id, entry in list(self._pending.items()):
             entry.attempts = (entry.attempts or 0) + 1
-            if self._free(sample_id, entry) or entry.attempts >= self.max_release_attempts:
-                self._drop(sample_id, entry)
-                freed += 1
-                freed_bytes += entry.nbytes
+            if not self._free(sample_id, entry):
+                if entry.attempts < self.max_release_attempts:
+                    continue
+                self._free_sample_locked(sample_id)
+            freed += 1
+            freed_bytes += entry.nbytes
         return freed, freed_bytes
 
     def _free_old(self, now_ns: int) -> tuple[int, int]:
@@ -386,11 +437,11 @@ class LocalFeatureStore(FeatureStore):
             return freed, freed_bytes
         limit_ns = _to_ns(self.max_hold_age_s)
         for sample_id, entry in list(self._entries.items()):
-            if entry.leases or entry.attempts is not None or now_ns - entry.put_ns <= limit_ns:
+            if entry.leases or now_ns - entry.put_ns <= limit_ns:
                 continue
-            if self._free(sample_id, entry):
-                freed += 1
-                freed_bytes += entry.nbytes
+            self._give_up(sample_id, entry)
+            freed += 1
+            freed_bytes += entry.nbytes
         return freed, freed_bytes
 
 
@@ -439,12 +490,23 @@ def raw_key_of(ref: SampleRef, name: str) -> str:
 def _read_file(path: str, ref: SampleRef, wanted: list[str]) -> dict[str, torch.Tensor]:
     found = load_feature_file(path)
     out = {}
-    for name in wanted:
-        key = raw_key_of(ref, name)
-        if key not in found:
-            raise KeyError(f"{path} has no key {key!r} for feature {name!r} of sample {ref.sample_id!r}: it has {list(found)}")
-        out[name] = found[key]
-    return out
+    for name, key in ((name, raw_key_of(ref, name)) for name in wanted):
+        try:
+            out[name] = found[key]
+        except KeyError:
+            text = f"{path} has no key {key!r} for feature {name!r} of sample {ref.sample_id!r}: it has {list(found)}"
+            raise KeyError(text) from None
+    return apart(out)
+
+
+def apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors by the same names, where one that has two of them is copied: what is done to one does nothing to the other."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if id(tensor) in seen:
+            tensors[name] = tensor.clone()
+        seen.add(id(tensor))
+    return tensors
 
 
 def _generation_of(uri: str) -> Optional[int]:
@@ -458,4 +520,5 @@ def _to_ns(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-__all__ = ["FeatureStore", "LocalFeatureStore", "load_feature_file", "spec_from_tensor"]
+# SCHEMA_VERSION too: as there, it is found here.
+__all__ = ["SCHEMA_VERSION", "FeatureStore", "LocalFeatureStore", "load_feature_file", "spec_from_tensor"]

@@ -9,9 +9,10 @@ from itertools import islice
 from typing import Any, Iterator, Optional, Sequence
 
 from draftflow.compat.specforge.contracts import SCHEMA_VERSION, FeatureSpec, SampleRef
-from draftflow.compat.specforge.data_plane.feature_store import load_feature_file, spec_from_tensor
+from draftflow.compat.specforge.data_plane.feature_store import check_keys, load_feature_file, spec_from_tensor
+from draftflow.compat.specforge.limits import one_of
 
-EAGLE3_KEYS = ("input_ids", "loss_mask", "hidden_state", "aux_hidden_state")
+_OFFLINE_EAGLE3_KEYS = EAGLE3_KEYS = ("input_ids", "loss_mask", "hidden_state", "aux_hidden_state")
 
 _ENDINGS = (".ckpt", ".ckpt.gz")
 
@@ -30,14 +31,16 @@ class OfflineManifestReader:
     """Iterates over the refs of a folder, or of one file: the n-th file is sample `{run_id}:{n:08d}`, with a file:// URI.
 
     With `validate_files` each file is read once: its specs, `num_tokens` and `estimated_bytes` are filled in; KeyError names a
-    file that lacks one of `feature_keys`, TypeError one with a value that is no tensor. Without it a ref costs no reading and
-    those fields stay empty. FileNotFoundError for a path where nothing is, when it is read.
+    file that lacks one of `feature_keys`, TypeError one where the value of such a key is no tensor. Without it a ref costs no
+    reading and those fields stay empty. FileNotFoundError for a path where nothing is, when it is read. `path` is another name
+    for `hidden_states_path`.
     """
 
     def __init__(
         self,
-        path: str,
+        hidden_states_path: Optional[str] = None,
         *,
+        path: Optional[str] = None,
         run_id: str = "offline",
         strategy: str = "eagle3",
         target_model_version: str = "unknown",
@@ -48,7 +51,7 @@ class OfflineManifestReader:
         target_repr: Optional[str] = "hidden_state",
         validate_files: bool = True,
     ) -> None:
-        self.path = path
+        self.hidden_states_path: str = one_of("OfflineManifestReader", hidden_states_path=hidden_states_path, path=path)
         self.run_id = run_id
         self.strategy = strategy
         self.target_model_version = target_model_version
@@ -58,6 +61,15 @@ class OfflineManifestReader:
         self.max_len = max_len
         self.target_repr = target_repr
         self.validate_files = validate_files
+
+    @property
+    def path(self) -> str:
+        """Another name for `hidden_states_path`."""
+        return self.hidden_states_path
+
+    @path.setter
+    def path(self, path: str) -> None:
+        self.hidden_states_path = path
 
     def __iter__(self) -> Iterator[SampleRef]:
         if not os.path.exists(self.path):  # a misspelled name is no set without samples
@@ -101,13 +113,6 @@ class OfflineManifestReader:
         nbytes = sum(tensors[key].numel() * tensors[key].element_size() for key in self.feature_keys)
         num_tokens = int(tensors["input_ids"].numel()) if "input_ids" in tensors else 0
         return specs, num_tokens, nbytes
-
-
-def check_keys(path: str, tensors: dict[str, Any], keys: Sequence[str]) -> None:
-    """KeyError for a feature file without all of the keys."""
-    missing = [key for key in keys if key not in tensors]
-    if missing:
-        raise KeyError(f"{path} lacks {missing}: it has {list(tensors)}, and needs {list(keys)}")
 
 
 __all__ = ["OfflineManifestReader", "list_feature_files"]
