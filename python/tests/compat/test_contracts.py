@@ -137,3 +137,17 @@ def test_a_cycle_ends() -> None:
     ring["end"] = torch.zeros(1)
     with pytest.raises(TypeError):
         assert_no_tensors(ring)
+
+
+def test_names_that_are_found_in_more_places_than_one() -> None:
+    from draftflow.compat.specforge.data_plane import disagg_ingest, disaggregated, feature_dataloader, feature_store, offline_reader
+    from draftflow.compat.specforge.data_plane.sample_ref_queue import SampleRefQueue
+
+    assert contracts.DeploymentMode.__args__ == ("local_colocated", "dataflow_colocated", "disaggregated")  # type: ignore[attr-defined]
+    assert disaggregated.SCHEMA_VERSION == feature_store.SCHEMA_VERSION == contracts.SCHEMA_VERSION
+    assert disaggregated.load_feature_file is feature_store.load_feature_file
+    assert disaggregated.spec_from_tensor is feature_store.spec_from_tensor
+    assert feature_dataloader.SampleRefQueue is SampleRefQueue
+    assert offline_reader._OFFLINE_EAGLE3_KEYS == ("input_ids", "loss_mask", "hidden_state", "aux_hidden_state")
+    ref = make_ref("s0")
+    assert disagg_ingest._ref_from_dict(disagg_ingest._ref_to_dict(ref)) == ref

@@ -129,6 +129,25 @@ def test_a_final_failure_keeps_its_reason(flow: DataFlowController) -> None:
     assert flow.lease_prompt_tasks("w0", 1) == []
 
 
+def test_a_prompt_that_failed_for_good_may_be_ingested_again(flow: DataFlowController) -> None:
+    flow.ingest_prompts(prompts(1))
+    flow.lease_prompt_tasks("w0", 1)
+    flow.fail_prompt_tasks("w0", ["t0"], "bad prompt", False)
+    flow.ingest_prompts([{"task_id": "t0", "payload": {"text": "a better one"}}])
+    assert flow.failed_prompts() == {}
+    status = flow.status()
+    assert (status["prompts"], status["prompts_pending"], status["prompts_failed"]) == (1, 1, 0)
+    [task] = flow.lease_prompt_tasks("w0", 8)
+    assert (task.payload, task.attempt) == ({"text": "a better one"}, 0)
+
+
+def test_ids_of_prompts_may_be_numbers(flow: DataFlowController) -> None:
+    assert flow.ingest_prompts([{"task_id": 7}]) == [7]
+    flow.lease_prompt_tasks("w0", 1)
+    flow.fail_prompt_tasks("w0", [7, 8, None], "died", True)
+    assert [(task.task_id, task.attempt) for task in flow.lease_prompt_tasks("w0", 8)] == [(7, 1)]
+
+
 def test_attempts_are_bounded(flow: DataFlowController, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_ATTEMPTS", 3)
     flow.ingest_prompts(prompts(1))
@@ -408,3 +427,51 @@ def test_a_queue_and_a_store_made_for_the_reference_serve() -> None:
     assert (report["released"], report["requeued"]) == (["s0"], ["s1", "s2"])
     queue.depth, queue.in_flight = (lambda: len(queue.refs)), (lambda: 0)
     assert (flow.status()["durable_acked"], flow.status()["durable_global_step"]) == (1, 2)
+
+
+def old_verbs(kind: Any, *path: str) -> Any:
+    """A store of ours whose subclass, written for the reference, overrides its verbs."""
+    calls: List[str] = []
+
+    class Overrides(kind):  # type: ignore[misc]
+        def commit_sample(self, ref: SampleRef) -> bool:
+            calls.append(f"commit {ref.sample_id}")
+            is_new: bool = super().commit_sample(ref)
+            return is_new
+
+        def durable_marker(self) -> Dict[str, Any]:
+            calls.append("marker")
+            return {**super().durable_marker(), "acked": {"s0"}, "global_step": 9, "optimizer_durable": True}
+
+    return Overrides, calls
+
+
+@pytest.mark.parametrize("kind", [InMemoryMetadataStore, SQLiteMetadataStore])
+def test_the_references_verbs_of_a_subclass_are_called(kind: Any, tmp_path: Path) -> None:
+    path = [] if kind is InMemoryMetadataStore else [str(tmp_path / "ledger.sqlite3")]
+    overrides, calls = old_verbs(kind)
+    flow = DataFlowController("run", metadata_store=overrides(*path))
+    flow.commit_samples("w0", make_refs(2))
+    assert calls == ["commit s0", "commit s1"]
+    status = flow.status()
+    assert (status["durable_global_step"], status["durable_acked"], status["train_backlog"]) == (9, 1, 1)
+    found = flow.reconcile_on_restart()
+    assert (found["released"], found["requeued"]) == (["s0"], ["s1"])
+
+
+@pytest.mark.parametrize("kind", [InMemoryMetadataStore, SQLiteMetadataStore])
+def test_the_verb_of_the_lowest_class_is_called(kind: Any, tmp_path: Path) -> None:
+    path = [] if kind is InMemoryMetadataStore else [str(tmp_path / "ledger.sqlite3")]
+    overrides, calls = old_verbs(kind)
+
+    class Batches(overrides):  # type: ignore[misc]
+        def commit_samples(self, refs: List[SampleRef]) -> List[bool]:
+            calls.append(f"commit {len(refs)} of them")
+            return [super(overrides, self).commit_sample(ref) for ref in refs]
+
+    store = Batches(*path)
+    DataFlowController("run", metadata_store=store).commit_samples("w0", make_refs(2))
+    assert calls == ["commit 2 of them"]
+    store.commit_sample = lambda ref: calls.append("the object's own") or False
+    DataFlowController("run", metadata_store=store).commit_samples("w0", make_refs(1))
+    assert calls[-1] == "the object's own"

@@ -211,9 +211,17 @@ def test_ids_are_a_list_of_strings(flow, ids_given):
         flow.store.record_train_ack(ids_given, **ack)
     with pytest.raises(TypeError, match="sample_ids is"):
         flow.fail_refs("t0", ids_given, "why", True)
+    assert nothing_acked(flow) and flow.status()["queue_in_flight"] == 3
+
+
+# Ids of prompts are what ingest_prompts was given, so [0] is no mistake there.
+@pytest.mark.parametrize("ids_given", ["t0", b"t0", [["t0"]], ["t0", ["t1"]], [{}]], ids=repr)
+def test_ids_of_prompts_are_a_list_of_ids(flow, ids_given):
+    flow.ingest_prompts([{"task_id": "t0"}])
+    flow.lease_prompt_tasks("w0", 1)
     with pytest.raises(TypeError, match="task_ids is"):
         flow.fail_prompt_tasks("w0", ids_given, "why", True)
-    assert nothing_acked(flow) and flow.status()["queue_in_flight"] == 3
+    assert flow.status()["prompts_leased"] == 1
 
 
 def test_ids_may_come_from_a_generator(flow):

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional
+from collections import UserDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional
+from unittest.mock import Mock
 
 import pytest
 from compat_refs import ids, make_ref
 
 from draftflow.compat.specforge.contracts import PromptTask, SampleRef
 from draftflow.compat.specforge.control_plane import DataFlowController
+from draftflow.compat.specforge.data_plane import LocalFeatureStore, SharedDirFeatureStore
 from draftflow.compat.specforge.inference.capture import CaptureConfig, CaptureMismatchError
 from draftflow.compat.specforge.inference.rollout_worker import HEALTH_STATES, RolloutWorker
 
@@ -161,6 +166,82 @@ def test_a_source_that_raises_gives_the_prompts_back() -> None:
     health = plant.worker.health()
     assert (health["state"], health["in_flight"]) == ("unhealthy", 0) and "the engine is gone" in health["recent_failures"][-1]
     assert [task.attempt for task in plant.flow.lease_prompt_tasks("w2", 8)] == [1, 1]
+
+
+@pytest.mark.parametrize("ids_given", [[1, 2], ["a", 2]], ids=repr)
+def test_ids_that_are_numbers_do_not_hide_what_the_source_raised(ids_given: List[Any]) -> None:
+    def broken(_: PromptTask) -> Any:
+        raise RuntimeError("the engine is gone")
+
+    plant = Plant(Source(broken), 0)
+    plant.flow.ingest_prompts([{"task_id": each} for each in ids_given])
+    with pytest.raises(RuntimeError, match="the engine is gone"):
+        plant.worker.run_once(8)
+    assert plant.prompts() == {"pending": 2, "leased": 0, "failed": 0}
+    plant.worker.feature_source = Source()
+    assert ids(plant.worker.run_once(8)) == [f"run:{each}" for each in ids_given]
+
+
+def test_a_controller_that_fails_does_not_hide_what_the_source_raised() -> None:
+    def broken(_: PromptTask) -> Any:
+        raise RuntimeError("the engine is gone")
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise OSError("the controller is gone")
+
+    plant = Plant(Source(broken))
+    plant.flow.fail_prompt_tasks = gone  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="the engine is gone"):
+        plant.worker.run_once(8)
+    assert "fail_prompt_tasks: the controller is gone" in plant.worker.health()["recent_failures"]
+
+
+class Fixed(Mapping):  # type: ignore[type-arg]
+    """A mapping that cannot be changed."""
+
+    def __init__(self, items: Dict[str, Any]) -> None:
+        self.items_ = items
+
+    def __getitem__(self, key: str) -> Any:
+        return self.items_[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.items_)
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+
+@pytest.mark.parametrize("kind", [UserDict, Fixed])  # transformers' BatchFeature is a UserDict
+@pytest.mark.parametrize("store", ["local", "shared"])
+def test_a_capture_may_be_any_mapping(kind: Any, store: str, tmp_path: Path) -> None:
+    held = LocalFeatureStore() if store == "local" else SharedDirFeatureStore(str(tmp_path), "st")
+    plant = Plant(Source(lambda _: kind(features())), store=held)  # type: ignore[arg-type]
+    refs = plant.worker.run_once(8)
+    assert ids(refs) == ["run:t0", "run:t1"] and set(held.get(refs[0])[0]) == NAMES
+    plant = Plant(Source(lambda _: kind(features((1, 2, 99)))), store=held)  # type: ignore[arg-type]
+    with pytest.raises(CaptureMismatchError, match="aux-layer id mismatch"):
+        plant.worker.run_once(8)
+
+
+def test_masked_logits_are_stored() -> None:
+    def masked(_: PromptTask) -> Any:
+        made = features()
+        made["target"][..., 5:] = float("-inf")
+        return made
+
+    plant = Plant(Source(masked))
+    assert len(plant.worker.run_once(8)) == 2
+
+
+def test_a_mock_for_a_controller_has_committed_nothing() -> None:
+    flow = Mock()
+    flow.register_rollout_worker.return_value = "w"
+    flow.lease_prompt_tasks.return_value = [PromptTask("t0", "run", "s", {}, 8)]
+    store = Store()
+    refs = RolloutWorker(flow, store, Source(), CAPTURE, run_id="run").run_once(1)
+    assert ids(refs) == ["run:t0"] and set(store.held) == {"run:t0"}
+    flow.commit_samples.assert_called_once_with("w", refs)
 
 
 def test_an_interrupt_gives_the_prompts_back() -> None:

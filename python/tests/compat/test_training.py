@@ -115,6 +115,9 @@ def test_a_parallel_config() -> None:
     assert [each.name for each in dataclasses.fields(config)] == fields.split()
     assert (config.world_size, config.tp_size, config.sp_size, config.sharding_strategy) == (1, 1, 1, "SHARD_GRAD_OP")
     assert config.param_dtype is torch.bfloat16 and config.tp_group is None and config.extra == {}
+    assert ParallelConfig.param_dtype is torch.bfloat16
+    assert ParallelConfig(param_dtype=torch.float16).param_dtype is torch.float16
+    assert dataclasses.replace(config, param_dtype=torch.float32).param_dtype is torch.float32
     assert ParallelConfig(sp_ulysses_size=2, sp_ring_size=3).sp_size == 6
 
 
@@ -289,19 +292,57 @@ def test_acks_come_with_their_step(tmp_path: Path) -> None:
     assert calls == [(["s0.0", "s0.1", "s1.0", "s1.1"], 1), (["s2.0", "s2.1", "s3.0", "s3.1"], 2)]
 
 
-def test_a_step_that_is_not_whole_is_dropped_at_the_end_of_an_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    acked: List[str] = []
-    run = make_trainer(tmp_path, accumulation_steps=2, num_epochs=2, ack_fn=lambda names, step: acked.extend(names))
+# It was dropped at the end of each epoch; in the reference only the end of the run leaves batches.
+def test_a_step_may_take_batches_of_two_epochs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    acks: List[Any] = []
+    run = make_trainer(tmp_path, accumulation_steps=2, num_epochs=3, ack_fn=lambda names, step: acks.append((names, step)))
     with caplog.at_level(logging.WARNING):
-        assert run.fit([make_batch(number) for number in range(3)]) == 2
-    assert acked == ["s0.0", "s1.0"] * 2 and "1 batches (1 samples)" in caplog.text
-    gradients = [parameter.grad for parameter in run.core.backend.model.draft_model.parameters()]
-    assert all(gradient is None or not gradient.any() for gradient in gradients)
-    other = make_trainer(tmp_path, accumulation_steps=2)
+        assert run.fit([make_batch(number) for number in range(3)]) == 4
+    assert acks == [(["s0.0", "s1.0"], 1), (["s2.0", "s0.0"], 2), (["s1.0", "s2.0"], 3), (["s0.0", "s1.0"], 4)]
+    assert (run.micro_step, run.core.backend.backwards) == (9, 9) and "1 samples at the end make no whole step" in caplog.text
+
+
+def test_a_step_may_take_batches_of_many_epochs(tmp_path: Path) -> None:
+    run = make_trainer(tmp_path, accumulation_steps=4, num_epochs=9)
+    assert run.fit([make_batch(0)]) == 2
+    checkpoint = run.save_checkpoint(2)
+    assert checkpoint.epoch == 7  # which the last step ended in: the ninth epoch's batch waits
+
+
+def test_what_is_left_at_the_end_goes_on_in_the_next_fit(tmp_path: Path) -> None:
+    acked: List[str] = []
+    run = make_trainer(tmp_path, accumulation_steps=2, ack_fn=lambda names, step: acked.extend(names))
+    assert run.fit([make_batch(0)]) == 0 and acked == []
+    assert run.fit([make_batch(1)]) == 1 and acked == ["s0.0", "s1.0"]
+
+
+def test_gradients_of_a_step_that_did_not_end_can_be_dropped() -> None:
+    core = make_core(accumulation_steps=2)
     for number in (0, 1, 2):
-        other.core.train_step(make_batch(number))
-    assert other.core.drop_partial_step() == 1 and other.core.drop_partial_step() == 0
-    assert not other.core.train_step(make_batch(3)).optimizer_stepped
+        core.train_step(make_batch(number))
+    assert core.drop_partial_step() == 1 and core.drop_partial_step() == 0
+    gradients = [parameter.grad for parameter in core.backend.model.draft_model.parameters()]
+    assert all(gradient is None for gradient in gradients)
+    assert not core.train_step(make_batch(3)).optimizer_stepped
+
+
+def test_a_batch_that_was_not_trained_on_is_not_acked(tmp_path: Path) -> None:
+    acked: List[str] = []
+    run = make_trainer(tmp_path, accumulation_steps=2, ack_fn=lambda names, step: acked.extend(names))
+    bad = make_batch(1)
+    bad.tensors["hidden_states"][0, 0, 0] = math.nan
+    run.core.strategy.trainable_module().draft_model.dropout.p = 0.0
+    with pytest.raises(FloatingPointError):
+        run.fit([make_batch(0), bad])
+    run.fit([make_batch(2)])
+    assert acked == ["s0.0", "s2.0"] and run.global_step == 1
+
+
+@pytest.mark.parametrize("interval", [None, 0])
+def test_no_interval_is_never(tmp_path: Path, interval: Optional[int]) -> None:
+    run = make_trainer(tmp_path, save_interval=interval, eval_interval=interval)
+    assert run.fit([make_batch(0)], eval_data=[make_batch(1)]) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_logger_hears_of_every_so_many_steps(tmp_path: Path) -> None:
@@ -375,6 +416,124 @@ def test_a_resumed_run_ends_with_the_weights_of_a_whole_one(tmp_path: Path, accu
     assert second.fit(data) == whole.global_step
     draft = [{name: value for name, value in weights(each).items() if name.startswith("draft")} for each in (whole, second)]
     assert same(*draft)
+
+
+class Position:
+    """A run whose draft counts how often it has seen each batch of each epoch: what a checkpoint knows of its samples."""
+
+    def __init__(self, folder: Path, accumulation: int, batches: int, epochs: int, **more: Any) -> None:
+        class Counts(torch.nn.Module):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.seen = torch.nn.Parameter(torch.zeros(epochs * batches))
+
+        class Counting(DraftTrainStrategy):
+            name, required_features = "counting", {"x"}
+
+            def __init__(self) -> None:
+                self.model = Counts()
+
+            def trainable_module(self) -> Any:
+                return self.model
+
+            def forward_loss(self, batch: TrainBatch) -> StepOutput:
+                return StepOutput((self.model.seen * -accumulation * batch.tensors["x"]).sum(), {})
+
+        class Adding(Backend):
+            def __init__(self, model: Any) -> None:
+                self.model = model
+                self.backwards = 0
+                self.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+
+            def step(self) -> Any:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+
+        class Data:
+            epoch = 0
+
+            def set_epoch(self, epoch: int) -> None:
+                self.epoch = epoch
+
+            def __iter__(self) -> Iterator[TrainBatch]:
+                for number in range(self.epoch * batches, (self.epoch + 1) * batches):
+                    yield TrainBatch([f"{number}"], "eagle3", {"x": torch.eye(epochs * batches)[number]})
+
+        strategy = Counting()
+        core = TrainerCore(strategy, Adding(strategy.model), accumulation_steps=accumulation)
+        self.acked: List[str] = []
+        self.run = TrainerController(
+            core, run_id="r", output_dir=str(folder), num_epochs=epochs, ack_fn=lambda names, _: self.acked.extend(names), **more
+        )
+        self.data = Data()
+
+    def seen(self) -> List[int]:
+        return [round(each) for each in self.run.core.strategy.trainable_module().seen.tolist()]
+
+
+@pytest.mark.parametrize("accumulation, batches, epochs", [(2, 3, 4), (3, 4, 3), (4, 3, 3), (4, 1, 9), (5, 2, 6), (2, 4, 2)])
+def test_a_run_resumed_at_any_step_sees_each_batch_once(tmp_path: Path, accumulation: int, batches: int, epochs: int) -> None:
+    whole = Position(tmp_path, accumulation, batches, epochs, save_interval=1)
+    steps = batches * epochs // accumulation
+    assert whole.run.fit(whole.data) == steps
+    trained = steps * accumulation
+    wanted = [1] * trained + [0] * (batches * epochs - trained)
+    assert whole.seen() == wanted and whole.acked == [f"{number}" for number in range(trained)]
+    for step in range(1, steps + 1):
+        again = Position(tmp_path, accumulation, batches, epochs)
+        assert again.run.resume(str(tmp_path / f"r-step{step}")) == step
+        assert again.seen() == [1] * (step * accumulation) + [0] * (batches * epochs - step * accumulation)
+        assert again.run.fit(again.data) == steps
+        assert again.seen() == wanted and again.acked == [f"{number}" for number in range(step * accumulation, trained)]
+        # The same object, which has trained beyond the checkpoint and has batches that wait for a step.
+        again.acked.clear()
+        assert again.run.resume(str(tmp_path / f"r-step{step}")) == step and again.run.fit(again.data) == steps
+        assert again.seen() == wanted and again.acked == [f"{number}" for number in range(step * accumulation, trained)]
+
+
+@pytest.mark.parametrize("stop", range(1, 13))
+def test_a_checkpoint_between_two_steps_knows_which_batches_wait(tmp_path: Path, stop: int) -> None:
+    # Four epochs of three batches, two a step: saved before the batch `stop`, also in an epoch without a step yet, or at the end.
+    first = Position(tmp_path, 2, 3, 4)
+    saved: List[Checkpoint] = []
+
+    class Saving:
+        set_epoch = first.data.set_epoch
+
+        def __iter__(self) -> Iterator[TrainBatch]:
+            for batch in first.data:
+                if batch.sample_ids == [f"{stop}"]:
+                    saved.append(first.run.save_checkpoint(first.run.global_step))
+                yield batch
+
+    first.run.fit(Saving())
+    if stop == 12:
+        saved.append(first.run.save_checkpoint(first.run.global_step))
+    again = Position(tmp_path, 2, 3, 4)
+    assert again.run.resume(saved[0]) == stop // 2
+    assert again.run.fit(again.data) == 6 and again.seen() == [1] * 12
+    assert again.acked == [f"{number}" for number in range(stop // 2 * 2, 12)]
+
+
+def test_a_checkpoint_of_a_resumed_run_that_has_not_stepped_yet(tmp_path: Path) -> None:
+    first, second, third = (Position(tmp_path / f"{number}", 2, 3, 4, save_interval=1) for number in range(3))
+    first.run.fit(first.data)
+    second.run.resume(str(tmp_path / "0" / "r-step2"))
+    third.run.resume(second.run.save_checkpoint(2))
+    assert third.run.fit(third.data) == 6
+    assert third.seen() == [1] * 12 and third.acked == [f"{number}" for number in range(4, 12)]
+
+
+def test_what_was_trained_after_the_checkpoint_is_not_called_durable(tmp_path: Path) -> None:
+    durable: List[str] = []
+    run = make_trainer(tmp_path, durable_fn=lambda names, step: durable.extend(names))
+    run.fit([make_batch(0)])
+    saved = run.save_checkpoint(1)
+    run.fit([make_batch(1)])
+    run.resume(saved, skip_trained=False)  # the weights have not seen s1.0
+    run.fit([make_batch(2)])
+    run.save_checkpoint(2)
+    assert durable == ["s0.0", "s2.0"]
 
 
 def test_a_stream_is_resumed_with_what_is_left(tmp_path: Path) -> None:

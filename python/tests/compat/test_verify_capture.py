@@ -115,12 +115,29 @@ def test_features_under_other_names() -> None:
     assert "'teacher' is 7" in refused(tensors, capture, target_feature_name="teacher")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["hidden_state", "target"])
 def test_values_that_are_not_finite(name: str, value: float) -> None:
     tensors = captured()
     tensors[name][0, 3, 5] = value
-    assert f"{name!r} holds NaN or infinity" in refused(tensors, config())
+    assert f"{name!r} holds NaN or +infinity" in refused(tensors, config())
+    tensors[name][0, 3, 4] = float("-inf")
+    assert f"{name!r} holds NaN or +infinity" in refused(tensors, config())
+
+
+# It was refused; logits that are masked hold it, and so do masks that are added to scores.
+@pytest.mark.parametrize("name", ["hidden_state", "target", "attention_bias"])
+def test_minus_infinity_passes(name: str) -> None:
+    tensors = {**captured(), "attention_bias": torch.zeros(1, 4, 4)}
+    tensors[name][..., 1:] = float("-inf")
+    verify_capture(tensors, config(), sample_id="s0")
+
+
+@pytest.mark.parametrize("names", [["input_ids", "target"], ("input_ids", "target"), {"input_ids", "target"}], ids=repr)
+def test_names_of_features_in_any_series(names: Any) -> None:
+    capture = CaptureConfig(feature_names=names, aux_hidden_state_layer_ids=[], target_repr="hidden_state", target_hidden_size=HIDDEN)
+    verify_capture(captured(), capture, sample_id="s0")
+    assert "['target'] were not captured" in refused({"input_ids": torch.zeros(1)}, capture)
 
 
 @pytest.mark.parametrize("recorded", [5, 1.5, object()], ids=["int", "float", "object"])

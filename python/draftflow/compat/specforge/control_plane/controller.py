@@ -13,13 +13,13 @@ import logging
 import threading
 import uuid
 from collections import OrderedDict
-from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple, cast
 
 from draftflow.compat.specforge.contracts import PromptTask, SampleRef, assert_no_tensors
 from draftflow.compat.specforge.control_plane.backpressure import BackpressureController
 from draftflow.compat.specforge.control_plane.metadata_store import InMemoryMetadataStore, MetadataStore
 from draftflow.compat.specforge.data_plane.sample_ref_queue import SampleRefQueue
-from draftflow.compat.specforge.limits import check_count, check_flag, check_ids, check_step
+from draftflow.compat.specforge.limits import check_count, check_flag, check_ids, check_step, check_task_ids
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ class _Prompts:
         self.failed: Dict[str, str] = {}
 
     def add(self, task: PromptTask) -> None:
-        if task.task_id not in self.known:
+        if task.task_id not in self.known or task.task_id in self.failed:
+            self.failed.pop(task.task_id, None)
             self.known.add(task.task_id)
             self.pending[task.task_id] = task
 
@@ -137,6 +138,8 @@ class DataFlowController:
     def ingest_prompts(self, prompts: List[Dict[str, Any]]) -> List[str]:
         """The task ids, in order; a prompt without ``task_id`` gets one, a ``task_id`` known already is not taken again.
 
+        One that failed for good is: it is pending with the prompt that is given now, as if it were new.
+
         All or none: TypeError for a tensor, naming the path to it. Other keys: ``source_id``, ``payload`` (default: the prompt
         itself), ``max_length`` (2048), ``chat_template``, ``loss_mask_policy``, ``target_model_version``,
         ``draft_weight_version``, ``metadata``.
@@ -179,7 +182,7 @@ class DataFlowController:
 
         A prompt that another worker has, or that is finished, is left as it is.
         """
-        task_ids = check_ids("task_ids", task_ids)
+        task_ids = check_task_ids("task_ids", task_ids)
         with self._lock:
             for task_id in task_ids:
                 self._prompts.fail(worker_id, task_id, reason, retryable)
@@ -324,7 +327,13 @@ class DataFlowController:
 
 
 def _verb(store: MetadataStore, name: str) -> Callable[..., Any]:
-    """A verb that the reference's own stores lack, in terms of theirs."""
+    """A verb that the reference's own stores lack: the store's, or in terms of the reference's where a subclass has only those."""
+    old = "commit_sample" if name == "commit_samples" else "durable_marker"
+    for names in (getattr(store, "__dict__", {}), *(vars(kind) for kind in type(store).__mro__)):
+        if name in names:
+            return cast(Callable[..., Any], getattr(store, name))
+        if old in names:  # a subclass of ours, written for the reference, would not be asked otherwise
+            return functools.partial(getattr(MetadataStore, name), store)
     return getattr(store, name, None) or functools.partial(getattr(MetadataStore, name), store)
 
 

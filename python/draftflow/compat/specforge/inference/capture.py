@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, FrozenSet, Iterable, Optional, Tuple
 
@@ -81,11 +82,11 @@ def verify_capture(
 
     Checked in this order: every named feature is there and is a tensor; the layers that the engine recorded (None: unknown) are
     those asked for; the widths of the auxiliary states and of the target; the vocabulary map of pruned logits is known by
-    version; no floating value is NaN or infinite.
+    version; no floating value is NaN or +infinity (-infinity is what masked logits are).
     """
 
     refuse = functools.partial(_mismatch, sample_id)
-    missing = sorted(capture.feature_names.difference(tensors))
+    missing = sorted(frozenset(capture.feature_names).difference(tensors))  # which may be given as a list
     if missing:
         raise refuse(f"features {missing} were not captured; got {sorted(tensors)}, wanted {sorted(capture.feature_names)}")
     for name, tensor in tensors.items():
@@ -111,8 +112,11 @@ def verify_capture(
         if capture.target_repr == "pruned_logits" and capture.vocab_map_version is None:
             raise refuse("pruned_logits need a vocab_map_version, which names the map to the trainer; set it in the config")
     for name, tensor in tensors.items():
-        if not _finite(tensor):
-            raise refuse(f"feature {name!r} holds NaN or infinity; finite values are wanted: leave this prompt out")
+        if not _usable(tensor):
+            raise refuse(
+                f"feature {name!r} holds NaN or +infinity; finite values are wanted, or -infinity where logits are masked: leave"
+                " this prompt out"
+            )
 
 
 def _mismatch(sample_id: str, what: str) -> CaptureMismatchError:
@@ -123,10 +127,12 @@ def _width(tensor: Any) -> Optional[int]:
     return int(tensor.shape[-1]) if len(tensor.shape) else None
 
 
-def _finite(tensor: Any) -> bool:
+def _usable(tensor: Any) -> bool:
     # Tensors of torch only: it is the caller who has torch. Others have no is_floating_point.
     is_floating_point = getattr(tensor, "is_floating_point", None)
-    return is_floating_point is None or not is_floating_point() or bool(tensor.isfinite().all())
+    if is_floating_point is None or not is_floating_point() or bool(tensor.isfinite().all()):
+        return True
+    return not bool((tensor.isnan() | (tensor == math.inf)).any())
 
 
 __all__ = ["CaptureConfig", "CaptureMismatchError", "verify_capture"]

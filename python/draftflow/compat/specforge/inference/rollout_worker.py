@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Deque, Dict, List, Optional, Protocol
 
 from draftflow.compat.specforge.contracts import PromptTask, SampleRef
 from draftflow.compat.specforge.inference.capture import CaptureConfig, CaptureMismatchError, verify_capture
 
 HEALTH_STATES = ("starting", "ready", "paused", "draining", "unhealthy", "stopped")
+_AUX_LAYER_IDS = "__aux_layer_ids__"
 _CLOSING = ("draining", "stopped")  # only start() leads out of these
 
 
 class FeatureSource(Protocol):
-    """An engine: one dict of tensors a task, in the tasks' order; ``__aux_layer_ids__`` in it, if there, is taken out."""
+    """An engine: one dict (or other mapping) of tensors a task, in the tasks' order.
+
+    ``__aux_layer_ids__`` in it, if there, is taken out.
+    """
 
     def generate_features(self, tasks: List[PromptTask], *, capture: CaptureConfig) -> List[Dict[str, Any]]: ...
 
@@ -134,7 +139,7 @@ class RolloutWorker:
         try:
             features = self.feature_source.generate_features(list(batch.tasks), capture=self.capture)
         except Exception as error:
-            self._fail(batch, batch.open, f"generate_features: {error}", retryable=True)
+            self._fail_after(batch, f"generate_features: {error}")
             raise
         if len(features) != len(batch.tasks):
             reason = f"generate_features returned {len(features)} dicts for {len(batch.tasks)} tasks: one a task is wanted"
@@ -150,9 +155,12 @@ class RolloutWorker:
                 batch.refs.append(self.controller.store.get_committed(sample_id))
                 continue
             try:
-                if not isinstance(tensors, dict):
+                if not isinstance(tensors, Mapping):  # transformers' BatchFeature is no dict
                     raise CaptureMismatchError(f"[{sample_id}] captured a {type(tensors).__name__}, wanted a dict of tensors")
-                recorded = tensors.pop("__aux_layer_ids__", None)
+                recorded = None
+                if _AUX_LAYER_IDS in tensors:
+                    tensors = tensors if isinstance(tensors, MutableMapping) else dict(tensors)
+                    recorded = tensors.pop(_AUX_LAYER_IDS)
                 verify_capture(tensors, self.capture, sample_id=sample_id, recorded_aux_layer_ids=recorded)
             except CaptureMismatchError as error:
                 self._fail(batch, [task.task_id], str(error), retryable=False)
@@ -182,7 +190,15 @@ class RolloutWorker:
     def _give_back(self, batch: _Batch, error: BaseException) -> None:
         for ref in batch.uncommitted:
             self._discard(ref)
-        self._fail(batch, batch.open, f"{type(error).__name__}: {error}", retryable=True)
+        self._fail_after(batch, f"{type(error).__name__}: {error}")
+
+    def _fail_after(self, batch: _Batch, reason: str) -> None:
+        """Gives the prompts back after an error, which is the one that is raised whatever the controller says to it."""
+        try:
+            self._fail(batch, batch.open, reason, retryable=True)
+        except Exception as error:
+            with self._lock:
+                self._failures.append(f"fail_prompt_tasks: {error}")
 
     def _fail(self, batch: _Batch, task_ids: List[str], reason: str, *, retryable: bool) -> None:
         if not task_ids:
@@ -216,7 +232,7 @@ class RolloutWorker:
 
     def _is_committed(self, sample_id: str) -> bool:
         asks = getattr(getattr(self.controller, "store", None), "is_committed", None)
-        return asks is not None and bool(asks(sample_id))
+        return asks is not None and asks(sample_id) is True  # not what a mock says to everything
 
     def _sample_id(self, task: PromptTask) -> str:
         return f"{self.run_id}:{task.task_id}"

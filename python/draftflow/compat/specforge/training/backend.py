@@ -96,6 +96,16 @@ class ParallelConfig:
         return config
 
 
+class _OnTheClass:
+    """``ParallelConfig.param_dtype``, the default. An instance's own comes before it."""
+
+    def __get__(self, config: Any, kind: Any) -> "torch.dtype":
+        return _bfloat16()
+
+
+ParallelConfig.param_dtype = _OnTheClass()  # type: ignore[assignment]
+
+
 class TrainingBackend(abc.ABC):
     """Owns the wrapped module and the optimizer. A trainer saves the state of ``optimizer``, if it has one so called."""
 

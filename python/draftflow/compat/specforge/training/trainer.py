@@ -112,7 +112,7 @@ def _result(output: StepOutput, loss: float, grad_norm: Any, *, stepped: bool, m
 class TrainerController:
     """Runs epochs of a core's steps. Steps are optimizer steps everywhere; ``micro_step`` counts batches.
 
-    ``save_interval``, ``eval_interval`` (0: never) and ``log_interval`` in steps. ``ack_fn(sample_ids, step)`` is called after
+    ``save_interval``, ``eval_interval`` (0 or None: never) and ``log_interval`` in steps. ``ack_fn(sample_ids, step)`` is called after
     each step with the samples of its batches; ``durable_fn(sample_ids, step)`` after each checkpoint with those acked since the
     last one. A run whose ``ack_fn`` calls each step durable, as programs without ``durable_fn`` do, loses what it trained after
     its last checkpoint when it resumes.
@@ -124,8 +124,8 @@ class TrainerController:
         *,
         run_id: str,
         output_dir: str = "./output",
-        save_interval: int = 0,
-        eval_interval: int = 0,
+        save_interval: Optional[int] = 0,
+        eval_interval: Optional[int] = 0,
         log_interval: int = 50,
         max_steps: Optional[int] = None,
         num_epochs: int = 1,
@@ -138,8 +138,8 @@ class TrainerController:
         self.core = core
         self.run_id = run_id
         self.output_dir = output_dir
-        self.save_interval = check_count("save_interval", save_interval)
-        self.eval_interval = check_count("eval_interval", eval_interval)
+        self.save_interval = None if save_interval is None else check_count("save_interval", save_interval)
+        self.eval_interval = None if eval_interval is None else check_count("eval_interval", eval_interval)
         self.log_interval = check_count("log_interval", log_interval)
         self.max_steps = None if max_steps is None else check_count("max_steps", max_steps)
         self.num_epochs = check_count("num_epochs", num_epochs)
@@ -150,14 +150,18 @@ class TrainerController:
         self.micro_step = 0
         self.epoch = check_count("start_epoch", start_epoch)
         self.last_metrics: Dict[str, Any] = {}
-        self._epoch_batches = 0  # of this epoch, up to the last step
+        # The epoch in which the last step was taken, and how many of its batches were trained with it. Batches that wait for
+        # their step come after these, maybe in a later epoch.
+        self._trained = (self.epoch, 0)
+        self._waiting: List[str] = []  # their samples
         self._skip = 0  # batches of the epoch that begins, trained before this process
         self._not_durable: List[str] = []
 
     def fit(self, data: Iterable[TrainBatch], eval_data: Optional[Iterable[TrainBatch]] = None) -> int:
         """Trains to ``max_steps`` or the end of ``num_epochs``; returns the last step.
 
-        Batches that do not make a whole step at the end of an epoch are dropped, unacked.
+        Batches that do not make a whole step at the end of an epoch wait for those of the next one; at the end of the last
+        epoch they are left, neither trained nor acked.
         """
         self.core.strategy.trainable_module().train()
         for epoch in range(self.epoch, self.num_epochs):
@@ -168,7 +172,9 @@ class TrainerController:
                 data.set_epoch(epoch)
             if not self._fit_epoch(data, eval_data):
                 break
-            self._epoch_batches = 0
+        if self._waiting:
+            text = "epoch %d: %d samples at the end make no whole step: they are not trained"
+            _log.warning(text, self.epoch, len(self._waiting))
         return self.global_step
 
     def _is_done(self) -> bool:
@@ -176,29 +182,25 @@ class TrainerController:
 
     def _fit_epoch(self, data: Iterable[TrainBatch], eval_data: Optional[Iterable[TrainBatch]]) -> bool:
         """Whether the epoch came to its end before ``max_steps``."""
-        window: List[str] = []
-        batches = self._epoch_batches = self._skip
+        batches = self._skip
         for batch in self._rest_of(data):
             batches += 1
             self.micro_step += 1
-            window.extend(batch.sample_ids)
             result = self.core.train_step(batch)
+            self._waiting.extend(batch.sample_ids)
             self.last_metrics = result.metrics
             if not result.optimizer_stepped:
                 continue
             self.global_step += 1
-            self._epoch_batches = batches
-            self._end_step(window, result)
-            window = []
+            self._trained = (self.epoch, batches)
+            stepped, self._waiting = self._waiting, []
+            self._end_step(stepped, result)
             if self.eval_interval and eval_data is not None and self.global_step % self.eval_interval == 0:
                 self.evaluate(eval_data)
             if self.save_interval and self.global_step % self.save_interval == 0:
                 self.save_checkpoint(self.global_step)
             if self._is_done():
                 return False
-        dropped = self.core.drop_partial_step()
-        if dropped:
-            _log.warning("epoch %d: %d batches (%d samples) make no whole step: dropped", self.epoch, dropped, len(window))
         return True
 
     def _rest_of(self, data: Iterable[TrainBatch]) -> Iterator[TrainBatch]:
@@ -253,12 +255,13 @@ class TrainerController:
         mine = f"rank{rank}-{save}.pt"
         _write(rank_state, os.path.join(folder, mine))
         _barrier()
+        epoch, batches = self._trained
         if rank == 0:
             state = {
                 "draft_state_dict": self.core.strategy.checkpoint_state_filter(full),
                 "global_step": step,
-                "epoch": self.epoch,
-                "epoch_batches": self._epoch_batches,
+                "epoch": epoch,
+                "epoch_batches": batches,
                 "strategy": self.core.strategy.name,
                 "run_id": self.run_id,
                 "save": save,
@@ -269,7 +272,7 @@ class TrainerController:
         if self.durable_fn is not None and self._not_durable:
             self.durable_fn(list(self._not_durable), step)
             self._not_durable = []
-        return Checkpoint(f"file://{folder}", step, self.epoch, self.core.strategy.name)
+        return Checkpoint(f"file://{folder}", step, epoch, self.core.strategy.name)
 
     def resume(self, checkpoint: Union[Checkpoint, str], *, skip_trained: bool = True) -> int:
         """Loads weights, optimizer, random state and position before ``fit``; returns the step. A URI or a folder.
@@ -293,6 +296,10 @@ class TrainerController:
         self._load_rank_state(os.path.join(folder, f"rank{_rank_and_world()[0]}-{state.get('save', '')}.pt"))
         self.global_step, self.epoch = int(state["global_step"]), int(state["epoch"])
         self._skip = int(state.get("epoch_batches", 0)) if skip_trained else 0
+        self._trained = (self.epoch, self._skip)
+        # What this object trained before is not in the weights any more.
+        self.core.drop_partial_step()
+        self._waiting, self._not_durable = [], []
         return self.global_step
 
     def _load_rank_state(self, path: str) -> None:
