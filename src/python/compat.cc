@@ -88,10 +88,10 @@ struct Locator {
 
 Locator locate(py::handle ref) {
   const Names& known = names();
-  std::optional<std::string> without_spec;
-  SampleRef made{.sample_id = SampleId(text_from(attribute(ref, known.sample_id))),
-                 .run_id = RunId(text_from(attribute(ref, known.run_id))),
-                 .feature_store_uri = text_from(attribute(ref, known.feature_store_uri))};
+  Locator locator{.ref = {.sample_id = SampleId(text_from(attribute(ref, known.sample_id))),
+                          .run_id = RunId(text_from(attribute(ref, known.run_id))),
+                          .feature_store_uri = text_from(attribute(ref, known.feature_store_uri))}};
+  SampleRef& made = locator.ref;
   const py::dict keys = attribute(ref, known.feature_keys), specs = attribute(ref, known.feature_specs);
   std::vector<FeatureSpec> described;
   described.reserve(keys.size());
@@ -100,7 +100,7 @@ Locator locate(py::handle ref) {
     made.feature_keys.emplace_back(feature, text_from(key));
     const auto spec = item(specs, name);
     if (!spec) {
-      if (!without_spec) without_spec = std::move(feature);
+      if (!locator.without_spec) locator.without_spec = std::move(feature);
       continue;
     }
     described.push_back({.name = std::move(feature),
@@ -111,7 +111,7 @@ Locator locate(py::handle ref) {
   const py::dict metadata = attribute(ref, known.metadata);
   made.generation = py::object(metadata[known.generation]).cast<std::uint64_t>();
   if (const auto incarnation = item(metadata, known.incarnation)) made.incarnation = text_from(incarnation);
-  return {std::move(made), std::move(without_spec)};
+  return locator;
 }
 
 // Whether each feature that is asked for is one of the ref's, and stored under its own name: with the key "{sample_id}/{name}",
