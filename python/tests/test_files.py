@@ -146,6 +146,19 @@ def test_feature_files_are_ingested_in_one_call(tmp_path, url):
     assert len(batches) == 2 and not any(batch.failed for batch in batches)
 
 
+def test_a_file_may_hold_other_values_beside_its_tensors(tmp_path):
+    torch.save({**sample(0), "comment": "by hand", "seed": 7, "nothing": None}, tmp_path / "0.ckpt")
+    torch.save({**sample(1), "aux_hidden_state": None}, tmp_path / "1.ckpt")
+    ledger = draftflow.Ledger.open("mem://")
+    report = ledger.ingest_features(tmp_path)
+    assert report["committed"] == 1
+    assert "'aux_hidden_state' is a NoneType: a tensor is needed" in report["failed"][str(tmp_path / "1.ckpt")]
+    ref = ledger.get_committed("offline:00000000")
+    assert sorted(spec.name for spec in ref.feature_specs.values()) == sorted(sample(0))
+    with draftflow.Store.open("file://") as store:
+        same(store.read(ref), sample(0))
+
+
 def test_files_are_ingested_in_their_order(tmp_path):
     for number in range(3):
         draftflow.save_feature_file(tmp_path / f"{number}.ckpt", sample(number))

@@ -139,6 +139,13 @@ def test_a_store_owns_its_bytes(store):
         assert torch.equal(store.read(ref)["x"], torch.zeros(4, dtype=store.read(ref)["x"].dtype))
 
 
+def test_what_torch_says_of_a_tensor_that_it_cannot_pack_is_told(store):
+    with pytest.raises(TypeError, match="tensor 'x' cannot be taken as it is .*(as_strided|parse)"):
+        store.put({"x": torch.eye(2).to_sparse()}, "s")
+    with pytest.raises(TypeError, match="tensor 'x' cannot be taken as it is .*meta"):
+        store.put({"x": torch.zeros(2, device="meta")}, "s")
+
+
 REFUSED = {
     "complex": lambda: torch.zeros(2, dtype=torch.complex64),
     "sparse": lambda: torch.eye(2).to_sparse(),

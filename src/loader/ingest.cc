@@ -79,7 +79,14 @@ struct CheckedFile {
   std::vector<TokenCount> counts;
 };
 
-CheckedFile check_file(const TensorMap& tensors) {
+// A file may hold other values beside the tensors of a sample.
+CheckedFile check_file(const FeatureFile& file) {
+  for (const auto& [name, type] : file.values) {
+    if (name == "input_ids" || name == "loss_mask" || name == "hidden_state" || name == "aux_hidden_state") {
+      throw InvalidArgument(fmt::format("'{}' is a {}: a tensor is needed", name, type));
+    }
+  }
+  const TensorMap& tensors = file.tensors;
   CheckedFile checked;
   const std::span<const std::int64_t> ids = need_ids(tensors, "input_ids", std::nullopt);
   checked.tokens = static_cast<std::int64_t>(ids.size());
@@ -151,9 +158,9 @@ class Ingest {
                     printable(known.sample_id.str()), printable(known.feature_store_uri), printable(uri)));
   }
 
-  void read(const std::filesystem::path& file, const SampleId& id, std::int64_t index) {
-    const TensorMap tensors = load_feature_file(file);
-    CheckedFile checked = check_file(tensors);
+  void read(const std::filesystem::path& path, const SampleId& id, std::int64_t index) {
+    const FeatureFile file = read_feature_file(path);
+    CheckedFile checked = check_file(file);
     if (width_ != 0 && checked.width != width_) {
       throw InvalidArgument(
           fmt::format("tensor 'hidden_state' is {} wide, but this set's other files are {} wide: one set has one "
@@ -165,7 +172,7 @@ class Ingest {
     metadata.num_tokens = checked.tokens;
     metadata.metadata = {
         {"format", "\"offline_eagle3\""}, {"file_index", std::to_string(index)}, {"target_repr", "\"hidden_state\""}};
-    refs_.push_back(make_file_ref(file, tensors, id, metadata));
+    refs_.push_back(make_file_ref(path, file.tensors, id, metadata));
     counts_.push_back(std::move(checked.counts));
     width_ = checked.width;
   }

@@ -495,7 +495,7 @@ void bind_store(py::module_& module) {
         PutMetadata facts{.run_id = RunId(run_id), .strategy = strategy};
         const SampleId id(sample_id);
         const Unlocked unlocked;
-        const TensorMap tensors = load_feature_file(file);
+        const TensorMap tensors = read_feature_file(file).tensors;
         facts.num_tokens = tokens_of(tensors);
         return make_file_ref(file, tensors, id, facts);
       },

@@ -230,10 +230,11 @@ Tensor from_torch(py::object object, std::string_view name, Lenders& lenders) {
     if (call(object, known.is_neg).ptr() == Py_True) object = call(object, known.resolve_neg);
     if (boolean) object = object.attr("view")(known.uint8);
     capsule = py::reinterpret_steal<py::object>(capsule_of(object));
-    const bool refused = !capsule;
-    if (refused && attribute(object, known.is_cpu).ptr() == Py_True) throw py::error_already_set();
-    if (refused || lies_elsewhere(capsule)) {
-      PyErr_Clear();
+    if (!capsule) {
+      py::error_already_set refused;  // takes Python's error over, or the next question would meet it
+      if (attribute(object, known.is_cpu).ptr() == Py_True) throw refused;
+    }
+    if (!capsule || lies_elsewhere(capsule)) {
       capsule = py::reinterpret_steal<py::object>(capsule_of(call(object, known.cpu)));
       if (!capsule) throw py::error_already_set();
     }

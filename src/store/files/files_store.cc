@@ -92,7 +92,7 @@ class FilesStore : public FeatureStore {
     if (!std::filesystem::exists(path, ignored)) {
       throw NotFound(fmt::format("{}: the file is gone; ingest its folder again", what));
     }
-    if (path.extension() != ".safetensors") return load_feature_file(path);
+    if (path.extension() != ".safetensors") return read_feature_file(path).tensors;
     try {
       return read_safetensors(path, std::move(keys));
     } catch (const NotFound& error) {  // a file that lost a tensor is not a sample that was freed
