@@ -67,6 +67,20 @@ TEST_P(Conformance, OnlyTheNamedTensorsAreRead) {
   EXPECT_THAT(message_of<NotFound>([&] { store->read(ref, {"nobody"}); }), HasSubstr("no tensor 'nobody': it has t_bool"));
 }
 
+TEST_P(Conformance, AKeyOfAnotherTensorIsNotFound) {
+  const auto store = attach();
+  const TensorMap tensors{{"a", Tensor::copy_of(DType::kUInt8, {1}, std::as_bytes(std::span("1", 1)))},
+                          {"b", Tensor::copy_of(DType::kUInt8, {1}, std::as_bytes(std::span("2", 1)))}};
+  SampleRef ref = store->put(tensors, SampleId("s"), run_metadata());
+  ref.feature_keys = {{"a", "s/b"}, {"b", "s/a"}};
+  const auto what = HasSubstr("has 's/b' as the key of 'a'");
+  EXPECT_THAT(message_of<NotFound>([&] { store->read(ref); }), what);
+  EXPECT_THAT(message_of<NotFound>([&] { store->get(ref); }), what);
+  EXPECT_EQ(store->health().live_leases, 0U);
+  ref.feature_keys = {{"a", "a"}, {"b", "b"}};
+  expect_same(store->read(ref), tensors);
+}
+
 TEST_P(Conformance, PutCopiesTheCallersBytes) {
   const auto store = attach();
   auto [tensor, bytes] = Tensor::allocate(DType::kUInt8, {4});

@@ -120,6 +120,21 @@ std::vector<const FeatureSpec*> specs_to_read(const SampleRef& ref, const std::v
   return specs;
 }
 
+std::vector<const FeatureSpec*> own_specs_to_read(const SampleRef& ref, const std::vector<std::string>& names) {
+  const std::string& id = ref.sample_id.str();
+  for (const auto& [name, key] : ref.feature_keys) {
+    if (key == name ||
+        (key.size() == id.size() + 1 + name.size() && key.starts_with(id) && key[id.size()] == '/' && key.ends_with(name))) {
+      continue;
+    }
+    throw NotFound(fmt::format(
+        "the ref of sample '{}' has '{}' as the key of '{}': this store keeps each tensor as its sample and its own "
+        "name, '{}/{}'; use the ref that put gave",
+        printable(id), printable(key), printable(name), printable(id), printable(name)));
+  }
+  return specs_to_read(ref, names);
+}
+
 bool is_failure(const Error& error) {
   const ErrorKind kind = error.kind();
   return kind == ErrorKind::kCorrupt || kind == ErrorKind::kUnavailable || kind == ErrorKind::kPermissionDenied;

@@ -35,6 +35,9 @@ void set_tensors(SampleRef& ref, std::vector<FeatureSpec> specs, const std::stri
 
 // The ref's specs to read, in the ref's order; all for no names. NotFound for a name that the ref lacks, listing its own.
 std::vector<const FeatureSpec*> specs_to_read(const SampleRef& ref, const std::vector<std::string>& names);
+// The same for a backend that keeps each tensor under its own name. NotFound for a key of another: the bytes would be the wrong
+// ones.
+std::vector<const FeatureSpec*> own_specs_to_read(const SampleRef& ref, const std::vector<std::string>& names);
 
 // What health counts: not what the caller asked wrongly, nor what is gone or full, which is how things go.
 bool is_failure(const Error& error);

@@ -249,7 +249,7 @@ bool MemoryStore::free(const Shared& entry) {
 }
 
 TensorMap MemoryStore::read(const SampleRef& ref, const std::vector<std::string>& names) {
-  const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
+  const std::vector<const FeatureSpec*> specs = own_specs_to_read(ref, names);
   check_ours(ref);
   Shared entry;
   {
@@ -261,7 +261,7 @@ TensorMap MemoryStore::read(const SampleRef& ref, const std::vector<std::string>
 }
 
 Fetched MemoryStore::get(const SampleRef& ref, const GetOptions& options) {
-  const std::vector<const FeatureSpec*> specs = specs_to_read(ref, options.names);
+  const std::vector<const FeatureSpec*> specs = own_specs_to_read(ref, options.names);
   check_ours(ref);
   Fetched fetched{{}, {ref.sample_id, ref.generation, ""}};
   Shared entry;

@@ -333,7 +333,7 @@ TensorMap SharedDirStore::load(Opened opened, const std::vector<const FeatureSpe
 }
 
 TensorMap SharedDirStore::read(const SampleRef& ref, const std::vector<std::string>& names) try {
-  const std::vector<const FeatureSpec*> specs = specs_to_read(ref, names);
+  const std::vector<const FeatureSpec*> specs = own_specs_to_read(ref, names);
   return load(open(ref), specs, {});
 } catch (const Error& error) {
   count_if_failed(error);
@@ -341,7 +341,7 @@ TensorMap SharedDirStore::read(const SampleRef& ref, const std::vector<std::stri
 }
 
 Fetched SharedDirStore::get(const SampleRef& ref, const GetOptions& options) try {
-  const std::vector<const FeatureSpec*> specs = specs_to_read(ref, options.names);
+  const std::vector<const FeatureSpec*> specs = own_specs_to_read(ref, options.names);
   if (options.zero_copy && !books_.local) {
     throw InvalidArgument(fmt::format(
         "zero-copy get of sample '{}': store '{}' at {} is on {}, where another host can cut a mapped "
