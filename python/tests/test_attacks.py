@@ -220,3 +220,11 @@ def test_capture_looks_at_leases(store, ledger):
         model(IDS)
         with pytest.raises(draftflow.InvalidArgument, match="without a ledger"):
             captured.put(["a", "b"], IDS, leases=leases)
+
+
+@pytest.mark.parametrize("kind", [KeyError, torch.Tensor, draftflow.SampleRef, type(lambda: 0), 3])
+def test_a_record_is_made_of_classes_that_object_makes_and_before_anything_is_stored(kind):
+    with draftflow.Store.create("mem://records", kind="consume-once") as store:
+        with pytest.raises(TypeError, match="a class of records is needed"):
+            store._put_described({"x": torch.zeros(1)}, "s", {"metadata": {}}, lambda *said: said, kind)
+        assert store.health()["resident_samples"] == 0

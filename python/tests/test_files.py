@@ -5,6 +5,7 @@ import gzip
 import json
 import pickle
 import sqlite3
+import zipfile
 
 import numpy
 import pytest
@@ -157,6 +158,22 @@ def test_a_file_may_hold_other_values_beside_its_tensors(tmp_path):
     assert sorted(spec.name for spec in ref.feature_specs.values()) == sorted(sample(0))
     with draftflow.Store.open("file://") as store:
         same(store.read(ref), sample(0))
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_tensors_of_one_storage_share_it_where_a_zip_is_not_aligned(tmp_path, padding):
+    storage = torch.arange(2000.0)
+    torch.save({f"t{i}": storage for i in range(100)}, tmp_path / "torch.ckpt")
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    with zipfile.ZipFile(tmp_path / "torch.ckpt") as torchs, zipfile.ZipFile(folder / "s.g1.ckpt", "w") as packed:
+        packed.writestr("torch/" + "p" * padding, "")  # moves what follows
+        for entry in torchs.infolist():
+            packed.writestr(zipfile.ZipInfo("torch/" + entry.filename.split("/", 1)[1]), torchs.read(entry))
+    with draftflow.Store.open(folder) as store:
+        tensors = store.read(store.find("s"))
+    assert len({tensor.data_ptr() for tensor in tensors.values()}) == 1
+    assert all(torch.equal(tensor, storage) for tensor in tensors.values())
 
 
 def test_files_are_ingested_in_their_order(tmp_path):

@@ -3,6 +3,7 @@
 
 import gc
 import os
+import subprocess
 import sys
 
 import numpy
@@ -195,3 +196,21 @@ def test_objects_are_counted_right():
     del value
     gc.collect()
     assert [sys.getrefcount(value) for value in values] == before
+
+
+DAEMONS = """
+import sys, threading, time
+import numpy, draftflow
+store = draftflow.Store.create(sys.argv[1], kind="consume-once")
+def work(number):
+    while True:
+        store.get(store.put({"x": numpy.ones(8)}, f"s{number}"), framework="numpy").release()
+for number in range(3):
+    threading.Thread(target=work, args=(number,), daemon=True).start()
+time.sleep(0.05)
+"""
+
+
+def test_daemon_threads_that_put_and_get_do_not_abort_the_end(tmp_path):
+    for number in range(8):
+        subprocess.run([sys.executable, "-c", DAEMONS, str(tmp_path / str(number))], check=True, timeout=60)

@@ -5,6 +5,7 @@ import array
 import collections.abc
 import ctypes
 import gc
+import subprocess
 import sys
 import threading
 import weakref
@@ -144,6 +145,58 @@ def test_what_torch_says_of_a_tensor_that_it_cannot_pack_is_told(store):
         store.put({"x": torch.eye(2).to_sparse()}, "s")
     with pytest.raises(TypeError, match="tensor 'x' cannot be taken as it is .*meta"):
         store.put({"x": torch.zeros(2, device="meta")}, "s")
+
+
+# Only where nobody has asked before does torch.Tensor's `is_cpu` have to be looked for.
+ASKED_FIRST = """
+import torch, draftflow
+class OnDevice(torch.Tensor):
+    def cpu(self):
+        return torch.full((3,), 7.0)
+try:
+    draftflow.Tensor(torch.eye(3).to_sparse())
+except TypeError as error:
+    assert "as_strided" in str(error), error
+moved = draftflow.Tensor(torch.empty(3, device="meta").as_subclass(OnDevice))
+assert moved.torch().tolist() == [7.0] * 3
+"""
+
+
+def test_a_tensor_elsewhere_is_brought_by_its_own_cpu():
+    subprocess.run([sys.executable, "-c", ASKED_FIRST], check=True)
+
+    class Overridden(torch.Tensor):
+        is_cpu = False
+
+        def cpu(self) -> torch.Tensor:
+            return torch.full((2,), 3.0)
+
+    class Broken(torch.Tensor):
+        @property
+        def dtype(self) -> torch.dtype:
+            raise KeyError("its own")
+
+    assert draftflow.Tensor(torch.ones(2).as_subclass(Overridden)).torch().tolist() == [3.0, 3.0]
+    with pytest.raises(KeyError, match="its own"):
+        draftflow.Tensor(torch.ones(2).as_subclass(Broken))
+
+
+def test_what_is_copied_is_let_go_at_once(store):
+    """A put of many transposed tensors does not hold all of what they were copied from to its end."""
+    lent, alive = [], []
+
+    class Fresh:
+        def __dlpack_device__(self) -> tuple:
+            return (1, 0)
+
+        def __dlpack__(self, stream: object = None) -> object:
+            made = numpy.ones((4, 3)).T
+            lent.append(weakref.ref(made))
+            alive.append(sum(each() is not None for each in lent))
+            return made.__dlpack__()
+
+    store.put({"kept": torch.zeros(1), **{f"t{i}": Fresh() for i in range(50)}}, "s")
+    assert len(alive) == 50 and max(alive) <= 2
 
 
 REFUSED = {

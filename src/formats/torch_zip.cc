@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <map>
 #include <set>
@@ -331,9 +332,10 @@ struct TorchZip::Body {
   int fd;
   std::string path;
   std::string what;
+  bool mapped;
   BufferPool& pool;
-  MappedFile
-      file;  // of the file; or the whole of a small one, read; or as much empty memory, where what is fetched takes place
+  // Of the file; or the whole of a small one, read; or as much empty memory, in which only what is fetched takes place.
+  MappedFile file;
   std::span<std::byte> unmapped;  // that memory
   std::map<std::string_view, Storage> loaded;
   std::optional<Parser> parser;
@@ -342,8 +344,8 @@ struct TorchZip::Body {
   std::optional<std::string> note;
 };
 
-TorchZip::Body::Body(int file_fd, const std::string& file_path, std::string file_what, bool mapped, BufferPool& buffers)
-    : fd(file_fd), path(file_path), what(std::move(file_what)), pool(buffers) {
+TorchZip::Body::Body(int file_fd, const std::string& file_path, std::string file_what, bool is_mapped, BufferPool& buffers)
+    : fd(file_fd), path(file_path), what(std::move(file_what)), mapped(is_mapped), pool(buffers) {
   if (mapped) {
     file = map_file(fd, path);
   } else if (const std::uint64_t size = file_size(fd, path); size > 0 && size <= kSmallBytes) {
@@ -379,9 +381,15 @@ Storage TorchZip::Body::load(const formats::ZipEntry& entry) {
   const auto found = loaded.find(entry.name);
   if (found != loaded.end()) return found->second;
   Storage storage{entry.data, file.owner};
-  if (!unmapped.empty()) {
+  // torch aligns entries; where another program has not, each tensor of the storage would be copied for itself.
+  const bool aligned = reinterpret_cast<std::uintptr_t>(entry.data.data()) % alignof(std::max_align_t) == 0;
+  if (!mapped && (!unmapped.empty() || !aligned)) {
     auto [tensor, bytes] = pool.allocate(DType::kUInt8, {static_cast<std::int64_t>(entry.data.size())});
-    read_exact(fd, bytes, static_cast<std::uint64_t>(entry.data.data() - file.bytes.data()), path);
+    if (unmapped.empty()) {
+      std::copy(entry.data.begin(), entry.data.end(), bytes.begin());
+    } else {
+      read_exact(fd, bytes, static_cast<std::uint64_t>(entry.data.data() - file.bytes.data()), path);
+    }
     storage = {bytes, tensor.owner};
   }
   formats::check_crc(entry, storage.bytes, what);

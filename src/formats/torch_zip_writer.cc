@@ -129,7 +129,9 @@ void check(std::string_view name, const Tensor& tensor) {
   }
 }
 
-std::string pickle_of(const TensorMap& tensors) {
+}  // namespace
+
+TorchPickle make_torch_pickle(const TensorMap& tensors) {
   PickleWriter pickle;
   std::set<std::string_view> names;
   std::size_t storage = 0;
@@ -145,27 +147,38 @@ std::string pickle_of(const TensorMap& tensors) {
                       storage, tensors.size(), formats::kMaxPickleBytes));
     }
   }
-  return pickle.finish();
+  return {pickle.finish()};
 }
 
-}  // namespace
+namespace {
 
-void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note) {
-  if (!sink) throw InvalidArgument("torch zip: there is no sink to write to");
-  const std::string folder(kFolder), pickle = pickle_of(tensors);
+void write(const TensorMap& tensors, const TorchPickle& pickle, const ByteSink& sink, const std::optional<std::string>& note) {
+  const std::string folder(kFolder);
   if (note && note->size() > kMaxTorchNoteBytes) {
     throw InvalidArgument(fmt::format("torch zip: the note has {} bytes: {} are allowed", note->size(), kMaxTorchNoteBytes));
   }
   formats::ZipWriter zip(sink);
   if (note) zip.add(folder + std::string(formats::kNoteEntry), std::as_bytes(std::span(*note)));
-  zip.add(folder + "data.pkl", std::as_bytes(std::span(pickle)));
+  zip.add(folder + "data.pkl", std::as_bytes(std::span(pickle.bytes)));
   std::size_t storage = 0;
   for (const auto& [name, tensor] : tensors) zip.add(folder + "data/" + std::to_string(storage++), tensor.bytes);
   zip.add(folder + "version", std::as_bytes(std::span(kVersion)));
   zip.finish();
 }
 
+}  // namespace
+
+void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note) {
+  if (!sink) throw InvalidArgument("torch zip: there is no sink to write to");
+  write(tensors, make_torch_pickle(tensors), sink, note);
+}
+
 void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors, const std::optional<std::string>& note) {
+  write_torch_zip(fd, path, tensors, make_torch_pickle(tensors), note);
+}
+
+void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors, const TorchPickle& pickle,
+                     const std::optional<std::string>& note) {
   constexpr std::size_t kCopiedBytes = 64 << 10;  // headers and small tensors, which would be a call each
   GatherWriter out(fd, path);
   const auto sink = [&](std::span<const std::byte> bytes) {
@@ -173,7 +186,7 @@ void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors, 
     out.add(bytes);
     out.flush();
   };
-  write_torch_zip(tensors, sink, note);
+  write(tensors, pickle, sink, note);
   out.flush();
 }
 

@@ -5,6 +5,7 @@
 // call that waits or moves bytes. Private to this room.
 #pragma once
 
+#include <cxxabi.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
@@ -63,21 +64,28 @@ std::string text_from(py::handle text);
 // Raises what a signal handler of Python's raises (KeyboardInterrupt), in the main thread; called without Python's lock.
 void check_signals();
 
-// Lets Python's lock go for its scope, in which a wait ends as soon as Python has a signal to handle. A daemon thread that
-// comes back while the interpreter ends stays here until the process is gone: to take the lock then would end the thread,
-// through frames that cannot be unwound.
+// Takes Python's lock by `take`. While the interpreter ends Python ends the thread instead, through frames that cannot be
+// unwound: such a thread, a daemon, stays here until the process is gone.
+template <class Take>
+void take_lock(Take take) {
+  try {
+    take();
+  } catch (abi::__forced_unwind&) {
+    while (true) ::pause();
+  }
+}
+
+// Lets Python's lock go for its scope, in which a wait ends as soon as Python has a signal to handle.
 class Unlocked {
  public:
-  Unlocked() : ending_(_Py_IsFinalizing() != 0), state_(PyEval_SaveThread()) {}
-  ~Unlocked() noexcept(false) {
-    while (!ending_ && _Py_IsFinalizing() != 0) ::pause();
-    PyEval_RestoreThread(state_);
+  Unlocked() : state_(PyEval_SaveThread()) {}
+  ~Unlocked() {
+    take_lock([&] { PyEval_RestoreThread(state_); });
   }
   Unlocked(const Unlocked&) = delete;
   Unlocked& operator=(const Unlocked&) = delete;
 
  private:
-  const bool ending_;  // the interpreter, by this thread: no other has the lock by then
   PyThreadState* const state_;
   const InterruptScope interruptible_{&check_signals};
 };

@@ -60,9 +60,11 @@ py::object checked(PyObject* made) {
 // What kind(**fields) makes of all its fields, which it keeps. A frozen dataclass sets them one by one, which is most of what a
 // record costs.
 py::object record(py::handle kind, const py::dict& fields) {
-  if (PyType_Check(kind.ptr()) == 0) throw py::type_error("a class of records is needed");
-  const py::object made =
-      checked(PyBaseObject_Type.tp_new(reinterpret_cast<PyTypeObject*>(kind.ptr()), names().nothing.ptr(), nullptr));
+  auto* const type = reinterpret_cast<PyTypeObject*>(kind.ptr());
+  if (PyType_Check(kind.ptr()) == 0 || type->tp_new != PyBaseObject_Type.tp_new) {
+    throw py::type_error("a class of records is needed, which object.__new__ makes");
+  }
+  const py::object made = checked(type->tp_new(type, names().nothing.ptr(), nullptr));
   if (PyObject_GenericSetAttr(made.ptr(), names().dict.ptr(), fields.ptr()) != 0) throw py::error_already_set();
   return made;
 }
@@ -183,9 +185,8 @@ struct PutDescribed {
   static constexpr const char* kDoc =
       "_put_described(self: Store, tensors: dict, sample_id: str, fields: dict, describe: Callable, kind: type) -> object\n\n"
       "put of torch tensors: the `kind` with these fields and those that say what was stored: feature_specs, of describe(name, "
-      "shape, dtype), feature_keys, estimated_bytes, and in its metadata the generation, the incarnation, and the codecs if "
-      "there "
-      "are some.";
+      "shape, dtype), feature_keys, estimated_bytes, and in its metadata the generation, the incarnation, and the codecs, if "
+      "any.";
   enum { kTensors, kSampleId, kFields, kDescribe, kKind };
   static const Signature& signature() {
     static const Signature made(kName, {"tensors", "sample_id", "fields", "describe", "kind"}, 5, 5);
@@ -197,6 +198,7 @@ struct PutDescribed {
     const TensorMap tensors = tensors_from(given.dict(kTensors), Taken::kTorch);
     const py::dict fields = given.dict(kFields), said = fields[known.metadata];
     describe_tensors(tensors, py::reinterpret_borrow<py::str>(given[kSampleId]), fields, given[kDescribe]);
+    const py::object made = record(given[kKind], fields);  // what can fail does before anything is stored
     const std::shared_ptr<FeatureStore> store = py::handle(self).cast<StoreHandle&>().opened.get();
     const SampleRef ref = [&] {
       const Unlocked unlocked;
@@ -206,7 +208,7 @@ struct PutDescribed {
     for (const auto& [name, text] : ref.metadata) set_item(said, py::str(name), from_json(text));
     set_item(said, known.generation, checked(PyLong_FromUnsignedLongLong(ref.generation)));
     if (!ref.incarnation.empty()) set_item(said, known.incarnation, py::str(ref.incarnation));
-    return record(given[kKind], fields);
+    return made;
   }
 };
 

@@ -118,11 +118,13 @@ bool in_c_order(std::span<const std::int64_t> shape, std::span<const std::int64_
   return true;
 }
 
+// A copy where the elements do not lie in C order; else over their memory, which `owner()` keeps alive.
+template <class Owner>
 Tensor make_tensor(DType dtype, std::vector<std::int64_t> shape, std::span<const std::int64_t> strides, const std::byte* data,
-                   std::shared_ptr<const void> owner) {
+                   Owner owner) {
   const std::uint64_t bytes = tensor_bytes(dtype, shape);
   if (bytes == 0 || strides.empty() || in_c_order(shape, strides)) {
-    return {.dtype = dtype, .shape = std::move(shape), .bytes = {data, bytes}, .owner = std::move(owner)};
+    return {.dtype = dtype, .shape = std::move(shape), .bytes = {data, bytes}, .owner = owner()};
   }
   auto [tensor, memory] = Tensor::allocate(dtype, shape);
   std::byte* into = memory.data();
@@ -144,10 +146,10 @@ class Lenders {
 
  private:
   static void drop(const std::vector<PyObject*>* kept) {
-    {
-      const py::gil_scoped_acquire lock;
-      for (PyObject* object : *kept) Py_DECREF(object);
-    }
+    std::optional<py::gil_scoped_acquire> lock;
+    take_lock([&] { lock.emplace(); });
+    for (PyObject* object : *kept) Py_DECREF(object);
+    lock.reset();
     delete kept;
   }
 
@@ -195,18 +197,7 @@ Tensor from_capsule(const py::object& capsule, std::string_view name, bool boole
                     printable(std::string(name), 80)));
   }
   const auto* data = static_cast<const std::byte*>(dl.data) + dl.byte_offset;
-  return make_tensor(boolean ? DType::kBool : *dtype, std::move(shape), strides, data, lenders.keep(capsule));
-}
-
-// Of a tensor of torch's: null, with Python's error set, for one that has none.
-PyObject* capsule_of(py::handle object) {
-  return PyObject_CallOneArg(torch().to_dlpack.ptr(), object.ptr());
-}
-
-bool lies_elsewhere(py::handle capsule) {
-  const auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-  if (managed == nullptr) throw py::error_already_set();
-  return !in_host_memory(managed->dl_tensor.device.device_type);
+  return make_tensor(boolean ? DType::kBool : *dtype, std::move(shape), strides, data, [&] { return lenders.keep(capsule); });
 }
 
 py::object attribute(py::handle object, const py::str& name) {
@@ -223,21 +214,14 @@ py::object call(py::handle object, const py::str& method) {
 
 Tensor from_torch(py::object object, std::string_view name, Lenders& lenders) {
   const Torch& known = torch();
-  bool boolean = false;
+  const bool boolean = attribute(object, known.dtype).is(known.boolean);
   py::object capsule;
   try {
-    boolean = attribute(object, known.dtype).is(known.boolean);
+    if (attribute(object, known.is_cpu).ptr() != Py_True) object = call(object, known.cpu);
     if (call(object, known.is_neg).ptr() == Py_True) object = call(object, known.resolve_neg);
     if (boolean) object = object.attr("view")(known.uint8);
-    capsule = py::reinterpret_steal<py::object>(capsule_of(object));
-    if (!capsule) {
-      py::error_already_set refused;  // takes Python's error over, or the next question would meet it
-      if (attribute(object, known.is_cpu).ptr() == Py_True) throw refused;
-    }
-    if (!capsule || lies_elsewhere(capsule)) {
-      capsule = py::reinterpret_steal<py::object>(capsule_of(call(object, known.cpu)));
-      if (!capsule) throw py::error_already_set();
-    }
+    capsule = py::reinterpret_steal<py::object>(PyObject_CallOneArg(known.to_dlpack.ptr(), object.ptr()));
+    if (!capsule) throw py::error_already_set();
   } catch (py::error_already_set& error) {
     refuse_as_it_is(error, name, "dense torch tensors are, and of new element types their .view(torch.uint8)");
   }
@@ -295,7 +279,7 @@ Tensor from_buffer(py::handle object, std::string_view name) {
     strides.push_back(stride / info->itemsize);
   }
   const auto* data = static_cast<const std::byte*>(info->ptr);
-  return make_tensor(*dtype, std::move(shape), strides, data, std::move(info));
+  return make_tensor(*dtype, std::move(shape), strides, data, [&] { return std::shared_ptr<const void>(std::move(info)); });
 }
 
 int device_of(py::handle object) {

@@ -75,6 +75,14 @@ using ByteSink = std::function<void(std::span<const std::byte>)>;
 void write_torch_zip(const TensorMap& tensors, const ByteSink& sink, const std::optional<std::string>& note = {});
 void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors, const std::optional<std::string>& note = {});
 
+// The same in two steps, of which the first says what the tensors are, and refuses; the pickle is of these very tensors.
+struct TorchPickle {
+  std::string bytes;
+};
+TorchPickle make_torch_pickle(const TensorMap& tensors);
+void write_torch_zip(int fd, const std::string& path, const TensorMap& tensors, const TorchPickle& pickle,
+                     const std::optional<std::string>& note = {});
+
 // The note of an open file, from its first bytes alone; nothing if it has none. Its CRC-32 is checked: Corrupt.
 constexpr std::size_t kMaxTorchNoteBytes = 8 << 10;
 std::optional<std::string> read_torch_note(int fd, const std::string& path);

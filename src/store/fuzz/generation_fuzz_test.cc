@@ -31,7 +31,8 @@ std::string seed_file(std::optional<Codec> codec) {
   if (codec) {
     store::write_generation(fd.get(), path, generation_identity(), store::pack(*codec, tensors));
   } else {
-    store::write_torch_generation(fd.get(), path, generation_identity(), tensors);
+    const store::PackedSample sample{.parts = tensors, .packed = {}, .torch_pickle = make_torch_pickle(tensors)};
+    store::write_torch_generation(fd.get(), path, generation_identity(), sample);
   }
   return read_text_file(path);
 }

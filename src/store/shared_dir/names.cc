@@ -33,8 +33,9 @@ bool is_hex(char c) {
 
 // Cryptographic: a sample id chosen to collide with another's folder would let one put retire another sample's bytes.
 std::string sha256_hex(std::string_view text) {
-  static EVP_MD* const sha256 =
-      ::EVP_MD_fetch(nullptr, "SHA256", nullptr);  // SHA256() looks it up at each call, which is most of it
+  static const EVP_MD* const looked_up =
+      ::EVP_MD_fetch(nullptr, "SHA256", nullptr);  // else each call does, which is most of it
+  const EVP_MD* const sha256 = looked_up == nullptr ? ::EVP_sha256() : looked_up;
   unsigned char digest[SHA256_DIGEST_LENGTH];
   unsigned int size = 0;
   if (::EVP_Digest(text.data(), text.size(), digest, &size, sha256, nullptr) != 1) {

@@ -11,6 +11,7 @@
 
 #include "draftflow/formats/codec.h"
 #include "draftflow/formats/tensor.h"
+#include "draftflow/formats/torch_zip.h"
 #include "draftflow/records/sample_ref.h"
 
 namespace draftflow::store {
@@ -26,6 +27,7 @@ struct StoredTensor {
 struct PackedSample {
   TensorMap parts;                   // as they go into the file, largest element first, so that each is aligned there
   std::vector<StoredTensor> packed;  // the tensors that are not as they came: never kRaw
+  TorchPickle torch_pickle;          // what torch's zip says of the parts, where the file is one
 };
 
 const StoredTensor* find_stored(const std::vector<StoredTensor>& tensors, std::string_view name);  // nullptr if absent

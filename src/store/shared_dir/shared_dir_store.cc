@@ -177,7 +177,9 @@ SampleRef SharedDirStore::put(const TensorMap& tensors, const SampleId& sample_i
 
 PackedSample SharedDirStore::pack_sample(const TensorMap& tensors, const SampleId& sample_id) const {
   try {
-    return pack(file_.codec, tensors);
+    PackedSample sample = pack(file_.codec, tensors);
+    if (books_.flat != nullptr) sample.torch_pickle = make_torch_pickle(sample.parts);
+    return sample;
   } catch (const InvalidArgument& error) {
     throw InvalidArgument(
         fmt::format("put of sample '{}' into store '{}': {}", printable(sample_id.str()), printable(id_.str()), error.what()));
@@ -190,7 +192,7 @@ void SharedDirStore::write(const PackedSample& sample, const SamplePlace& place,
   if (!mode_checked_) temporary.check_mode();
   mode_checked_ = true;
   if (books_.flat != nullptr) {
-    write_torch_generation(temporary.fd(), temporary.path(), identity, sample.parts);
+    write_torch_generation(temporary.fd(), temporary.path(), identity, sample);
   } else {
     write_generation(temporary.fd(), temporary.path(), identity, sample, keys());
   }

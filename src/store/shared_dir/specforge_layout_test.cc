@@ -351,5 +351,21 @@ TEST_F(SpecforgeLayout, WhatTheReferenceCannotHaveIsRefused) {
   EXPECT_THAT(flat_names(), IsEmpty());
 }
 
+// Or a producer that waits for room would wait in vain.
+TEST_F(SpecforgeLayout, WhatTorchCannotHoldIsRefusedBeforeRoomIsAskedFor) {
+  const auto store =
+      create_shared_dir_store(temp_.path(), StoreId("st"),
+                              {.kind = StoreKind::kConsumeOnce, .max_resident_bytes = 4096, .layout = StoreLayout::kSpecforge});
+  const SampleRef first = put(*store, "a");
+  const TensorMap deep{{"deep", Tensor::allocate(DType::kUInt8, std::vector<std::int64_t>(65, 1)).first},
+                       {"large", Tensor::allocate(DType::kUInt8, {8192}).first}};
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_THAT(message_of<InvalidArgument>([&] { store->put(deep, SampleId("b"), run_metadata()); }),
+                HasSubstr("tensor 'deep' has 65 dimensions"));
+  }
+  EXPECT_EQ(put(*store, "c").generation, first.generation + 1) << "no number went to what was refused";
+  EXPECT_EQ(flat_names().size(), 2U);
+}
+
 }  // namespace
 }  // namespace draftflow::store

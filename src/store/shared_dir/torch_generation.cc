@@ -77,8 +77,8 @@ std::optional<TorchFacts> parse_note(const std::string& note) {
 
 }  // namespace
 
-void write_torch_generation(int fd, const std::string& path, const Identity& identity, const TensorMap& tensors) {
-  write_torch_zip(fd, path, tensors, note_of(identity, tensors));
+void write_torch_generation(int fd, const std::string& path, const Identity& identity, const PackedSample& sample) {
+  write_torch_zip(fd, path, sample.parts, sample.torch_pickle, note_of(identity, sample.parts));
 }
 
 std::optional<TorchFacts> find_torch_facts(int fd, const std::string& path) {

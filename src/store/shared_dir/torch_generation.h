@@ -20,8 +20,8 @@
 
 namespace draftflow::store {
 
-// InvalidArgument, before the first byte, for tensors that torch cannot hold.
-void write_torch_generation(int fd, const std::string& path, const Identity& identity, const TensorMap& tensors);
+// What torch cannot hold has been refused by whoever made the sample's pickle.
+void write_torch_generation(int fd, const std::string& path, const Identity& identity, const PackedSample& sample);
 
 // What the note says.
 struct TorchFacts {
