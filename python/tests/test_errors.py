@@ -157,3 +157,10 @@ def test_the_public_names_are_there():
         assert getattr(draftflow, public) is not None
     assert set(BUILT_IN) <= {getattr(draftflow, public) for public in draftflow.__all__}
     assert draftflow.__version__ == draftflow._core.__version__
+
+
+@pytest.mark.parametrize("call", [draftflow.Store.create, draftflow.Store.open])
+def test_a_secret_of_a_wrong_type_is_not_shown(tmp_path, call):
+    with pytest.raises(TypeError, match="secret is a str: bytes are taken") as raised:
+        call(tmp_path / "st", secret="a secret text")
+    assert "a secret text" not in str(raised.value)

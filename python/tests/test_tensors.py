@@ -5,6 +5,7 @@ import array
 import collections.abc
 import ctypes
 import gc
+import hashlib
 import subprocess
 import sys
 import threading
@@ -197,6 +198,13 @@ def test_what_is_copied_is_let_go_at_once(store):
 
     store.put({"kept": torch.zeros(1), **{f"t{i}": Fresh() for i in range(50)}}, "s")
     assert len(alive) == 50 and max(alive) <= 2
+
+
+@pytest.mark.parametrize("use", [numpy.asarray, memoryview, bytes, bytearray, lambda tensor: numpy.array([tensor]), hashlib.sha1])
+def test_a_bfloat16_tensor_has_no_buffer(use):
+    with pytest.raises(TypeError, match="no bfloat16: take the tensor as torch's"):
+        use(draftflow.Tensor(torch.ones(2, dtype=torch.bfloat16)))
+    use(draftflow.Tensor(torch.ones(2)))
 
 
 REFUSED = {

@@ -35,6 +35,16 @@ StoreLayout layout_from(const std::string& name) {
   throw InvalidArgument(fmt::format("layout is '{}': 'draftflow' and 'specforge' are allowed", printable(name, 80)));
 }
 
+// Not by pybind11, which shows in its error what it was given.
+std::optional<py::bytes> secret_bytes(const py::object& given) {
+  if (given.is_none()) return std::nullopt;
+  if (PyBytes_Check(given.ptr()) == 0) {
+    throw py::type_error(
+        fmt::format("secret is a {}: bytes are taken, as secret=text.encode()", Py_TYPE(given.ptr())->tp_name));
+  }
+  return py::reinterpret_borrow<py::bytes>(given);
+}
+
 // From the file, or as given, or else from the environment, which keeps it for the children.
 std::shared_ptr<const Secret> secret_from(const OptionalPath& file, const std::optional<py::bytes>& given) {
   if (file && given) throw InvalidArgument("secret_file and secret are both given: one is allowed");
@@ -108,8 +118,9 @@ std::shared_ptr<StoreHandle> remember(std::shared_ptr<StoreHandle> store, const 
   return store;
 }
 
-std::shared_ptr<StoreHandle> attach(const py::object& place, const OptionalPath& secret_file,
-                                    const std::optional<py::bytes>& secret, bool retain_on_release, std::int64_t lease_ms) {
+std::shared_ptr<StoreHandle> attach(const py::object& place, const OptionalPath& secret_file, const py::object& given_secret,
+                                    bool retain_on_release, std::int64_t lease_ms) {
+  const std::optional<py::bytes> secret = secret_bytes(given_secret);
   const std::string url = place_from(place);
   const SharedDirOptions options{
       .secret = secret_from(secret_file, secret), .retain_on_release = retain_on_release, .lease_ms = lease_ms};
@@ -403,8 +414,9 @@ void bind_opening(StoreClass& bound) {
           "create",
           [](const py::object& place, const std::string& kind, const std::string& durability, std::uint64_t max_resident_bytes,
              std::int64_t max_hold_age_ms, const std::string& codec, const std::string& layout, const OptionalPath& secret_file,
-             const std::optional<py::bytes>& secret, bool encrypt, bool retain_on_release, std::uint64_t free_space_floor_bytes,
+             const py::object& given_secret, bool encrypt, bool retain_on_release, std::uint64_t free_space_floor_bytes,
              std::int64_t lease_ms) {
+            const std::optional<py::bytes> secret = secret_bytes(given_secret);
             const std::string url = place_from(place);
             const SharedDirOptions options{.kind = kind_from(kind),
                                            .durability = durability_from(durability),

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/text.h"
@@ -442,10 +443,27 @@ py::dict tensors_to(const TensorMap& tensors, bool shared, Framework framework, 
   return made;
 }
 
+namespace {
+
+// pybind11's own lets no exception out of it: that of a type without buffers would end the process.
+getbufferproc pybinds_buffer = nullptr;
+int buffer_or_error(PyObject* self, Py_buffer* view, int flags) {
+  try {
+    return pybinds_buffer(self, view, flags);
+  } catch (...) {
+    view->obj = nullptr;
+    raise_handled();
+    return -1;
+  }
+}
+
+}  // namespace
+
 void bind_tensors(py::module_& module) {
-  py::class_<PyTensor>(
+  py::class_<PyTensor> tensor(
       module, "Tensor", py::buffer_protocol(),
-      "Row-major elements in host memory. `torch.from_dlpack(t)`, `numpy.asarray(t)`: the same memory, no copy.")
+      "Row-major elements in host memory. `torch.from_dlpack(t)`, `numpy.asarray(t)`: the same memory, no copy.");
+  tensor
       .def(py::init([](const py::object& object) { return PyTensor{.tensor = tensor_from(object, "object")}; }),
            py::arg("object"), "Over the memory of a torch tensor, a numpy array or anything with __dlpack__.")
       .def_property_readonly(
@@ -472,6 +490,12 @@ void bind_tensors(py::module_& module) {
           "numpy", [](const PyTensor& held) { return tensor_to(held.tensor, held.shared, Framework::kNumpy, py::none()); },
           "A numpy array over the same memory, read-only where that is a store's. TypeError for bfloat16.")
       .def(
+          "__array__",  // numpy asks for it where there is no buffer
+          [](const PyTensor& held, const py::args&, const py::kwargs&) {
+            return tensor_to(held.tensor, held.shared, Framework::kNumpy, py::none());
+          },
+          "For numpy. TypeError for bfloat16.")
+      .def(
           "__dlpack__", [](const PyTensor& held, const py::args&, const py::kwargs&) { return to_capsule(held.tensor); },
           "For from_dlpack() of any library; bool crosses as uint8.")
       .def("__dlpack_device__", [](const PyTensor&) { return py::make_tuple(static_cast<int>(kDLCPU), 0); })
@@ -480,6 +504,8 @@ void bind_tensors(py::module_& module) {
              return fmt::format("Tensor({}, {})", dtype_name(held.tensor.dtype), shape_text(held.tensor.shape));
            })
       .def_buffer(&to_buffer);
+  PyBufferProcs* const buffers = reinterpret_cast<PyTypeObject*>(tensor.ptr())->tp_as_buffer;
+  pybinds_buffer = std::exchange(buffers->bf_getbuffer, &buffer_or_error);
 }
 
 }  // namespace draftflow::python

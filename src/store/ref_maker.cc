@@ -121,16 +121,13 @@ std::vector<const FeatureSpec*> specs_to_read(const SampleRef& ref, const std::v
 }
 
 std::vector<const FeatureSpec*> own_specs_to_read(const SampleRef& ref, const std::vector<std::string>& names) {
-  const std::string& id = ref.sample_id.str();
-  for (const auto& [name, key] : ref.feature_keys) {
-    if (key == name ||
-        (key.size() == id.size() + 1 + name.size() && key.starts_with(id) && key[id.size()] == '/' && key.ends_with(name))) {
-      continue;
-    }
+  for (const auto& [name, key] : ref.feature_keys) {  // of a key, what follows the sample
+    const std::size_t before = key.size() - std::min(key.size(), name.size());
+    if (key.substr(before) == name && (before == 0 || key[before - 1] == '/')) continue;
     throw NotFound(fmt::format(
-        "the ref of sample '{}' has '{}' as the key of '{}': this store keeps each tensor as its sample and its own "
+        "the ref of sample '{}' has '{}' as the key of '{}': this store keeps each tensor under its own "
         "name, '{}/{}'; use the ref that put gave",
-        printable(id), printable(key), printable(name), printable(id), printable(name)));
+        printable(ref.sample_id.str()), printable(key), printable(name), printable(ref.sample_id.str()), printable(name)));
   }
   return specs_to_read(ref, names);
 }
