@@ -489,12 +489,12 @@ void bind_tensors(py::module_& module) {
       .def(
           "numpy", [](const PyTensor& held) { return tensor_to(held.tensor, held.shared, Framework::kNumpy, py::none()); },
           "A numpy array over the same memory, read-only where that is a store's. TypeError for bfloat16.")
-      .def(
-          "__array__",  // numpy asks for it where there is no buffer
-          [](const PyTensor& held, const py::args&, const py::kwargs&) {
-            return tensor_to(held.tensor, held.shared, Framework::kNumpy, py::none());
-          },
-          "For numpy. TypeError for bfloat16.")
+      .def_property_readonly(
+          "__array__",  // numpy asks for it where there is no buffer, and would make an array of one object
+          [](const PyTensor& held) {
+            if (held.tensor.dtype != DType::kBFloat16) throw py::attribute_error("__array__: the buffer is what numpy takes");
+            return py::cpp_function([](const py::args&, const py::kwargs&) { buffer_format(DType::kBFloat16); });
+          })
       .def(
           "__dlpack__", [](const PyTensor& held, const py::args&, const py::kwargs&) { return to_capsule(held.tensor); },
           "For from_dlpack() of any library; bool crosses as uint8.")
