@@ -228,3 +228,15 @@ def test_a_record_is_made_of_classes_that_object_makes_and_before_anything_is_st
         with pytest.raises(TypeError, match="a class of records is needed"):
             store._put_described({"x": torch.zeros(1)}, "s", {"metadata": {}}, lambda *said: said, kind)
         assert store.health()["resident_samples"] == 0
+
+
+def test_what_one_describes_is_not_told_to_another():
+    class Record:
+        pass
+
+    with draftflow.Store.create("mem://described", kind="consume-once") as store:
+        made = [
+            store._put_described({"x": torch.zeros(1)}, "s", {"metadata": {}}, lambda *said, who=who: who, Record)
+            for who in ("one", "another")
+        ]
+    assert [each.feature_specs["x"] for each in made] == ["one", "another"]

@@ -146,21 +146,24 @@ SampleRef locator_from(py::handle ref) {
 
 namespace {
 
-// What refs say of a tensor, shared by all that have one of its name, type and shape. Kept for the process's life.
+// What refs say of a tensor, by who describes it, shared by all that have one of its name, type and shape. Kept for the
+// process's life.
 struct Described {
-  py::object name, spec;
+  py::object describe, name, spec;
 };
-using DescribedTensors = std::map<std::tuple<std::string, DType, std::vector<std::int64_t>>, Described, std::less<>>;
+using DescribedTensors = std::map<std::tuple<PyObject*, std::string, DType, std::vector<std::int64_t>>, Described, std::less<>>;
 constexpr std::size_t kMaxDescribed = 8192;
 
 const Described& described(const std::string& name, const Tensor& tensor, py::handle describe) {
   static auto* const known = new DescribedTensors;  // guarded by Python's lock
-  const auto found = known->find(std::tie(name, tensor.dtype, tensor.shape));
+  PyObject* const by = describe.ptr();
+  const auto found = known->find(std::tie(by, name, tensor.dtype, tensor.shape));
   if (found != known->end()) return found->second;
   const py::str own_name(name);
   const py::object spec = describe(own_name, py::tuple(py::cast(tensor.shape)), py::str(std::string(dtype_name(tensor.dtype))));
   if (known->size() >= kMaxDescribed) known->clear();
-  return known->insert_or_assign({name, tensor.dtype, tensor.shape}, Described{own_name, spec}).first->second;
+  Described made{py::reinterpret_borrow<py::object>(describe), own_name, spec};
+  return known->insert_or_assign({by, name, tensor.dtype, tensor.shape}, std::move(made)).first->second;
 }
 
 // Into `fields`, what a ref says of its tensors.
@@ -197,8 +200,8 @@ struct PutDescribed {
     const SampleId id(given.text(kSampleId));
     const TensorMap tensors = tensors_from(given.dict(kTensors), Taken::kTorch);
     const py::dict fields = given.dict(kFields), said = fields[known.metadata];
-    describe_tensors(tensors, py::reinterpret_borrow<py::str>(given[kSampleId]), fields, given[kDescribe]);
     const py::object made = record(given[kKind], fields);  // what can fail does before anything is stored
+    describe_tensors(tensors, py::reinterpret_borrow<py::str>(given[kSampleId]), fields, given[kDescribe]);
     const std::shared_ptr<FeatureStore> store = py::handle(self).cast<StoreHandle&>().opened.get();
     const SampleRef ref = [&] {
       const Unlocked unlocked;
