@@ -63,6 +63,8 @@ class capture:
             tokenizer_version=tokenizer_version,
             metadata={"aux_hidden_state_layer_ids": self._layers},
         )
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:  # integers would cut the hidden states off
+            raise TypeError(f"dtype is {dtype!r}: a floating type of torch's is needed, as torch.bfloat16")
         self._dtype = dtype
         self._declared = False  # that the ledger's samples are in the store
         found_layers, found_norm = _find(model)
@@ -151,6 +153,8 @@ class capture:
 
         ValueError, naming the sample, for NaN or infinity and for shapes that do not fit; nothing of the batch is stored then.
         """
+        if isinstance(sample_ids, (str, bytes)):  # whose letters would be names
+            raise TypeError(f"sample_ids is {sample_ids!r}: a list of names is needed, one a row")
         sample_ids = list(sample_ids)
         self._check_call(sample_ids, leases)
         samples = self._rows(sample_ids, input_ids, loss_mask, attention_mask)

@@ -219,3 +219,16 @@ def test_a_ledger_has_one_store(store, ledger):
             with pytest.raises(draftflow.Conflict, match="has its samples in store"):
                 captured.put([name(0)], ids)
         assert other.health()["resident_samples"] == 0 and late.all_committed_ids() == ["made meanwhile"]
+
+
+def test_a_text_is_no_list_of_names_and_an_integer_no_type_of_hidden_states(store):
+    model = Llama()
+    for dtype in (torch.int64, torch.bool, "float16", None):
+        with pytest.raises(TypeError, match="dtype is .*: a floating type of torch's is needed"):
+            draftflow.capture(model, [0], store=store, dtype=dtype)
+    ids = torch.arange(8).reshape(2, 4)
+    with draftflow.capture(model, [0], store=store) as captured:
+        model(ids)
+        with pytest.raises(TypeError, match="sample_ids is 'ab': a list of names is needed"):
+            captured.put("ab", ids)
+    assert store.health()["resident_samples"] == 0
