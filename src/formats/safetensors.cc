@@ -11,7 +11,6 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <tuple>
-#include <utility>
 
 #include "draftflow/base/error.h"
 #include "draftflow/base/file.h"
@@ -232,14 +231,13 @@ void require_utf8(std::string_view text, std::string_view role) {
 void append_metadata(std::string& json, const std::vector<std::pair<std::string, std::string>>& metadata) {
   std::set<std::string_view> seen;
   append_json_text(json, kMetadataName);
-  char before = '{';
-  json += ':';
+  json += ":{";
   for (const auto& [key, value] : metadata) {
     require_utf8(key, "metadata key");
     require_utf8(value, "metadata value");
     if (!seen.insert(key).second)
       throw InvalidArgument(fmt::format("safetensors: metadata key '{}' is given twice", printable(key)));
-    json += std::exchange(before, ',');
+    if (seen.size() > 1) json += ',';
     append_json_text(json, key);
     json += ':';
     append_json_text(json, value);

@@ -61,6 +61,16 @@ void raise_handled();
 // The UTF-8 of a str. TypeError for anything else, and for text with a lone surrogate.
 std::string text_from(py::handle text);
 
+// What is asked of each tensor or ref, by a name that is made once. Python's error where there is none.
+inline py::str interned(const char* name) {
+  return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name));
+}
+inline py::object attribute(py::handle object, const py::str& name) {
+  auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name.ptr()));
+  if (!found) throw py::error_already_set();
+  return found;
+}
+
 // Raises what a signal handler of Python's raises (KeyboardInterrupt), in the main thread; called without Python's lock.
 void check_signals();
 

@@ -20,25 +20,17 @@ namespace {
 
 // Python's names of what is asked of each ref and tensor, made once.
 struct Names {
-  py::str sample_id = name("sample_id"), run_id = name("run_id"), feature_store_uri = name("feature_store_uri"),
-          feature_keys = name("feature_keys"), feature_specs = name("feature_specs"), metadata = name("metadata"),
-          generation = name("generation"), incarnation = name("incarnation"), shape = name("shape"), dtype = name("dtype"),
-          codecs = name("codecs"), lease_token = name("lease_token"), estimated_bytes = name("estimated_bytes"),
-          dict = name("__dict__");
+  py::str sample_id = interned("sample_id"), run_id = interned("run_id"), feature_store_uri = interned("feature_store_uri"),
+          feature_keys = interned("feature_keys"), feature_specs = interned("feature_specs"), metadata = interned("metadata"),
+          generation = interned("generation"), incarnation = interned("incarnation"), shape = interned("shape"),
+          dtype = interned("dtype"), codecs = interned("codecs"), lease_token = interned("lease_token"),
+          estimated_bytes = interned("estimated_bytes"), dict = interned("__dict__");
   py::tuple nothing;
-
-  static py::str name(const char* text) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text)); }
 };
 
 const Names& names() {
   static const auto* const made = new Names;  // kept for the process's life, as all Python objects here
   return *made;
-}
-
-py::object attribute(py::handle object, const py::str& name) {
-  auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name.ptr()));
-  if (!found) throw py::error_already_set();
-  return found;
 }
 
 // Null where there is none.

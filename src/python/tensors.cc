@@ -20,8 +20,6 @@ struct Torch {
   py::object tensor_type, boolean, uint8, to_dlpack, from_dlpack;
   py::str dtype = interned("dtype"), is_cpu = interned("is_cpu"), is_neg = interned("is_neg"),
           resolve_neg = interned("resolve_neg"), cpu = interned("cpu");
-
-  static py::str interned(const char* text) { return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(text)); }
 };
 
 Torch* load_torch() {
@@ -201,12 +199,6 @@ Tensor from_capsule(const py::object& capsule, std::string_view name, bool boole
   return make_tensor(boolean ? DType::kBool : *dtype, std::move(shape), strides, data, [&] { return lenders.keep(capsule); });
 }
 
-py::object attribute(py::handle object, const py::str& name) {
-  auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name.ptr()));
-  if (!found) throw py::error_already_set();
-  return found;
-}
-
 py::object call(py::handle object, const py::str& method) {
   auto made = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), method.ptr()));
   if (!made) throw py::error_already_set();
@@ -376,10 +368,6 @@ py::object to_torch(const Tensor& tensor, const py::object& device) {
   if (tensor.dtype == DType::kBool) made = made.attr("view")(torch().boolean);
   return device.is_none() ? made : made.attr("to")(device);
 }
-
-}  // namespace
-
-namespace {
 
 Tensor take(py::handle object, std::string_view name, Lenders& lenders) {
   if (is_torch_tensor(object)) return from_torch(py::reinterpret_borrow<py::object>(object), name, lenders);

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import types
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional
 
 import pytest
 from compat_refs import ids, make_ref
+from training_story import Backend, DFlash, make_batch, make_core, make_trainer, same, weights
 
 from draftflow.compat.specforge.contracts import TrainBatch
 from draftflow.compat.specforge.control_plane import DataFlowController, SQLiteMetadataStore
@@ -22,90 +23,6 @@ from draftflow.compat.specforge.training.strategy import DFlashTrainStrategy, Dr
 from draftflow.compat.specforge.training.trainer import Checkpoint, StepResult, TrainerController, TrainerCore
 
 torch = pytest.importorskip("torch")
-
-
-class Draft(torch.nn.Module):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = torch.nn.Linear(4, 4)
-        self.dropout = torch.nn.Dropout(0.5)
-
-
-class DFlash(torch.nn.Module):  # type: ignore[misc]
-    """The shape of the reference's model: the draft inside, the target's frozen parts beside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.draft_model = Draft()
-        self.embed = torch.nn.Embedding(8, 4)
-        self.seen: Dict[str, Any] = {}
-
-    def forward(self, input_ids: Any, hidden_states: Any, loss_mask: Any) -> Tuple[Any, Any]:
-        self.seen = {"input_ids": input_ids, "hidden_states": hidden_states, "loss_mask": loss_mask}
-        out = self.draft_model.dropout(self.draft_model.fc(hidden_states))
-        loss = ((out - 1.0) ** 2 * loss_mask[..., None]).mean()
-        return loss, (out > 0).float().mean()
-
-
-class Backend(TrainingBackend):
-    name = "plain"
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.optimizer = torch.optim.AdamW(model.draft_model.parameters(), lr=0.05)
-        self.backwards = self.steps = 0
-
-    def prepare_model(self, model: Any) -> Any:
-        return model
-
-    def backward(self, loss: Any) -> None:
-        self.backwards += 1
-        loss.backward()
-
-    def step(self) -> Any:
-        self.steps += 1
-        norm = torch.nn.utils.clip_grad_norm_(self.model.draft_model.parameters(), 0.5)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
-
-    def state_dict(self) -> Dict[str, Any]:
-        return dict(self.model.state_dict())
-
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self.model.load_state_dict(state)
-
-
-def make_batch(number: int, size: int = 1) -> TrainBatch:
-    chance = torch.Generator().manual_seed(number)
-    tensors = {
-        "input_ids": torch.zeros(size, 3, dtype=torch.long),
-        "hidden_states": torch.randn(size, 3, 4, generator=chance),
-        "loss_mask": torch.ones(size, 3),
-    }
-    return TrainBatch([f"s{number}.{each}" for each in range(size)], "dflash", tensors)
-
-
-def make_core(accumulation_steps: int = 1, seed: int = 5) -> TrainerCore:
-    torch.manual_seed(seed)
-    model = DFlash()
-    return TrainerCore(DFlashTrainStrategy(model), Backend(model), accumulation_steps=accumulation_steps)
-
-
-def make_trainer(folder: Path, accumulation_steps: int = 1, seed: int = 5, **more: Any) -> TrainerController:
-    return TrainerController(make_core(accumulation_steps, seed), run_id="r", output_dir=str(folder), **more)
-
-
-def weights(trainer_: Any) -> Dict[str, Any]:
-    core = trainer_.core if isinstance(trainer_, TrainerController) else trainer_
-    return {name: value.detach().clone() for name, value in core.strategy.trainable_module().state_dict().items()}
-
-
-def same(one: Dict[str, Any], other: Dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-# Backend
 
 
 def test_a_parallel_config() -> None:
@@ -416,112 +333,6 @@ def test_a_resumed_run_ends_with_the_weights_of_a_whole_one(tmp_path: Path, accu
     assert second.fit(data) == whole.global_step
     draft = [{name: value for name, value in weights(each).items() if name.startswith("draft")} for each in (whole, second)]
     assert same(*draft)
-
-
-class Position:
-    """A run whose draft counts how often it has seen each batch of each epoch: what a checkpoint knows of its samples."""
-
-    def __init__(self, folder: Path, accumulation: int, batches: int, epochs: int, **more: Any) -> None:
-        class Counts(torch.nn.Module):  # type: ignore[misc]
-            def __init__(self) -> None:
-                super().__init__()
-                self.seen = torch.nn.Parameter(torch.zeros(epochs * batches))
-
-        class Counting(DraftTrainStrategy):
-            name, required_features = "counting", {"x"}
-
-            def __init__(self) -> None:
-                self.model = Counts()
-
-            def trainable_module(self) -> Any:
-                return self.model
-
-            def forward_loss(self, batch: TrainBatch) -> StepOutput:
-                return StepOutput((self.model.seen * -accumulation * batch.tensors["x"]).sum(), {})
-
-        class Adding(Backend):
-            def __init__(self, model: Any) -> None:
-                self.model = model
-                self.backwards = 0
-                self.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-
-            def step(self) -> Any:
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-
-        class Data:
-            epoch = 0
-
-            def set_epoch(self, epoch: int) -> None:
-                self.epoch = epoch
-
-            def __iter__(self) -> Iterator[TrainBatch]:
-                for number in range(self.epoch * batches, (self.epoch + 1) * batches):
-                    yield TrainBatch([f"{number}"], "eagle3", {"x": torch.eye(epochs * batches)[number]})
-
-        strategy = Counting()
-        core = TrainerCore(strategy, Adding(strategy.model), accumulation_steps=accumulation)
-        self.acked: List[str] = []
-        self.run = TrainerController(
-            core, run_id="r", output_dir=str(folder), num_epochs=epochs, ack_fn=lambda names, _: self.acked.extend(names), **more
-        )
-        self.data = Data()
-
-    def seen(self) -> List[int]:
-        return [round(each) for each in self.run.core.strategy.trainable_module().seen.tolist()]
-
-
-@pytest.mark.parametrize("accumulation, batches, epochs", [(2, 3, 4), (3, 4, 3), (4, 3, 3), (4, 1, 9), (5, 2, 6), (2, 4, 2)])
-def test_a_run_resumed_at_any_step_sees_each_batch_once(tmp_path: Path, accumulation: int, batches: int, epochs: int) -> None:
-    whole = Position(tmp_path, accumulation, batches, epochs, save_interval=1)
-    steps = batches * epochs // accumulation
-    assert whole.run.fit(whole.data) == steps
-    trained = steps * accumulation
-    wanted = [1] * trained + [0] * (batches * epochs - trained)
-    assert whole.seen() == wanted and whole.acked == [f"{number}" for number in range(trained)]
-    for step in range(1, steps + 1):
-        again = Position(tmp_path, accumulation, batches, epochs)
-        assert again.run.resume(str(tmp_path / f"r-step{step}")) == step
-        assert again.seen() == [1] * (step * accumulation) + [0] * (batches * epochs - step * accumulation)
-        assert again.run.fit(again.data) == steps
-        assert again.seen() == wanted and again.acked == [f"{number}" for number in range(step * accumulation, trained)]
-        # The same object, which has trained beyond the checkpoint and has batches that wait for a step.
-        again.acked.clear()
-        assert again.run.resume(str(tmp_path / f"r-step{step}")) == step and again.run.fit(again.data) == steps
-        assert again.seen() == wanted and again.acked == [f"{number}" for number in range(step * accumulation, trained)]
-
-
-@pytest.mark.parametrize("stop", range(1, 13))
-def test_a_checkpoint_between_two_steps_knows_which_batches_wait(tmp_path: Path, stop: int) -> None:
-    # Four epochs of three batches, two a step: saved before the batch `stop`, also in an epoch without a step yet, or at the end.
-    first = Position(tmp_path, 2, 3, 4)
-    saved: List[Checkpoint] = []
-
-    class Saving:
-        set_epoch = first.data.set_epoch
-
-        def __iter__(self) -> Iterator[TrainBatch]:
-            for batch in first.data:
-                if batch.sample_ids == [f"{stop}"]:
-                    saved.append(first.run.save_checkpoint(first.run.global_step))
-                yield batch
-
-    first.run.fit(Saving())
-    if stop == 12:
-        saved.append(first.run.save_checkpoint(first.run.global_step))
-    again = Position(tmp_path, 2, 3, 4)
-    assert again.run.resume(saved[0]) == stop // 2
-    assert again.run.fit(again.data) == 6 and again.seen() == [1] * 12
-    assert again.acked == [f"{number}" for number in range(stop // 2 * 2, 12)]
-
-
-def test_a_checkpoint_of_a_resumed_run_that_has_not_stepped_yet(tmp_path: Path) -> None:
-    first, second, third = (Position(tmp_path / f"{number}", 2, 3, 4, save_interval=1) for number in range(3))
-    first.run.fit(first.data)
-    second.run.resume(str(tmp_path / "0" / "r-step2"))
-    third.run.resume(second.run.save_checkpoint(2))
-    assert third.run.fit(third.data) == 6
-    assert third.seen() == [1] * 12 and third.acked == [f"{number}" for number in range(4, 12)]
 
 
 def test_what_was_trained_after_the_checkpoint_is_not_called_durable(tmp_path: Path) -> None:
